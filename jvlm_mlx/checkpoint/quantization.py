@@ -1,0 +1,70 @@
+"""Which layers of a checkpoint are quantized, and how: read off the tensors themselves.
+
+A quantized weight is stored packed, with a scale for every group of inputs. The layer's input
+size is known from the settings, so packed width and number of scales give bits and group size;
+a config that says otherwise cannot mislead.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.nn as nn
+
+from ..errors import CheckpointError
+from .files import StoredTensor
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUP_SIZES = (32, 64, 128)
+# Formats with 8-bit scales and no biases: bits and group size tell them apart.
+_FLOAT_MODES = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How one layer's weight is packed, in mlx's words."""
+
+    group_size: int
+    """Inputs that share a scale."""
+    bits: int
+    mode: str
+    """`affine`, `mxfp4`, `mxfp8` or `nvfp4`."""
+
+
+def infer_quantization(
+    weight: StoredTensor, scales: StoredTensor, has_biases: bool, input_size: int
+) -> Quantization:
+    """Return how a packed weight of a known input size was quantized.
+
+    Raises:
+        CheckpointError: the shapes fit no format.
+    """
+    bits, odd_bits = divmod(weight.shape[-1] * 32, input_size)
+    group_size, odd_group = divmod(input_size, max(scales.shape[-1], 1))
+    mode = "affine" if has_biases else _FLOAT_MODES.get((bits, group_size))
+    fits = mode is not None and not odd_bits and not odd_group and weight.dtype == "U32"
+    if mode == "affine":
+        fits = fits and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES
+    if not fits or mode is None:
+        raise CheckpointError(
+            f"{weight.file}: {weight.name} of shape {weight.shape} with scales {scales.shape}"
+            f" is no quantization known of a layer with {input_size} inputs"
+        )
+    return Quantization(group_size=group_size, bits=bits, mode=mode)
+
+
+def quantize_layers(model: nn.Module, layers: dict[str, Quantization]) -> None:
+    """Replace the named layers of a model by quantized ones, ready to take packed weights."""
+
+    def parameters(path: str, _: nn.Module) -> bool | dict[str, Any]:
+        return asdict(layers[path]) if path in layers else False
+
+    if layers:
+        nn.quantize(model, class_predicate=parameters)
+
+
+def quantizable_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear | nn.Embedding]]:
+    """Yield path and layer of every linear layer and embedding."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            yield path, module

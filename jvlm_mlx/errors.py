@@ -1,0 +1,29 @@
+"""Everything that can be the user's to mend, as exceptions with one clear line each.
+
+Command lines print the message and exit; an app may catch `JvlmError` and show it. Programming
+errors (a wrong shape handed to a model part, say) stay ordinary `ValueError` and `TypeError`.
+"""
+
+
+class JvlmError(Exception):
+    """Base of every error this package raises for bad input. The message says what to do."""
+
+
+class CheckpointError(JvlmError):
+    """A checkpoint cannot be found or read: missing files, wrong names, wrong shapes."""
+
+
+class UnsupportedSettingError(CheckpointError):
+    """A setting of a checkpoint that changes the mathematics and is not implemented."""
+
+
+class ImageError(JvlmError):
+    """A picture cannot be opened or has a size the model cannot take."""
+
+
+class PromptError(JvlmError):
+    """A prompt does not fit: pictures and placeholders differ, or it is too long."""
+
+
+class RequestError(JvlmError):
+    """Settings of a request contradict each other or the model."""

@@ -1,0 +1,258 @@
+"""Jina-VLM: tower, connector and decoder together."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from mlx_lm.models.cache import BatchKVCache, KVCache
+
+from ..settings.model import ModelSettings
+from .connector import Connector
+from .decoder import Decoder
+from .tower import VisionTower
+from .windows import WindowPlan, plan_windows
+
+HostArray = npt.NDArray[Any]
+
+TILE_GROUP_SIZE = 4
+"""Tiles that go through the tower at once, unless said otherwise: enough to keep a GPU busy
+(2,916 patches at the released size), few enough to leave memory flat however many pictures."""
+
+
+class Model(nn.Module):
+    """The whole network, from token ids and tiles to logits.
+
+    Index arrays (`image_input_idx`, `attention_mask`) are read on the host while the graph is
+    built. Given as numpy arrays, as the processor makes them, nothing waits for the device.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.vision_tower = VisionTower(settings.tower)
+        self.connector = Connector(
+            settings.tower.feature_size, settings.tower.hidden_size, settings.connector
+        )
+        self.decoder = Decoder(settings.decoder)
+        if not settings.tie_word_embeddings:
+            self.lm_head = nn.Linear(
+                settings.decoder.hidden_size, settings.decoder.vocab_size, bias=False
+            )
+        self.settings = settings
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers, where mlx-lm looks for them."""
+        return self.decoder.layers
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What activations are computed in."""
+        return self.decoder.norm.weight.dtype
+
+    def make_cache(self, attention_mask: HostArray | None = None) -> list[Any]:
+        """Return an empty KV cache, one of mlx-lm's for each layer.
+
+        Args:
+            attention_mask: (B, L) of a left-padded batch; None for rows without padding.
+        """
+        if attention_mask is None:
+            return [KVCache() for _ in self.layers]
+        padding = left_padding(attention_mask).tolist()
+        return [BatchKVCache(padding) for _ in self.layers]
+
+    def plan(
+        self,
+        image_input_idx: HostArray,
+        sequence_length: int,
+        tile_group_size: int = TILE_GROUP_SIZE,
+    ) -> WindowPlan:
+        """Plan which windows are computed and where they go; see `windows.plan_windows`."""
+        tower, connector = self.settings.tower, self.settings.connector
+        return plan_windows(
+            np.asarray(image_input_idx),
+            sequence_length,
+            tower.patch_grid,
+            connector.pooling_size,
+            tile_group_size,
+        )
+
+    def encode_groups(
+        self,
+        pixel_values: mx.array | HostArray,
+        image_masks: mx.array | HostArray,
+        plan: WindowPlan,
+    ) -> Iterator[mx.array]:
+        """Yield the features of one group of tiles after the other, not yet evaluated.
+
+        Args:
+            pixel_values: (B, T, P, patch values).
+            image_masks: (B, T, P).
+            plan: of this batch.
+
+        Yields:
+            (windows of the group, hidden_size).
+        """
+        # (B, T, P, V) -> (B T, P, V) and (B, T, P) -> (B T, P)
+        pixel_values = pixel_values.reshape(-1, *pixel_values.shape[2:])
+        image_masks = image_masks.reshape(-1, image_masks.shape[-1])
+        for group in plan.groups:
+            yield self.connector(
+                # Only the group's tiles are handed to the device.
+                self.vision_tower(mx.array(pixel_values[_rows(pixel_values, group.tiles)])),
+                mx.array(image_masks[_rows(image_masks, group.tiles)]),
+                mx.array(group.patches),
+                mx.array(group.inside),
+            )
+
+    def encode_images(
+        self,
+        pixel_values: mx.array | HostArray,
+        image_masks: mx.array | HostArray,
+        image_input_idx: HostArray,
+        *,
+        tile_group_size: int = TILE_GROUP_SIZE,
+    ) -> mx.array:
+        """Return one vector for each window that reaches the decoder.
+
+        Args:
+            pixel_values: (B, T, P, patch values).
+            image_masks: (B, T, P).
+            image_input_idx: (B, T, W) position of each window's token, negative if dropped.
+            tile_group_size: most tiles in the tower at once; peak memory grows with it.
+
+        Returns:
+            (N, hidden_size), ordered by row, tile and window.
+        """
+        length = int(np.max(image_input_idx, initial=0)) + 1
+        plan = self.plan(image_input_idx, length, tile_group_size)
+        return self._encode(pixel_values, image_masks, plan)
+
+    def _encode(
+        self,
+        pixel_values: mx.array | HostArray,
+        image_masks: mx.array | HostArray,
+        plan: WindowPlan,
+    ) -> mx.array:
+        groups: list[mx.array] = []
+        for features in self.encode_groups(pixel_values, image_masks, plan):
+            groups.append(features)
+        if not groups:
+            return mx.zeros((0, self.settings.decoder.hidden_size), self.dtype)
+        return mx.concatenate(groups)
+
+    def merge(self, embeddings: mx.array, features: mx.array, sources: HostArray) -> mx.array:
+        """Add features to the embeddings of their patch tokens.
+
+        Args:
+            embeddings: (B, L, hidden_size) of all tokens.
+            features: (N, hidden_size) of the kept windows.
+            sources: (B, L) row of `features` for each token, or -1 for none.
+
+        Returns:
+            (B, L, hidden_size). A gather, an addition and a choice, however many pictures.
+        """
+        if len(features) == 0:
+            return embeddings
+        rows = mx.array(sources)
+        taken = features[mx.maximum(rows, 0)].astype(embeddings.dtype)
+        return mx.where((rows >= 0)[..., None], embeddings + taken, embeddings)
+
+    def embed(
+        self,
+        input_ids: mx.array | HostArray,
+        *,
+        pixel_values: mx.array | HostArray | None = None,
+        image_masks: mx.array | HostArray | None = None,
+        image_input_idx: HostArray | None = None,
+        tile_group_size: int = TILE_GROUP_SIZE,
+    ) -> mx.array:
+        """Return the embeddings of a prompt with its pictures, (B, L, hidden_size)."""
+        embeddings = self.decoder.embed(mx.array(input_ids))
+        if pixel_values is None:
+            return embeddings
+        if image_masks is None or image_input_idx is None:
+            raise ValueError("pixel_values need image_masks and image_input_idx beside them")
+        plan = self.plan(image_input_idx, input_ids.shape[1], tile_group_size)
+        return self.merge(
+            embeddings, self._encode(pixel_values, image_masks, plan), plan.sources
+        )
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Return logits (..., vocabulary) of hidden states (..., hidden_size).
+
+        The head has no rows for the added tokens, so they can never be produced.
+        """
+        if "lm_head" in self:
+            return self.lm_head(hidden)
+        return self.decoder.embedding.as_linear(hidden)[..., : self.settings.decoder.vocab_size]
+
+    def __call__(
+        self,
+        input_ids: mx.array | HostArray,
+        *,
+        pixel_values: mx.array | HostArray | None = None,
+        image_masks: mx.array | HostArray | None = None,
+        image_input_idx: HostArray | None = None,
+        attention_mask: HostArray | None = None,
+        cache: Sequence[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Return the logits of every token.
+
+        Args:
+            input_ids: (B, L) tokens; negative ids are padding.
+            pixel_values: (B, T, P, patch values) tiles, or None without pictures.
+            image_masks: (B, T, P) beside `pixel_values`.
+            image_input_idx: (B, T, W) beside `pixel_values`.
+            attention_mask: (B, L), False for left padding; None for no padding.
+            cache: from `make_cache`, extended in place. For a left-padded batch it must have
+                been made with the batch's attention mask.
+            input_embeddings: (B, L, hidden_size) to be used instead of ids and pictures.
+
+        Returns:
+            (B, L, vocabulary).
+
+        Raises:
+            ValueError: pixel values come without their indices, padding is not on the left, or
+                a cache does not know the padding.
+        """
+        if input_embeddings is None:
+            input_embeddings = self.embed(
+                input_ids,
+                pixel_values=pixel_values,
+                image_masks=image_masks,
+                image_input_idx=image_input_idx,
+            )
+        padding = None
+        if attention_mask is not None and not np.all(attention_mask):
+            padding = left_padding(attention_mask)
+            if cache is not None:
+                if not isinstance(cache[0], BatchKVCache):
+                    raise ValueError(
+                        "a left-padded batch needs make_cache(attention_mask=attention_mask)"
+                    )
+                padding = None
+        hidden = self.decoder(
+            input_embeddings, cache, None if padding is None else mx.array(padding)
+        )
+        return self.head(hidden)
+
+
+def left_padding(attention_mask: HostArray) -> npt.NDArray[np.int32]:
+    """Return the padding in front of each row, (B,), of an attention mask (B, L).
+
+    Raises:
+        ValueError: a row has padding behind its first token, or no token at all.
+    """
+    mask = np.asarray(attention_mask, dtype=bool)
+    padding = np.argmax(mask, axis=1)
+    if not np.array_equal(mask, np.arange(mask.shape[1]) >= padding[:, None]):
+        raise ValueError("attention_mask must be left-padded: False only in front of a row")
+    return padding.astype(np.int32)
+
+
+def _rows(array: mx.array | HostArray, rows: npt.NDArray[np.int32]) -> Any:
+    return mx.array(rows) if isinstance(array, mx.array) else rows

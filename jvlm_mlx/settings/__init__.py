@@ -1,0 +1,1 @@
+"""What a checkpoint's JSON files say, as dataclasses without silent defaults."""

@@ -1,0 +1,140 @@
+"""Reads one JSON object of a checkpoint key by key, and forgets nothing.
+
+A key that is asked for is known. A value that the implementation cannot honour is refused by
+name. What nobody asked for is left over, and `unread()` lists it, so that no setting is ever
+ignored in silence.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError, UnsupportedSettingError
+
+T = TypeVar("T")
+
+_REQUIRED: Any = object()
+
+
+def integer(value: Any) -> int:
+    """Accept a JSON whole number (not a boolean)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("a whole number")
+    return value
+
+
+def number(value: Any) -> float:
+    """Accept a JSON number (not a boolean)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("a number")
+    return float(value)
+
+
+def boolean(value: Any) -> bool:
+    """Accept true or false."""
+    if not isinstance(value, bool):
+        raise TypeError("true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """Accept a JSON string."""
+    if not isinstance(value, str):
+        raise TypeError("a text")
+    return value
+
+
+def integers(value: Any) -> tuple[int, ...]:
+    """Accept a list of whole numbers."""
+    if not isinstance(value, list):
+        raise TypeError("a list of whole numbers")
+    return tuple(integer(item) for item in value)
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Accept a list of numbers."""
+    if not isinstance(value, list):
+        raise TypeError("a list of numbers")
+    return tuple(number(item) for item in value)
+
+
+class SettingsReader:
+    """One JSON object `values`; `path` says where it stands, for messages (`config.json: ...`)."""
+
+    def __init__(self, values: Any, path: str) -> None:
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} must be a JSON object, found {values!r}")
+        self._values: dict[str, Any] = values
+        self._path = path
+        self._known: set[str] = set()
+        self._sections: list[SettingsReader] = []
+
+    def name(self, key: str) -> str:
+        """The full name of a key, for messages."""
+        return f"{self._path}.{key}"
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def read(self, key: str, kind: Callable[[Any], T], absent: T = _REQUIRED) -> T:
+        """Return the value of `key`. A missing key or null gives `absent`, or is an error.
+
+        Raises:
+            CheckpointError: the key is required and missing, or the value is of another kind.
+        """
+        self._known.add(key)
+        value = self._values.get(key)
+        if value is None:
+            if absent is _REQUIRED:
+                raise CheckpointError(f"{self.name(key)} is missing")
+            return absent
+        try:
+            return kind(value)
+        except TypeError as expected:
+            raise CheckpointError(
+                f"{self.name(key)} is {value!r}; expected {expected}"
+            ) from None
+
+    def choice(self, key: str, choices: tuple[str, ...], absent: str = _REQUIRED) -> str:
+        """Return the value of `key`, one of `choices`; refuse any other by name."""
+        value = self.read(key, text, absent)
+        if value not in choices:
+            self.refuse(key, value, " or ".join(repr(choice) for choice in choices))
+        return value
+
+    def only(self, key: str, *supported: Any) -> None:
+        """Refuse any value of `key` but `supported`; a missing key is as good as the first."""
+        self._known.add(key)
+        value = self._values.get(key, supported[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool)
+                   for one in supported):
+            self.refuse(key, value, " or ".join(repr(one) for one in supported))
+
+    def harmless(self, *keys: str) -> None:
+        """Mark keys as known that have no effect on inference (dropout rates and the like)."""
+        self._known.update(keys)
+
+    def section(self, key: str) -> "SettingsReader":
+        """Return the reader of a nested object.
+
+        Raises:
+            CheckpointError: the key is missing or is no object.
+        """
+        self._known.add(key)
+        if key not in self._values:
+            raise CheckpointError(f"{self.name(key)} is missing")
+        nested = SettingsReader(self._values[key], self.name(key))
+        self._sections.append(nested)
+        return nested
+
+    def refuse(self, key: str, value: Any, supported: str) -> None:
+        """Raise the error for a setting that is not implemented."""
+        raise UnsupportedSettingError(
+            f"{self.name(key)} = {value!r} is not supported; supported: {supported}"
+        )
+
+    def unread(self) -> list[str]:
+        """Full names of all keys, here and in nested objects, that nobody asked for."""
+        names = [self.name(key) for key in self._values if key not in self._known]
+        for section in self._sections:
+            names += section.unread()
+        return names
