@@ -145,9 +145,7 @@ class BlockSettings:
         config.only("postnorm", False)
         config.only("attn_lscale_init", None)
         config.only("ffn_lscale_init", None)
-        config.harmless(
-            "residual_dropout", "residual_response_dropout", "residual_path_dropout"
-        )
+        config.harmless("residual_dropout", "residual_response_dropout", "residual_path_dropout")
         return cls(
             attention=AttentionSettings.read(config.section("attn_config"), hidden_size),
             mlp=MLPSettings.read(config.section("ffn_config"), hidden_size),

@@ -12,6 +12,8 @@ from .reader import SettingsReader, integer
 
 logger = logging.getLogger(__name__)
 
+NO_TOKENS: frozenset[int] = frozenset()
+
 
 @dataclass(frozen=True)
 class CheckpointSettings:
@@ -55,8 +57,8 @@ class CheckpointSettings:
             image=ImageSettings.read(image),
             prompt=PromptSettings.read(processor),
             stop_token_ids=(
-                config.read("eos_token_id", _token_ids, frozenset())
-                | generation.read("eos_token_id", _token_ids, frozenset())
+                config.read("eos_token_id", _token_ids, NO_TOKENS)
+                | generation.read("eos_token_id", _token_ids, NO_TOKENS)
             ),
             image_processor=image,
         )

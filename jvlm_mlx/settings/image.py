@@ -3,13 +3,32 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RequestError
 from .reader import SettingsReader, boolean, integer, integers, number, numbers
+
+MOST_TILES = 1000
+"""Far more than any context holds; keeps a mistyped limit from listing millions of grids."""
+
+
+def _limits_problem(max_crops: int, min_pixels: int, max_pixels: int) -> str | None:
+    """Say what is wrong with the limits on tiles and areas, or None."""
+    if not 1 <= max_crops <= MOST_TILES:
+        return f"max_crops is {max_crops}; expected 1 to {MOST_TILES} tiles"
+    if not 0 < min_pixels <= max_pixels:
+        return (
+            f"min_pixels {min_pixels} and max_pixels {max_pixels}:"
+            " expected 0 < min_pixels <= max_pixels"
+        )
+    return None
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Settings of the image processor. Sizes are in pixels unless the name says otherwise."""
+    """Settings of the image processor. Sizes are in pixels unless the name says otherwise.
+
+    Raises:
+        CheckpointError: two settings contradict each other.
+    """
 
     tile_size: tuple[int, int]
     """Height and width of one tile, the tower's input."""
@@ -45,6 +64,16 @@ class ImageSettings:
     """Standard deviation per channel under `gaussian`."""
 
     @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring tiles share, on both axes."""
+        return sum(self.overlap_margins) * self.patch_size
+
+    @property
+    def tile_stride(self) -> tuple[int, int]:
+        """Height and width of a tile's own share: pixels from one tile to the next."""
+        return self.tile_size[0] - self.overlap, self.tile_size[1] - self.overlap
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches in a tile."""
         return self.tile_size[0] // self.patch_size, self.tile_size[1] // self.patch_size
@@ -69,15 +98,25 @@ class ImageSettings:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> "ImageSettings":
-        """Return a copy with other limits; None keeps the checkpoint's."""
-        return dataclasses.replace(
-            self,
-            max_crops=self.max_crops if max_crops is None else max_crops,
-            min_pixels=self.min_pixels if min_pixels is None else min_pixels,
-            max_pixels=self.max_pixels if max_pixels is None else max_pixels,
-        )
+        """Return a copy with other limits of a request; None keeps the checkpoint's.
+
+        Raises:
+            RequestError: a limit is no whole number, out of range or against another one.
+        """
+        given = {"max_crops": max_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        for name, value in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise RequestError(f"{name} is {value!r}; expected a whole number")
+        most = self.max_crops if max_crops is None else max_crops
+        low = self.min_pixels if min_pixels is None else min_pixels
+        high = self.max_pixels if max_pixels is None else max_pixels
+        problem = _limits_problem(most, low, high)
+        if problem is not None:
+            raise RequestError(problem)
+        return dataclasses.replace(self, max_crops=most, min_pixels=low, max_pixels=high)
 
     def __post_init__(self) -> None:
+        """Refuse settings that no picture could be cut with."""
         if self.patch_size < 1 or any(
             side < self.patch_size or side % self.patch_size for side in self.tile_size
         ):
@@ -90,13 +129,19 @@ class ImageSettings:
                 f"overlap_margins {list(self.overlap_margins)} leave nothing of a tile"
                 f" of {self.patch_grid[0]} x {self.patch_grid[1]} patches"
             )
-        if self.max_crops < 1:
-            raise CheckpointError(f"max_crops is {self.max_crops}; at least 1 tile is needed")
-        if not 0 < self.min_pixels <= self.max_pixels:
+        if min(self.pooling_size) < 1:
             raise CheckpointError(
-                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels}:"
-                " expected 0 < min_pixels <= max_pixels"
+                f"pooling_h {self.pooling_size[0]} and pooling_w {self.pooling_size[1]}:"
+                " expected at least 1 patch each"
             )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or 0.0 in self.image_std:
+            raise CheckpointError(
+                f"image_mean {list(self.image_mean)} and image_std {list(self.image_std)}:"
+                " expected three numbers each, none of image_std 0"
+            )
+        problem = _limits_problem(self.max_crops, self.min_pixels, self.max_pixels)
+        if problem is not None:
+            raise CheckpointError(problem)
 
     @classmethod
     def read(cls, config: SettingsReader) -> "ImageSettings":
@@ -114,9 +159,7 @@ class ImageSettings:
         # Padding is only ever added with preserve_aspect_ratio. Token ids are read from the
         # tokenizer and compared with these in `tokens.py`; class names select code elsewhere.
         config.harmless("padding_value", "auto_map", "image_processor_type", "processor_class")
-        config.harmless(
-            "start_token_id", "end_token_id", "patch_token_id", "column_token_id"
-        )
+        config.harmless("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
 
         tile_size = config.read("base_input_size", integers)
         margins = config.read("overlap_margins", integers)

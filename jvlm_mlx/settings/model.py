@@ -10,6 +10,18 @@ from .reader import SettingsReader, boolean, integer, integers, number
 
 MODEL_TYPES = ("jvlm", "jina_vlm")
 
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+    "yarn": ("factor",),
+    "longrope": ("original_max_position_embeddings", "short_factor", "long_factor"),
+}  # fmt: skip
+"""Kinds of `rope_scaling`, and what each needs. `dynamic` is missing: its angles depend on the
+length reached, which keys in a cache were not computed with."""
+
 
 @dataclass(frozen=True)
 class TowerSettings:
@@ -126,9 +138,7 @@ class ConnectorSettings:
             pad_embed="padding_embed_type" in config,
             pooling=AttentionSettings.read(pooling, tower.hidden_size),
             pooling_size=(config.read("pooling_h", integer), config.read("pooling_w", integer)),
-            projector=MLPSettings.read(
-                config.section("mlp_projector_config"), tower.hidden_size
-            ),
+            projector=MLPSettings.read(config.section("mlp_projector_config"), tower.hidden_size),
             output_size=vision.read("output_size", integer),
         )
 
@@ -178,7 +188,7 @@ class DecoderSettings:
             additional_vocab_size=config.read("additional_vocab_size", integer, 0),
             scale_embeddings=config.read("normalize_input_embeds", boolean, False),
             rope_theta=config.read("rope_theta", number),
-            rope_scaling=config.read("rope_scaling", _mapping, None),
+            rope_scaling=_read_rope_scaling(config),
             context_size=context_size,
         )
 
@@ -219,6 +229,8 @@ class ModelSettings:
         config.harmless("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version")
         config.harmless("bos_token_id", "eos_token_id", "pad_token_id", "image_token_index")
         config.harmless("quantization", "quantization_config", "use_cache")
+        # What this package's conversion notes about itself.
+        config.harmless("jvlm_mlx")
         vision, text = config.section("vision_config"), config.section("text_config")
         tower = TowerSettings.read(vision)
         settings = cls(
@@ -237,6 +249,19 @@ class ModelSettings:
                 f" {text.name('hidden_size')} {settings.decoder.hidden_size}"
             )
         return settings
+
+
+def _read_rope_scaling(config: SettingsReader) -> dict[str, Any] | None:
+    scaling = config.read("rope_scaling", _mapping, None)
+    if scaling is None:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        config.refuse("rope_scaling", scaling, f"rope_type {' or '.join(ROPE_TYPES)}")
+    missing = [key for key in ROPE_TYPES[kind] if key not in scaling]
+    if missing:
+        raise CheckpointError(f"{config.name('rope_scaling')} has no {', '.join(missing)}")
+    return scaling
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -5,7 +5,9 @@ name. What nobody asked for is left over, and `unread()` lists it, so that no se
 ignored in silence.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, UnsupportedSettingError
@@ -57,6 +59,20 @@ def numbers(value: Any) -> tuple[float, ...]:
     return tuple(number(item) for item in value)
 
 
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} has no {file.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+
 class SettingsReader:
     """One JSON object `values`; `path` says where it stands, for messages (`config.json: ...`)."""
 
@@ -90,9 +106,7 @@ class SettingsReader:
         try:
             return kind(value)
         except TypeError as expected:
-            raise CheckpointError(
-                f"{self.name(key)} is {value!r}; expected {expected}"
-            ) from None
+            raise CheckpointError(f"{self.name(key)} is {value!r}; expected {expected}") from None
 
     def choice(self, key: str, choices: tuple[str, ...], absent: str = _REQUIRED) -> str:
         """Return the value of `key`, one of `choices`; refuse any other by name."""
@@ -105,8 +119,9 @@ class SettingsReader:
         """Refuse any value of `key` but `supported`; a missing key is as good as the first."""
         self._known.add(key)
         value = self._values.get(key, supported[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool)
-                   for one in supported):
+        if not any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported
+        ):
             self.refuse(key, value, " or ".join(repr(one) for one in supported))
 
     def harmless(self, *keys: str) -> None:
