@@ -1,0 +1,79 @@
+"""From the bytes of a picture file to an RGB picture, with Pillow and without its warnings.
+
+`Image.open` warns where this package raises, and a library cannot silence warnings for its own
+thread alone. So the formats are asked one by one here, and what they would warn about is avoided.
+"""
+
+import struct
+from typing import IO
+
+from PIL import Image, JpegImagePlugin
+
+from ..errors import ImageError
+from .orientation import turn_upright
+
+
+def decode(stream: IO[bytes], name: str) -> Image.Image:
+    """Return the picture in `stream`, first frame, upright and in RGB; `name` is for messages.
+
+    Raises:
+        ImageError: it is no picture, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    try:
+        picture = _identify(stream)
+        if picture is None:
+            raise ImageError(f"{name} is no picture of a format that Pillow reads")
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and picture.width * picture.height > limit:
+            raise ImageError(
+                f"{name} is too large: {picture.width} x {picture.height} pixels; at most"
+                f" {limit} pixels are decoded, so reduce it first"
+            )
+        picture.load()
+        return to_rgb(turn_upright(picture))
+    except ImageError:
+        raise
+    except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB by plain conversion: alpha is dropped. No copy if it is RGB."""
+    if picture.mode == "RGB":
+        return picture
+    if "transparency" in picture.info:
+        # Without effect on the colours, but Pillow warns about some kinds of it.
+        picture = picture.copy()
+        del picture.info["transparency"]
+    return picture.convert("RGB")
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says, on one line; its kind if it says nothing."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join(str(said or error).split()) or type(error).__name__
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Leave the printing resolution: nobody asks for it, and damaged metadata would warn."""
+
+
+def _identify(stream: IO[bytes]) -> Image.Image | None:
+    """Open a picture with the first format that takes it; its pixels are not decoded yet."""
+    prefix = stream.read(16)
+    for register_formats in (Image.preinit, Image.init):  # the common ones first, then all
+        register_formats()
+        for name in tuple(Image.ID):
+            factory, accepts = Image.OPEN[name]
+            try:
+                accepted = accepts is None or accepts(prefix)
+                # A text in place of true or false says that support for the format is missing.
+                if not accepted or isinstance(accepted, str):
+                    continue
+                stream.seek(0)
+                # Pillow's factory for JPEG looks for more pictures in the file; the first will do.
+                return _Jpeg(stream) if name == "JPEG" else factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    return None

@@ -1,0 +1,73 @@
+"""How a picture file says it must be turned to stand upright.
+
+Pillow's own reading of this metadata warns about every damaged tag of a file, and turning the
+warnings off is not possible for one thread alone. Only one number is needed, so it is read here;
+what cannot be read means upright.
+"""
+
+import re
+import struct
+
+from PIL import ExifTags, Image
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture with this orientation (EXIF tag 274) upright."""
+
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
+
+
+def turn_upright(picture: Image.Image) -> Image.Image:
+    """Return a loaded picture upright; it is the same object if it stands so already."""
+    if picture.format == "TIFF":
+        return picture  # Pillow turns these while it loads them.
+    turn = _TURNS.get(_orientation(picture) or 1)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """Look in the EXIF block, in PNG's older text form of it, and in XMP, as Pillow does."""
+    exif = picture.info.get("exif")
+    if exif is None and (text := picture.info.get("Raw profile type exif")):
+        try:
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        except ValueError:
+            exif = None
+    found = exif_orientation(exif) if isinstance(exif, bytes) else None
+    if found is not None:
+        return found
+    xmp = picture.info.get("XML:com.adobe.xmp") or picture.info.get("xmp") or ""
+    text = xmp.decode("latin-1") if isinstance(xmp, bytes) else str(xmp)
+    match = re.search(r'tiff:Orientation(?:="|>)([0-9])', text)
+    return int(match[1]) if match else None
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation in a block of EXIF: a TIFF header and a list of 12-byte entries.
+
+    None if it has none or is damaged before it.
+    """
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = _BYTE_ORDERS.get(exif[:4])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, place)
+            if tag == ExifTags.Base.Orientation and kind in _NUMBER_KINDS:
+                value: int = struct.unpack_from(order + _NUMBER_KINDS[kind], exif, place + 8)[0]
+                return value
+    except struct.error:
+        pass
+    return None
