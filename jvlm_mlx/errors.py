@@ -27,3 +27,7 @@ class PromptError(JvlmError):
 
 class RequestError(JvlmError):
     """Settings of a request contradict each other or the model."""
+
+
+class ConversionError(JvlmError):
+    """A checkpoint cannot be written: something stands in its place, or the disk is full."""

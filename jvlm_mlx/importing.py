@@ -15,7 +15,7 @@ def import_mlx_lm() -> None:
     """Import mlx-lm once, leaving file limits and environment as they were."""
     set_limit, advisory = resource.setrlimit, os.environ.get(_ADVISORY)
     # A lowered hard limit cannot be raised again, so it has to be kept from being lowered.
-    resource.setrlimit = lambda *_: None  # type: ignore[assignment]
+    resource.setrlimit = lambda *_: None
     try:
         import mlx_lm  # noqa: F401
     finally:

@@ -3,15 +3,14 @@
 Headers are read first, so that names, shapes and truncated files are known before any data is.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..settings.reader import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -26,20 +25,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors spells it: `F32`, `BF16`, `U32`, ..."""
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable or no JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} has no {file.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
 
 
 class CheckpointFiles:
@@ -116,5 +101,7 @@ class CheckpointFiles:
         """
         file = self.tensors[name].file
         if name not in self._open.get(file, {}):
-            self._open[file] = mx.load(str(file))
+            loaded = mx.load(str(file))
+            assert isinstance(loaded, dict)
+            self._open[file] = loaded
         return self._open[file].pop(name)

@@ -39,10 +39,12 @@ SETTINGS_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+CARD_FILES = ("README.md", "LICENSE")
+"""What a conversion tells about its source."""
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
-class _SilentBar(tqdm):  # type: ignore[misc]
+class _SilentBar(tqdm):
     """A progress bar of the Hub that shows nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +88,12 @@ def locate_checkpoint(
         snapshot = huggingface_hub.snapshot_download(
             name,
             revision=revision,
-            allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *(_WEIGHT_FILES if weights else ())],
+            allow_patterns=[
+                *SETTINGS_FILES,
+                *TOKENIZER_FILES,
+                *CARD_FILES,
+                *(_WEIGHT_FILES if weights else ()),
+            ],
             tqdm_class=tqdm if show_progress else _SilentBar,
         )
     except GatedRepoError:

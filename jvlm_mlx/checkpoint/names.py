@@ -102,3 +102,21 @@ def detect_layout(names: Collection[str]) -> Layout | None:
     if any(name.startswith("decoder.") for name in names):
         return LAYOUTS[OWN]
     return None
+
+
+PARTS = ("tower", "connector", "decoder", "embedding", "head")
+_PART_PATTERNS = (
+    ("connector", r"(^|\.)(vl_)?connector\."),
+    ("tower", r"(^|\.)vision_(tower|model)\."),
+    ("head", r"(^|\.)lm_head\."),
+    ("embedding", r"(^|\.)(decoder|language_model)\.embedding\."),
+    ("decoder", r"(^|\.)(decoder|language_model)\."),
+)
+
+
+def part_of(name: str) -> str | None:
+    """Return the part of the model, one of `PARTS`, that a tensor of any layout belongs to."""
+    for part, pattern in _PART_PATTERNS:
+        if re.search(pattern, name):
+            return part
+    return None

@@ -5,10 +5,11 @@ size is known from the settings, so packed width and number of scales give bits 
 a config that says otherwise cannot mislead.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
@@ -68,3 +69,18 @@ def quantizable_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear | nn.E
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             yield path, module
+
+
+def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dtype) -> mx.array:
+    """Return the weights that packed ones stand for.
+
+    Args:
+        arrays: packed weight and scales, and for the affine mode biases.
+        quantization: how they are packed.
+        dtype: of the result, which affine weights are also computed in.
+    """
+    if quantization.mode != "affine":
+        return mx.dequantize(*arrays, **asdict(quantization), dtype=dtype)
+    weight, scales, biases = arrays
+    scales, biases = scales.astype(dtype), biases.astype(dtype)
+    return mx.dequantize(weight, scales, biases, **asdict(quantization))

@@ -1,9 +1,10 @@
-"""Puts the tensors of a checkpoint into a model: strictly, one at a time, each only once in memory."""
+"""Puts the tensors of a checkpoint into a model: strictly, one by one, each once in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
@@ -65,8 +66,8 @@ class Checkpoint:
         quantized = _find_quantized(model, files, layout)
         quantize_layers(model, quantized)
         parts = {
-            path: _parts(path, tuple(array.shape), settings, layout)
-            for path, array in tree_flatten(model.parameters())
+            path: parameter_parts(path, tuple(array.shape), settings, layout)
+            for path, array in parameters(model)
         }
         checkpoint = cls(files, layout, settings, quantized, parts)
         checkpoint._check()
@@ -138,6 +139,9 @@ class Checkpoint:
             done += self._stored_bytes(path)
             if progress:
                 progress(done, total)
+        # RoPE tables are no parameters, and what is not evaluated cannot be used from another
+        # thread.
+        mx.eval([list(module.values()) for module in model.modules()])
         model.eval()
         return model
 
@@ -149,6 +153,11 @@ class Checkpoint:
         )
 
 
+def parameters(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
+    """Yield path and array of every parameter."""
+    yield from dict(tree_flatten(model.parameters())).items()
+
+
 def stored_bytes(tensor: StoredTensor) -> int:
     """Size of a tensor's data in its file."""
     size = 1
@@ -158,9 +167,10 @@ def stored_bytes(tensor: StoredTensor) -> int:
     return size * int(digits) // 8
 
 
-def _parts(
+def parameter_parts(
     path: str, shape: tuple[int, ...], settings: ModelSettings, layout: Layout
 ) -> tuple[Part, ...]:
+    """Return the stored pieces of a parameter of a shape, in order along its first axis."""
     names = layout.sources(path)
     if len(names) == 1:
         return (Part(names[0], shape, optional=False),)

@@ -32,9 +32,7 @@ class AttentionPooling(nn.Module):
         # (W, p, 2 H D) -> (W, p, 2, H, D) -> (2, W, H, p, D)
         shape = (2, settings.num_key_value_heads, settings.head_dim)
         keys, values = mx.unflatten(self.kv(windows), -1, shape).transpose(2, 0, 3, 1, 4)
-        pooled = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=settings.scale
-        )
+        pooled = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=settings.scale)
         # (W, H, 1, D) -> (W, H D)
         return self.out(mx.flatten(pooled, 1))
 
@@ -42,9 +40,7 @@ class AttentionPooling(nn.Module):
 class Connector(nn.Module):
     """Padding marks, attention pooling and projection, for the windows that are asked for."""
 
-    def __init__(
-        self, feature_size: int, pooled_size: int, settings: ConnectorSettings
-    ) -> None:
+    def __init__(self, feature_size: int, pooled_size: int, settings: ConnectorSettings) -> None:
         """Build the connector.
 
         Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
 from ..settings.blocks import AttentionSettings
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         mask: Mask
         offset: int | mx.array
         if cache is not None:
-            mask, offset = cache[0].make_mask(length), cache[0].offset
+            mask, offset = create_attention_mask(x, cache[0]), cache[0].offset
         elif left_padding is not None:
             # Positions count from 0 at the first real token; padding has negative ones.
             mask, offset = padded_causal_mask(length, left_padding), -left_padding

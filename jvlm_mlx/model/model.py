@@ -11,7 +11,7 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from ..settings.model import ModelSettings
 from .connector import Connector
-from .decoder import Decoder
+from .decoder import Decoder, DecoderLayer
 from .tower import VisionTower
 from .windows import WindowPlan, plan_windows
 
@@ -43,7 +43,7 @@ class Model(nn.Module):
         self.settings = settings
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[DecoderLayer]:
         """The decoder's layers, where mlx-lm looks for them."""
         return self.decoder.layers
 
@@ -98,14 +98,21 @@ class Model(nn.Module):
         # (B, T, P, V) -> (B T, P, V) and (B, T, P) -> (B T, P)
         pixel_values = pixel_values.reshape(-1, *pixel_values.shape[2:])
         image_masks = image_masks.reshape(-1, image_masks.shape[-1])
+        features = None
         for group in plan.groups:
-            yield self.connector(
-                # Only the group's tiles are handed to the device.
-                self.vision_tower(mx.array(pixel_values[_rows(pixel_values, group.tiles)])),
+            # Only the group's tiles are handed to the device.
+            tiles = mx.array(pixel_values[_rows(pixel_values, group.tiles)])
+            if features is not None:
+                # Left to itself, the scheduler works on all groups side by side and holds the
+                # activations of all of them.
+                (tiles,) = mx.depends([tiles], [features])
+            features = self.connector(
+                self.vision_tower(tiles),
                 mx.array(image_masks[_rows(image_masks, group.tiles)]),
                 mx.array(group.patches),
                 mx.array(group.inside),
             )
+            yield features
 
     def encode_images(
         self,
@@ -176,9 +183,7 @@ class Model(nn.Module):
         if image_masks is None or image_input_idx is None:
             raise ValueError("pixel_values need image_masks and image_input_idx beside them")
         plan = self.plan(image_input_idx, input_ids.shape[1], tile_group_size)
-        return self.merge(
-            embeddings, self._encode(pixel_values, image_masks, plan), plan.sources
-        )
+        return self.merge(embeddings, self._encode(pixel_values, image_masks, plan), plan.sources)
 
     def head(self, hidden: mx.array) -> mx.array:
         """Return logits (..., vocabulary) of hidden states (..., hidden_size).

@@ -55,9 +55,7 @@ def window_patches(
         patches (W, p) int32 with 0 for what is outside, inside (W, p) bool. Windows and the
         patches within one are in reading order.
     """
-    rows, columns = (
-        -(-side // step) for side, step in zip(patch_grid, pooling_size, strict=True)
-    )
+    rows, columns = (-(-side // step) for side, step in zip(patch_grid, pooling_size, strict=True))
     height, width = pooling_size
     # (R, 1, h, 1) and (1, C, 1, w) broadcast to (R, C, h, w): the patch at that place
     row = (np.arange(rows)[:, None] * height + np.arange(height))[:, None, :, None]

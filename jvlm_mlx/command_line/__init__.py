@@ -1,0 +1,1 @@
+"""The terminal: one installed command, `jvlm`, with a subcommand for each verb."""

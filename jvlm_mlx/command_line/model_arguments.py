@@ -1,0 +1,95 @@
+"""Flags that every verb with a model shares, and how they become a model and options."""
+
+import argparse
+from typing import Any
+
+from ..checkpoint.load import DTYPES, load
+from ..checkpoint.locate import DEFAULT_REPOSITORY
+from ..generate.options import KV_BITS, GenerationOptions
+from ..model import Model
+from ..processor import Processor
+from .progress import ProgressBars
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which model to load."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
+        help="folder of a checkpoint, or repository on the Hugging Face Hub",
+    )  # fmt: skip
+    group.add_argument("--revision", help="branch, tag or commit of a repository")
+    group.add_argument("--dtype", choices=DTYPES, help="compute in this; else as stored")
+
+
+_FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
+    (("-m", "--max-tokens"), "max_tokens", {"type": int}),
+    (("--temperature", "--temp"), "temperature", {"type": float}),
+    (("--top-p",), "top_p", {"type": float}),
+    (("--top-k",), "top_k", {"type": int}),
+    (("--min-p",), "min_p", {"type": float}),
+    (("--seed",), "seed", {"type": int}),
+    (("--repetition-penalty",), "repetition_penalty", {"type": float}),
+    (("--repetition-context-size",), "repetition_context_size", {"type": int}),
+    (("--presence-penalty",), "presence_penalty", {"type": float}),
+    (("--frequency-penalty",), "frequency_penalty", {"type": float}),
+    (("--stop",), "stop", {"action": "append", "metavar": "TEXT"}),
+    (("--max-kv-size",), "max_kv_size", {"type": int, "metavar": "TOKENS"}),
+    (("--kv-bits",), "kv_bits", {"type": int, "choices": KV_BITS}),
+    (("--kv-group-size",), "kv_group_size", {"type": int}),
+    (("--prefill-step-size",), "prefill_step_size", {"type": int, "metavar": "TOKENS"}),
+    (("--tile-group-size",), "tile_group_size", {"type": int, "metavar": "TILES"}),
+    (("--max-crops",), "max_crops", {"type": int, "metavar": "TILES"}),
+    (("--min-pixels",), "min_pixels", {"type": int}),
+    (("--max-pixels",), "max_pixels", {"type": int}),
+)
+_HELP = {
+    "max_tokens": "most tokens of the answer",
+    "temperature": "0 takes the likeliest token every time",
+    "top_p": "sample among the likeliest tokens with this share of the probability",
+    "top_k": "sample among this many likeliest tokens; 0 for all",
+    "min_p": "leave out tokens below this share of the likeliest one's probability",
+    "seed": "make sampling repeatable",
+    "repetition_penalty": "divide the scores of recent tokens by this",
+    "repetition_context_size": "how many recent tokens penalties look at",
+    "presence_penalty": "subtract this from the scores of recent tokens",
+    "frequency_penalty": "the same for every time they occurred",
+    "stop": "end the answer at this text; may be repeated",
+    "max_kv_size": "keep keys and values of this many tokens; the prompt always stays",
+    "kv_bits": "quantize keys and values to this many bits",
+    "kv_group_size": "values that share a scale in a quantized cache",
+    "prefill_step_size": "prompt tokens read at once",
+    "tile_group_size": "tiles encoded at once; more need more memory",
+    "max_crops": "most tiles of a picture; fewer are faster and see less",
+    "min_pixels": "enlarge pictures of a smaller area",
+    "max_pixels": "reduce pictures of a larger area",
+}
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `GenerationOptions`; their defaults are its defaults."""
+    group = parser.add_argument_group("answer")
+    defaults = GenerationOptions()
+    for flags, name, details in _FLAGS:
+        default = getattr(defaults, name)
+        if default is None or name == "stop":
+            default = argparse.SUPPRESS
+        group.add_argument(*flags, dest=name, default=default, help=_HELP[name], **details)
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given, by the names of `GenerationOptions`."""
+    given = vars(arguments)
+    return {name: given[name] for _, name, _ in _FLAGS if name in given}
+
+
+def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model, Processor]:
+    """Load the model that the flags name, with progress."""
+    model, processor = load(
+        arguments.model,
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        progress=bars.load,
+        show_progress=None if bars.shown else False,
+    )
+    return model, processor

@@ -1,0 +1,60 @@
+"""Progress on standard error: only on a terminal, and gone when the work is done."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from huggingface_hub.utils import tqdm
+
+_NAMES = {"tiles": "pictures", "prompt": "prompt"}
+_UNITS = {"tiles": "tile", "prompt": "token"}
+
+
+def wants_progress(quiet: bool) -> bool:
+    """Return whether progress should be shown: someone is watching and did not ask for quiet."""
+    return not quiet and sys.stderr.isatty()
+
+
+class ProgressBars:
+    """One bar at a time, replaced when the next stage of the work begins."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._stage = ""
+        self._bar: Any = None
+
+    def load(self, done: int, total: int) -> None:
+        """Show bytes of weights that have been read."""
+        self._show("loading", done, total, unit="B", unit_scale=True)
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """Show a stage of an answer: the progress callback of `stream_generate`."""
+        self._show(_NAMES[stage], done, total, unit=_UNITS[stage])
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, ""
+
+    def _show(self, stage: str, done: int, total: int, **format_options: Any) -> None:
+        if not self.shown:
+            return
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(total=total, desc=stage, leave=False, **format_options)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,13 @@
+"""Answering: `stream_generate` and `generate`; `python -m jvlm_mlx.generate` on the terminal."""
+
+from .options import GenerationOptions
+from .results import GenerationPiece, GenerationResult
+from .stream import generate, stream_generate
+
+__all__ = [
+    "GenerationOptions",
+    "GenerationPiece",
+    "GenerationResult",
+    "generate",
+    "stream_generate",
+]

@@ -1,0 +1,81 @@
+"""Choosing the next token, with mlx-lm's filters and penalties."""
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx_lm.sample_utils import (
+    apply_min_p,
+    apply_top_k,
+    apply_top_p,
+    greedy_sampler,
+    make_logits_processors,
+)
+
+from .options import GenerationOptions
+
+Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+def make_sampler(options: GenerationOptions) -> Sampler:
+    """Return a function from log probabilities (B, vocabulary) to tokens (B,).
+
+    Filters and their order are mlx-lm's. Only the draw is made here, from a key of its own:
+    mlx-lm's draws from the random state of the process, which belongs to the app.
+    """
+    if options.temperature == 0:
+        return greedy_sampler
+    filters: list[Callable[[mx.array], mx.array]] = []
+    if options.top_p < 1:
+        filters.append(partial(apply_top_p, top_p=options.top_p))
+    if options.min_p > 0:
+        filters.append(partial(apply_min_p, min_p=options.min_p))
+    if options.top_k > 0:
+        filters.append(partial(apply_top_k, top_k=options.top_k))
+    key = mx.random.key(secrets.randbits(63) if options.seed is None else options.seed)
+
+    def sample(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        for keep_likely in filters:
+            logprobs = keep_likely(logprobs)
+        key, draw = mx.random.split(key)
+        return mx.random.categorical(logprobs * (1 / options.temperature), key=draw)
+
+    return sample
+
+
+def make_penalties(
+    options: GenerationOptions, prompt_ids: npt.NDArray[np.integer], vocab_size: int
+) -> list[LogitsProcessor]:
+    """Return mlx-lm's penalties, made to see words only.
+
+    The added tokens of pictures have no logits: handed to a penalty they would index beyond the
+    array and corrupt memory, and replaced by some other id they would penalise that one. So
+    penalties see the prompt's words followed by the answer, and nothing of the pictures.
+
+    Args:
+        options: of the request.
+        prompt_ids: (L,) the prompt that `generate_step` is given.
+        vocab_size: columns of the logits.
+    """
+    size = options.repetition_context_size
+    penalty = options.repetition_penalty
+    penalties = make_logits_processors(
+        repetition_penalty=None if penalty == 1 else penalty,
+        repetition_context_size=size,
+        presence_penalty=options.presence_penalty,
+        presence_context_size=size,
+        frequency_penalty=options.frequency_penalty,
+        frequency_context_size=size,
+    )
+    length = len(prompt_ids)
+    words = mx.array(prompt_ids[prompt_ids < vocab_size][-size:])
+
+    def words_only(penalty: LogitsProcessor) -> LogitsProcessor:
+        return lambda tokens, logits: penalty(mx.concatenate([words, tokens[length:]]), logits)
+
+    return [words_only(penalty) for penalty in penalties]
