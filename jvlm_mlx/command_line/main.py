@@ -28,6 +28,15 @@ VERBS = {
 }
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows the default of a flag where it says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], True, False, argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `jvlm` and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -54,7 +63,7 @@ def run_verb(name: str, arguments: Sequence[str] | None = None, *, prog: str | N
     parser = argparse.ArgumentParser(
         prog=prog or f"python -m jvlm_mlx.{name}",
         description=(module.__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     module.add_arguments(parser)
     options = parser.parse_args(arguments)

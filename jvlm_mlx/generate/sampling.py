@@ -11,7 +11,6 @@ from mlx_lm.sample_utils import (
     apply_min_p,
     apply_top_k,
     apply_top_p,
-    greedy_sampler,
     make_logits_processors,
 )
 
@@ -28,7 +27,7 @@ def make_sampler(options: GenerationOptions) -> Sampler:
     mlx-lm's draws from the random state of the process, which belongs to the app.
     """
     if options.temperature == 0:
-        return greedy_sampler
+        return partial(mx.argmax, axis=-1)
     filters: list[Callable[[mx.array], mx.array]] = []
     if options.top_p < 1:
         filters.append(partial(apply_top_p, top_p=options.top_p))
@@ -72,10 +71,18 @@ def make_penalties(
         frequency_penalty=options.frequency_penalty,
         frequency_context_size=size,
     )
-    length = len(prompt_ids)
     words = mx.array(prompt_ids[prompt_ids < vocab_size][-size:])
+    return [_words_only(penalty, words) for penalty in penalties]
 
-    def words_only(penalty: LogitsProcessor) -> LogitsProcessor:
-        return lambda tokens, logits: penalty(mx.concatenate([words, tokens[length:]]), logits)
 
-    return [words_only(penalty) for penalty in penalties]
+def _words_only(penalty: LogitsProcessor, words: mx.array) -> LogitsProcessor:
+    prompt_length: int | None = None
+
+    def process(tokens: mx.array, logits: mx.array) -> mx.array:
+        # The first call comes with the prompt, or what of it mlx-lm keeps; later tokens follow.
+        nonlocal prompt_length
+        if prompt_length is None:
+            prompt_length = len(tokens)
+        return penalty(mx.concatenate([words, tokens[prompt_length:]]), logits)
+
+    return process

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from mlx_lm.generate import TextStateMachine
-
 from ..text.tokenizer import Tokenizer
 
 
@@ -16,30 +14,37 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._detokenizer = tokenizer.detokenizer()
-        self._machine = TextStateMachine({"normal": [(text, None) for text in stop]})
-        self._state = self._machine.make_state("normal")
+        self._stop = stop
+        self._held_back = ""
         self.stopped = False
         """Whether a stop text has been produced."""
 
     def add(self, token: int) -> str:
         """Take a token; return the text that is certain by now, perhaps none."""
         self._detokenizer.add_token(token)
-        return self._pass_on(self._detokenizer.last_segment)
+        return self._certain(self._detokenizer.last_segment)
 
     def finish(self) -> str:
         """Return what was held back, for an answer that ends here."""
-        if self.stopped:
-            return ""
         self._detokenizer.finalize()
-        text = self._pass_on(self._detokenizer.last_segment)
-        if self._state[0] is not None:
-            self._state, held_back, _ = self._machine.flush(self._state)
-            text += held_back
+        text = self._certain(self._detokenizer.last_segment) + self._held_back
+        self._held_back = ""
         return text
 
-    def _pass_on(self, text: str) -> str:
-        if self.stopped or not text:
+    def _certain(self, text: str) -> str:
+        if self.stopped:
             return ""
-        self._state, segments = self._machine.split(self._state, text)
-        self.stopped = self._state[0] is None
-        return "".join(segment for _, segment in segments)
+        text = self._held_back + text
+        ends = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if ends:
+            self.stopped, self._held_back = True, ""
+            return text[: min(ends)]
+        kept = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held_back = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `stop`."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
