@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 
 from ..errors import RequestError
-from ..generate import GenerationPiece, GenerationResult, stream_generate
+from ..generate import GenerationOptions, GenerationPiece, GenerationResult, stream_generate
 from .main import EXIT_INTERRUPTED, EXIT_OK
 from .model_arguments import (
     add_generation_arguments,
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
+    options = generation_options(arguments)
+    GenerationOptions(**options)  # refuses what makes no sense, before anything is loaded
     images, prompt = _read_input(arguments)
     stream = arguments.stream and not arguments.json
     pieces: list[GenerationPiece] = []
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             images,
             system=arguments.system,
             progress=bars.stage,
-            **generation_options(arguments),
+            **options,
         )
         with closing(answer):
             try:
