@@ -182,3 +182,25 @@ def test_a_decode_step_copies_no_embedding_table(tiny):
     before = mx.get_active_memory()
     mx.eval(logits)
     assert mx.get_peak_memory() - before < table
+
+
+def encoding_peak(model, tiles):
+    """Return how many bytes encoding takes beyond its pixels and what it gives back."""
+    tower = model.settings.tower
+    shape = (1, tiles, tower.num_patches, tower.patch_values)
+    pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
+    masks = np.ones(shape[:3], np.int8)
+    windows = np.arange(tiles * 25).reshape(1, tiles, 25)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    features = model.encode_images(pixels, masks, windows, tile_group_size=2)
+    mx.eval(features)
+    return mx.get_peak_memory() - before - features.nbytes - pixels.nbytes
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_tiles(tiny):
+    model, _ = tiny
+    few, many = encoding_peak(model, 4), encoding_peak(model, 40)
+    # Ten times the tiles: only indices and masks grow.
+    assert many < 1.5 * few
