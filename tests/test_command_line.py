@@ -2,6 +2,7 @@
 
 import base64
 import fcntl
+import io
 import json
 import os
 import pty
@@ -101,13 +102,23 @@ def test_pictures_and_prompts_from_everywhere(tiny_folder, picture):
         (("-p", "Hi", "--max-kv-size", "3"), b"", "max_kv_size is 3"),
     ],
 )
-def test_mistakes_are_one_line(tiny_folder, arguments, stdin, message):
+def test_mistakes_are_one_line(tiny_folder, arguments, stdin, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
     model = () if "--model" in arguments else ("--model", tiny_folder)
-    code, out, err = run(*model, *arguments, stdin=stdin)
+    code = main(["generate", *model, *arguments])
+    out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_mistakes_are_no_traceback_in_a_process_either():
+    code, out, err = run("--model", "absent", "-p", "Hi")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: there is no folder absent; give a folder or a repository like jinaai/jina-vlm\n"
+    )
 
 
 def test_unknown_flags_are_usage_errors(tiny_folder):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from image_goldens import GOLDEN, PHOTOS, RELEASED, RELEASED_IDS, TINY, TINY_IDS, read_arrays
+from PIL import Image
 
 from jvlm_mlx.errors import ImageError, RequestError
 from jvlm_mlx.images import ImageProcessor, plan_layout
@@ -41,16 +42,17 @@ def test_layout_without_a_picture():
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_crops": 4}, {"max_pixels": 30_000}, {"min_pixels": 148_000}]
+    "limits", [{"max_crops": 2}, {"max_pixels": 20_000}, {"min_pixels": 100_000}]
 )
 def test_limits_of_a_request(tiny, limits):
-    image = tiny(COFFEE, **limits)
-    assert image.layout == tiny.layout(600, 400, **limits)
-    assert image.layout != tiny.layout(600, 400)
+    picture = Image.new("RGB", (300, 200))
+    image = tiny(picture, **limits)
+    assert image.layout == tiny.layout(300, 200, **limits)
+    assert image.layout != tiny.layout(300, 200)
     assert len(image.pixel_values) == image.layout.num_tiles
     assert len(image.image_tokens) == image.layout.num_tokens
     assert len(image.window_positions) == len(image.image_masks) == image.layout.num_tiles
-    assert tiny(COFFEE).layout == tiny.layout(600, 400)
+    assert tiny(picture).layout == tiny.layout(300, 200)
 
 
 def test_max_crops_gives_the_golden_pixels(tiny):

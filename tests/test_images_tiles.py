@@ -125,6 +125,16 @@ def test_no_antialiasing():
     assert cut(picture, dataclasses.replace(TINY, antialias=True))[0].std() < 0.05
 
 
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_overshoot_is_clipped(in_float32):
+    """Bicubic weights are partly negative, so next to an edge they leave the range."""
+    picture = Image.new("RGB", (300, 200))
+    picture.paste("white", (100, 50, 200, 150))
+    settings = dataclasses.replace(TINY, interpolation="bicubic", resize_in_float32=in_float32)
+    found = cut(picture, settings)
+    assert (found.min(), found.max()) == (-1, 1)
+
+
 def unfold(tile, settings):
     """Patches back to (height, width, 3)."""
     rows, columns = settings.patch_grid

@@ -2,10 +2,12 @@
 
 In the order of a picture's way: `source` opens it (`download`, `decode`, `orientation`), `tiling`
 plans its tiles, `tiles` cuts them with the help of `resize`, `windows` says where their features
-go, and `processor` puts it all together. All of it is numpy: the arrays reach MLX with the model.
+go, `opened` and `processor` put it all together. All of it is numpy: the arrays reach MLX with
+the model.
 """
 
-from .processor import ImageProcessor, ProcessedImage
+from .opened import OpenedImage, ProcessedImage
+from .processor import ImageProcessor
 from .source import ImageSource, open_image
 from .tiling import ImageLayout, plan_layout
 from .windows import ImageTokenIds
@@ -15,6 +17,7 @@ __all__ = [
     "ImageProcessor",
     "ImageSource",
     "ImageTokenIds",
+    "OpenedImage",
     "ProcessedImage",
     "open_image",
     "plan_layout",

@@ -1,31 +1,10 @@
 """The image processor: from a picture to everything the model and the prompt need of it."""
 
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
 from ..settings.image import ImageSettings
-from .source import ImageSource, open_image
-from .tiles import cut_tiles
+from .opened import OpenedImage, ProcessedImage
+from .source import ImageSource, open_image, source_name
 from .tiling import ImageLayout, plan_layout
-from .windows import ImageTokenIds, image_mask, image_tokens, window_positions
-
-
-@dataclass(frozen=True, eq=False)
-class ProcessedImage:
-    """One picture, ready for the model. T tiles, P patches, V values, W windows, N tokens."""
-
-    layout: ImageLayout
-    """How it was tiled."""
-    pixel_values: NDArray[np.float32]
-    """(T, P, V) thumbnail first, then the grid row by row."""
-    image_tokens: NDArray[np.int64]
-    """(N,) the tokens that replace its placeholder in the prompt."""
-    window_positions: NDArray[np.int64]
-    """(T, W) where in `image_tokens` the token of each pooled window stands; -1 if it has none."""
-    image_masks: NDArray[np.int8]
-    """(T, P) 1, and -1 in the last tile."""
+from .windows import ImageTokenIds
 
 
 class ImageProcessor:
@@ -58,15 +37,15 @@ class ImageProcessor:
         )
         return plan_layout(height, width, settings)
 
-    def __call__(
+    def open(
         self,
         source: ImageSource,
         *,
         max_crops: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-    ) -> ProcessedImage:
-        """Open a picture and cut it into tiles.
+    ) -> OpenedImage:
+        """Open a picture and plan its tiles, without cutting them yet.
 
         Args:
             source: see `open_image`.
@@ -82,11 +61,24 @@ class ImageProcessor:
             max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
         )
         picture = open_image(source)
-        layout = plan_layout(picture.height, picture.width, settings)
-        return ProcessedImage(
-            layout=layout,
-            pixel_values=cut_tiles(picture, layout, settings),
-            image_tokens=image_tokens(layout, settings, self.ids),
-            window_positions=window_positions(layout, settings),
-            image_masks=image_mask(layout, settings),
+        return OpenedImage(
+            name=source_name(source),
+            picture=picture,
+            settings=settings,
+            token_ids=self.ids,
+            layout=plan_layout(picture.height, picture.width, settings),
         )
+
+    def __call__(
+        self,
+        source: ImageSource,
+        *,
+        max_crops: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> ProcessedImage:
+        """Open a picture and cut it into tiles; arguments and errors as `open`."""
+        opened = self.open(
+            source, max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        return opened.cut()

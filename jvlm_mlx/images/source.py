@@ -49,7 +49,7 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: there is no such picture, or it cannot be decoded.
     """
-    name = _name(source)
+    name = source_name(source)
     if isinstance(source, Image.Image):
         return _from_pillow(source)
     if isinstance(source, str):
@@ -75,7 +75,7 @@ def open_image(source: ImageSource) -> Image.Image:
     )
 
 
-def _name(source: object) -> str:
+def source_name(source: object) -> str:
     """Return what messages call the source."""
     if isinstance(source, str):
         if len(source) > MOST_LETTERS:

@@ -26,7 +26,10 @@ def cut_tiles(picture: Image.Image, layout: ImageLayout, settings: ImageSettings
     grid = sliding_window_view(canvas, (tile_height, tile_width * CHANNELS))[
         ::stride_height, :: stride_width * CHANNELS
     ]
-    thumbnail = _normalised(rows, layout.resized_size, settings.tile_size, settings)
+    if layout.canvas_size == settings.tile_size:
+        thumbnail = canvas
+    else:
+        thumbnail = _normalised(rows, layout.resized_size, settings.tile_size, settings)
 
     patch = settings.patch_size
     patch_rows, patch_columns = settings.patch_grid

@@ -126,16 +126,11 @@ def _choose_grid(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
     negative scale; both go through the same comparisons as any other number.
     """
     most = settings.max_crops
-    grids = np.array(
-        sorted(
-            (
-                (rows, columns)
-                for rows in range(1, most + 1)
-                for columns in range(1, most // rows + 1)
-            ),
-            key=lambda grid: (grid[0] * grid[1], grid[0]),
-        )
-    )  # (candidates, 2)
+    every = (
+        (rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)
+    )
+    # Fewest tiles first: of equally good grids the first one counts.
+    grids = np.array(sorted(every, key=math.prod))
     covered = (grids * settings.tile_stride).astype(np.float32)
     with np.errstate(divide="ignore"):
         scales = (covered / (np.array(size, np.float32) - np.float32(settings.overlap))).min(axis=1)
