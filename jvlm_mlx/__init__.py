@@ -13,29 +13,41 @@ from .version import __version__
 
 # Notices belong to the app: without a handler of its own, nothing is printed.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-import_mlx_lm()
+import_mlx_lm()  # with care, before anything else imports mlx-lm
 
-from .checkpoint.load import load  # noqa: E402 - mlx-lm must have been imported with care
+from .batch import BatchAnswer, BatchRequest, generate_batch  # noqa: E402 - see above
+from .chat import ChatSession  # noqa: E402
+from .checkpoint.load import load  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ImageError,
     JvlmError,
     PromptError,
     RequestError,
+    SessionError,
     UnsupportedSettingError,
 )
 from .generate import (  # noqa: E402
     GenerationOptions,
     GenerationPiece,
     GenerationResult,
+    encode_image,
     generate,
     stream_generate,
 )
 from .model import Model  # noqa: E402
-from .processor import ModelInputs, Processor  # noqa: E402
+from .model_inputs import ModelInputs  # noqa: E402
+from .processor import Processor  # noqa: E402
+from .reuse import CacheStats, EncodedImage, GenerationCaches  # noqa: E402
 
 __all__ = [
+    "BatchAnswer",
+    "BatchRequest",
+    "CacheStats",
+    "ChatSession",
     "CheckpointError",
+    "EncodedImage",
+    "GenerationCaches",
     "GenerationOptions",
     "GenerationPiece",
     "GenerationResult",
@@ -46,9 +58,12 @@ __all__ = [
     "Processor",
     "PromptError",
     "RequestError",
+    "SessionError",
     "UnsupportedSettingError",
     "__version__",
+    "encode_image",
     "generate",
+    "generate_batch",
     "load",
     "stream_generate",
 ]

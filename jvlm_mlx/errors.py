@@ -31,3 +31,7 @@ class RequestError(JvlmError):
 
 class ConversionError(JvlmError):
     """A checkpoint cannot be written: something stands in its place, or the disk is full."""
+
+
+class SessionError(JvlmError):
+    """A saved conversation cannot be read or written, or belongs to another model."""

@@ -1,79 +1,18 @@
 """Texts and pictures to model inputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import PromptError
-from .images.processor import ImageProcessor, ProcessedImage
+from .images.processor import ImageProcessor
 from .images.tiling import ImageLayout
+from .model_inputs import ModelInputs, Row, collate, place_images
 from .text.messages import collect_images
 from .text.template import ChatTemplate, RenderedPrompt
 from .text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
-
-PADDING = -1
-"""Token id in front of the shorter rows of a batch; also every value of a tile that fills up
-a row with fewer tiles."""
-DROPPED = -1_000_000_000
-"""Position of a window that has no patch token: far below 0, with any padding added."""
-
-_MODEL_KEYWORDS = (
-    "input_ids",
-    "attention_mask",
-    "pixel_values",
-    "image_masks",
-    "image_input_idx",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class ModelInputs:
-    """What the model takes, as arrays of the host.
-
-    They stay numpy on purpose: where the picture features go is worked out from the indices,
-    and on the host that needs no wait for the device.
-
-    It is a mapping of the model's five keywords, so that `model(**inputs)` works.
-    B rows, L tokens of the longest row, T tiles of the row with most, P patches of a tile,
-    V values of a patch, W windows of a tile.
-    """
-
-    input_ids: NDArray[np.int32]
-    """(B, L) token ids; -1 is padding, on the left."""
-    attention_mask: NDArray[np.bool_]
-    """(B, L) false on padding."""
-    pixel_values: NDArray[np.float32] | None
-    """(B, T, P, V) tiles of all pictures of a row one after the other; missing tiles are -1.
-    None if no row has a picture."""
-    image_masks: NDArray[np.int8] | None
-    """(B, T, P) 1, or -1 for the patches that get the connector's second padding vector."""
-    image_input_idx: NDArray[np.int32] | None
-    """(B, T, W) where in L a window's feature goes; negative if it is dropped."""
-    layouts: tuple[tuple[ImageLayout, ...], ...]
-    """For each row, how each of its pictures was tiled."""
-
-    def keys(self) -> tuple[str, ...]:
-        """The model's keywords."""
-        return _MODEL_KEYWORDS
-
-    def __getitem__(self, keyword: str) -> NDArray[Any] | None:
-        """Return the array of one of the model's keywords."""
-        if keyword not in _MODEL_KEYWORDS:
-            raise KeyError(keyword)
-        array: NDArray[Any] | None = getattr(self, keyword)
-        return array
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """One prompt with its pictures, before it is padded to the others."""
-
-    input_ids: NDArray[np.int32]  # (L,)
-    positions: list[NDArray[np.int32]]  # (T, W) per picture, counted from the row's first token
-    images: list[ProcessedImage]
 
 
 class Processor:
@@ -187,60 +126,57 @@ class Processor:
         if not texts:
             raise PromptError("there is no prompt; give at least one")
         sources = _images_per_text(len(texts), images)
-        encoded = [self._encode(one, parse_special_tokens) for one in texts]
         # All counts are known to fit before the first picture is opened.
-        for ids, row_sources in zip(encoded, sources, strict=True):
-            placeholders = ids.count(self.tokenizer.image_token_ids.image)
-            if placeholders not in (0, len(row_sources)):
-                raise PromptError(
-                    f"the prompt has {placeholders} {IMAGE_PLACEHOLDER} placeholders,"
-                    f" but {len(row_sources)} images were given"
-                )
-        rows = [
-            self._row(
-                ids,
-                [
-                    self.image_processor(
-                        source, max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
-                    )
-                    for source in row_sources
-                ],
-            )
-            for ids, row_sources in zip(encoded, sources, strict=True)
+        encoded = [
+            self.encode(one, len(row_sources), parse_special_tokens=parse_special_tokens)
+            for one, row_sources in zip(texts, sources, strict=True)
         ]
-        return _collate(rows)
-
-    def _encode(self, text: str, parse_special_tokens: bool) -> list[int]:
-        if isinstance(text, RenderedPrompt):
-            return self.tokenizer.encode(text, text.literals)
-        if not isinstance(text, str):
-            raise PromptError(f"a prompt must be a text, found type {type(text).__name__}")
-        special = None if parse_special_tokens else (IMAGE_PLACEHOLDER,)
-        return self.tokenizer.encode(text, special_tokens=special)
-
-    def _row(self, ids: list[int], images: list[ProcessedImage]) -> _Row:
-        token_ids = np.array([self.tokenizer.bos_token_id, *ids], dtype=np.int32)
-        places = np.flatnonzero(token_ids == self.tokenizer.image_token_ids.image)
-        # What each picture replaces: its placeholder, or nothing between BOS and text.
-        if len(places):
-            starts, ends = places, places + 1
-        else:
-            starts = ends = np.ones(len(images), dtype=np.intp)
-
-        pieces: list[NDArray[np.int32]] = []
-        positions = []
-        length = taken = 0
-        for image, start, end in zip(images, starts, ends, strict=True):
-            pieces += [token_ids[taken:start], image.image_tokens.astype(np.int32)]
-            first = length + int(start) - taken
-            positions.append(
-                np.where(
-                    image.window_positions < 0, DROPPED, image.window_positions + first
-                ).astype(np.int32)
+        rows = []
+        for ids, row_sources in zip(encoded, sources, strict=True):
+            images_of_row = tuple(
+                self.image_processor(
+                    source, max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
+                )
+                for source in row_sources
             )
-            length = first + len(image.image_tokens)
-            taken = int(end)
-        return _Row(np.concatenate([*pieces, token_ids[taken:]]), positions, images)
+            tokens, starts = place_images(
+                ids,
+                [image.image_tokens for image in images_of_row],
+                self.tokenizer.image_token_ids.image,
+            )
+            rows.append(Row(tokens, starts, images_of_row))
+        return collate(rows)
+
+    def encode(
+        self, text: str, num_images: int, *, parse_special_tokens: bool = False
+    ) -> NDArray[np.int32]:
+        """Return the tokens of a prompt, BOS first and placeholders in place of pictures.
+
+        Args:
+            text: as in a call.
+            num_images: pictures that go into it.
+            parse_special_tokens: as in a call.
+
+        Returns:
+            (L,) with as many placeholders as pictures, or none.
+
+        Raises:
+            PromptError: placeholders and pictures differ in number.
+        """
+        if isinstance(text, RenderedPrompt):
+            ids = self.tokenizer.encode(text, text.literals)
+        elif isinstance(text, str):
+            special = None if parse_special_tokens else (IMAGE_PLACEHOLDER,)
+            ids = self.tokenizer.encode(text, special_tokens=special)
+        else:
+            raise PromptError(f"a prompt must be a text, found type {type(text).__name__}")
+        placeholders = ids.count(self.tokenizer.image_token_ids.image)
+        if placeholders not in (0, num_images):
+            raise PromptError(
+                f"the prompt has {placeholders} {IMAGE_PLACEHOLDER} placeholders,"
+                f" but {num_images} images were given"
+            )
+        return np.array([self.tokenizer.bos_token_id, *ids], dtype=np.int32)
 
 
 def _images_per_text(count: int, images: Sequence[Any] | None) -> list[list[Any]]:
@@ -261,45 +197,3 @@ def _images_per_text(count: int, images: Sequence[Any] | None) -> list[list[Any]
             f" found {sum(nested)} lists among {len(images)} entries"
         )
     return [list(entry) for entry in images]
-
-
-def _collate(rows: list[_Row]) -> ModelInputs:
-    """Pad rows to one another: tokens on the left, tiles at the end."""
-    length = max(len(row.input_ids) for row in rows)
-    input_ids = np.full((len(rows), length), PADDING, dtype=np.int32)  # (B, L)
-    attention_mask = np.zeros((len(rows), length), dtype=np.bool_)  # (B, L)
-    for place, row in enumerate(rows):
-        input_ids[place, length - len(row.input_ids) :] = row.input_ids
-        attention_mask[place, length - len(row.input_ids) :] = True
-
-    pixel_values = image_masks = image_input_idx = None
-    if any(row.images for row in rows):
-        pixel_values = _stack([[one.pixel_values for one in row.images] for row in rows], PADDING)
-        image_masks = _stack([[one.image_masks for one in row.images] for row in rows], PADDING)
-        image_input_idx = _stack([row.positions for row in rows], DROPPED)
-        shifts = [length - len(row.input_ids) for row in rows]
-        image_input_idx = image_input_idx + np.array(shifts, dtype=np.int32)[:, None, None]
-    return ModelInputs(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        pixel_values=pixel_values,
-        image_masks=image_masks,
-        image_input_idx=image_input_idx,
-        layouts=tuple(tuple(image.layout for image in row.images) for row in rows),
-    )
-
-
-def _stack(rows: list[list[NDArray[Any]]], missing: int) -> NDArray[Any]:
-    """Join each row's arrays (T, ...) and fill up with `missing`; one array is not copied."""
-    if len(rows) == 1 and len(rows[0]) == 1:
-        return rows[0][0][None]
-    tiles = max(sum(map(len, row)) for row in rows)
-    example = next(array for row in rows for array in row)
-    stacked = np.empty((len(rows), tiles, *example.shape[1:]), dtype=example.dtype)  # (B, T, ...)
-    for place, row in enumerate(rows):
-        start = 0
-        for array in row:
-            stacked[place, start : start + len(array)] = array
-            start += len(array)
-        stacked[place, start:] = missing
-    return stacked

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 # No test may reach the network, and none depends on what a machine has cached.
@@ -63,3 +64,34 @@ def tiny():
 @pytest.fixture(scope="session")
 def golden_folder():
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def grouped(tmp_path_factory):
+    """A random checkpoint in the original layout, sharded, whose layers fit groups of 32."""
+    from converting import write_grouped
+
+    return write_grouped(tmp_path_factory.mktemp("grouped"), max_shard_bytes=300_000)
+
+
+@pytest.fixture(scope="session")
+def quantizable(tmp_path_factory):
+    """The small checkpoint with decoder heads of 32 values, random, so that a cache can be
+    quantized."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("heads") / "checkpoint"
+    shutil.copytree(GOLDEN / "tiny", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["block_config"]["attn_config"]["head_dim"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    random = np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if "language_model.layers" in name and ".attn." in name:
+            shape = list(tensor.shape)
+            shape[1 if name.endswith("attn.out.weight") else 0] *= 2
+            scale = 0 if name.endswith("_b") else 1 if "lnorm" in name else 0.3
+            tensors[name] = (scale * random.standard_normal(shape)).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    return jvlm_mlx.load(folder)

@@ -250,29 +250,6 @@ def test_quantized_cache_really_starts(quantizable):
     assert coarse.token_ids != answer(quantizable, prompt="one two three", max_tokens=40).token_ids
 
 
-@pytest.fixture(scope="module")
-def quantizable(tmp_path_factory, golden_folder):
-    """The small checkpoint with decoder heads of 32 values, random, so that a cache can be
-    quantized."""
-    from safetensors.numpy import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("heads") / "checkpoint"
-    shutil.copytree(golden_folder / "tiny", folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["block_config"]["attn_config"]["head_dim"] = 32
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = load_file(folder / "model.safetensors")
-    random = np.random.default_rng(0)
-    for name, tensor in tensors.items():
-        if "language_model.layers" in name and ".attn." in name:
-            shape = list(tensor.shape)
-            shape[1 if name.endswith("attn.out.weight") else 0] *= 2
-            scale = 0 if name.endswith("_b") else 1 if "lnorm" in name else 0.3
-            tensors[name] = (scale * random.standard_normal(shape)).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors")
-    return jvlm_mlx.load(folder)
-
-
 def test_heads_that_cannot_be_quantized_are_refused(tiny):
     with pytest.raises(RequestError, match="head of 16 values"):
         answer(tiny, kv_bits=4)

@@ -6,7 +6,8 @@ import pytest
 
 from jvlm_mlx.checkpoint.load import load_processor, read_settings
 from jvlm_mlx.errors import ImageError, PromptError
-from jvlm_mlx.processor import DROPPED, Processor
+from jvlm_mlx.model_inputs import DROPPED
+from jvlm_mlx.processor import Processor
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYWORDS = ("input_ids", "attention_mask", "pixel_values", "image_masks", "image_input_idx")

@@ -14,6 +14,8 @@ from ..settings.reader import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+STORED_DTYPES = ("F32", "F16", "BF16", "U32", "U8")
+"""Types of weights, of packed weights, and of 8-bit scales."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ class StoredTensor:
 class CheckpointFiles:
     """All tensors of a folder; `take` hands each out once and keeps nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: Path | None = None) -> None:
         """Read the headers of all weight files.
+
+        Args:
+            folder: of the checkpoint.
+            only: the one file of it to read, whatever the index says.
 
         Raises:
             CheckpointError: there are no weights, the index names a file that is absent or a
@@ -40,6 +46,9 @@ class CheckpointFiles:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._open: dict[Path, dict[str, mx.array]] = {}
+        if only is not None:
+            self._read_header(only)
+            return
         index = folder / INDEX_NAME
         expected = self._read_index(index) if index.exists() else {}
         for file in sorted(set(expected.values())) or self._files_without_index():
@@ -80,9 +89,13 @@ class CheckpointFiles:
                         raise CheckpointError(
                             f"{name} is in {self.tensors[name].file.name} and in {file.name}"
                         )
-                    self.tensors[name] = StoredTensor(
-                        name, file, tuple(part.get_shape()), part.get_dtype()
-                    )
+                    dtype = part.get_dtype()
+                    if dtype not in STORED_DTYPES:
+                        raise CheckpointError(
+                            f"{file}: {name} is stored as {dtype};"
+                            f" supported: {', '.join(STORED_DTYPES)}"
+                        )
+                    self.tensors[name] = StoredTensor(name, file, tuple(part.get_shape()), dtype)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file} is truncated or no safetensors file ({error}); download it again"

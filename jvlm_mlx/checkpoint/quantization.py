@@ -79,8 +79,15 @@ def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dty
         quantization: how they are packed.
         dtype: of the result, which affine weights are also computed in.
     """
-    if quantization.mode != "affine":
-        return mx.dequantize(*arrays, **asdict(quantization), dtype=dtype)
-    weight, scales, biases = arrays
-    scales, biases = scales.astype(dtype), biases.astype(dtype)
-    return mx.dequantize(weight, scales, biases, **asdict(quantization))
+    weight, scales, *biases = arrays
+    if quantization.mode == "affine":
+        scales, biases = scales.astype(dtype), [biases[0].astype(dtype)]
+    return mx.dequantize(
+        weight,
+        scales,
+        biases[0] if biases else None,
+        group_size=quantization.group_size,
+        bits=quantization.bits,
+        mode=quantization.mode,
+        dtype=dtype,
+    )

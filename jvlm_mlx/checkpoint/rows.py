@@ -16,20 +16,19 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, UnsupportedSettingError
-from .files import CheckpointFiles, StoredTensor
+from ..errors import CheckpointError
+from .files import CheckpointFiles
 
 BITS = np.dtype(np.uint16)
 # What numpy reads each stored type as; it has no bfloat16, so that is read as its bits.
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": BITS,
     "U32": np.dtype(np.uint32),
     "U8": np.dtype(np.uint8),
 }
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = ("F32", "F16", "BF16")
 MLX_DTYPES = {
     "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8,
 }  # fmt: skip
@@ -37,9 +36,7 @@ STORED_NAMES = {dtype: name for name, dtype in MLX_DTYPES.items()}
 
 
 def as_array(values: npt.NDArray[Any], dtype: str) -> mx.array:
-    """Return stored values as an mlx array; float64 becomes float32, as when loading."""
-    if dtype == "F64":
-        values = values.astype(np.float32)
+    """Return stored values as an mlx array."""
     array = mx.array(values)
     return array.view(mx.bfloat16) if dtype == "BF16" else array
 
@@ -49,6 +46,13 @@ def as_bytes(array: mx.array) -> npt.NDArray[Any]:
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False)
 
 
+def as_float(array: mx.array) -> float:
+    """Return the value of an array that has just one."""
+    value = array.item()
+    assert isinstance(value, float)
+    return value
+
+
 class RowReader:
     """The tensors of a checkpoint's files, by rows along the first axis."""
 
@@ -56,15 +60,8 @@ class RowReader:
         """Open all files.
 
         Raises:
-            UnsupportedSettingError: a tensor has a type that no model is computed in.
             CheckpointError: a file cannot be opened.
         """
-        for tensor in files.tensors.values():
-            if tensor.dtype not in NUMPY_DTYPES:
-                raise UnsupportedSettingError(
-                    f"{tensor.file}: {tensor.name} is stored as {tensor.dtype};"
-                    f" supported: {', '.join(NUMPY_DTYPES)}"
-                )
         self.tensors = files.tensors
         self._descriptors: dict[Path, int] = {}
         self._starts: dict[str, int] = {}
@@ -138,8 +135,3 @@ def row_blocks(shape: tuple[int, ...], values: int) -> list[tuple[int, int]]:
         return [(0, shape[0] if shape else 1)]
     step = max(1, values // max(1, math.prod(shape[1:])))
     return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-
-
-def stored_dtype(tensor: StoredTensor) -> str:
-    """Return how the values of a tensor are called once they are read (float64 is not kept)."""
-    return "F32" if tensor.dtype == "F64" else tensor.dtype

@@ -86,11 +86,11 @@ class Checkpoint:
                     f"{name} in {tensors[name].file.name} has shape {tensors[name].shape};"
                     f" expected {part.shape}"
                 )
-        unused = _unused_names(self.settings, self.layout)
+        unused = unused_tensors(self.settings, self.layout)
         problems += [
             f"{name} in {tensor.file.name} of shape {tensor.shape} has no place in the model"
             for name, tensor in sorted(tensors.items())
-            if name not in expected and not any(map(name.startswith, unused))
+            if name not in expected and not unused(name)
         ]
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -167,6 +167,16 @@ def stored_bytes(tensor: StoredTensor) -> int:
     return size * int(digits) // 8
 
 
+def needed_names(settings: ModelSettings, layout: Layout) -> set[str]:
+    """Return the names of all tensors that a checkpoint without quantization must have."""
+    return {
+        part.name
+        for path, array in parameters(Model(settings))
+        for part in parameter_parts(path, tuple(array.shape), settings, layout)
+        if not part.optional
+    }
+
+
 def parameter_parts(
     path: str, shape: tuple[int, ...], settings: ModelSettings, layout: Layout
 ) -> tuple[Part, ...]:
@@ -235,20 +245,22 @@ def _decoder_biases(files: CheckpointFiles, settings: ModelSettings, layout: Lay
     return False
 
 
-def _unused_names(settings: ModelSettings, layout: Layout) -> list[str]:
-    """Return how names start that may be in a checkpoint although nothing needs them."""
+def unused_tensors(settings: ModelSettings, layout: Layout) -> Callable[[str], bool]:
+    """Return what tells the names of tensors that may be there although nothing needs them."""
     tower = settings.tower
-    paths = [
+    modules = [
         f"vision_tower.layers.{layer}."
         for layer in range(tower.num_used_layers, tower.num_hidden_layers)
     ]
     if tower.final_norm and not tower.uses_final_norm:
-        paths.append("vision_tower.final_norm.")
-    unused = [layout.sources(path)[0] for path in paths]
+        modules.append("vision_tower.final_norm.")
+    prefixes = tuple(layout.sources(path)[0] for path in modules)
+    names: set[str] = set()
     if not settings.decoder.block.attention.has_projection_bias:
         for layer in range(settings.decoder.num_hidden_layers):
-            unused += layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
-    return unused
+            names.update(layout.sources(f"decoder.layers.{layer}.attention.qkv.bias"))
+    # Biases by whole name: `qkv.biases` belongs to a quantized weight.
+    return lambda name: name in names or name.startswith(prefixes)
 
 
 __all__ = ["LAYOUTS", "MLX", "ORIGINAL", "OWN", "Checkpoint", "Part", "Progress", "stored_bytes"]

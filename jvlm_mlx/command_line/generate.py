@@ -11,6 +11,7 @@ from contextlib import closing
 
 from ..errors import RequestError
 from ..generate import GenerationOptions, GenerationPiece, GenerationResult, stream_generate
+from ..generate.summary import summarize
 from .main import EXIT_INTERRUPTED, EXIT_OK
 from .model_arguments import (
     add_generation_arguments,
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("" if stream else result.text)
     if arguments.verbose:
-        print(_summary(result), file=sys.stderr)
+        print(summarize(result), file=sys.stderr)
     return EXIT_INTERRUPTED if interrupted else EXIT_OK
 
 
@@ -102,19 +103,3 @@ def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
     if not prompt and not images:
         raise RequestError("there is nothing to answer: give a question with -p, or a picture")
     return images, prompt
-
-
-def _summary(result: GenerationResult) -> str:
-    tiles = f" in {len(result.tiles)} pictures of {result.tiles} tiles" if result.tiles else ""
-    return "\n".join(
-        (
-            f"prompt: {result.prompt_tokens} tokens, {result.image_tokens} of them{tiles},"
-            f" {result.prompt_tps:.1f} tokens/s" if result.tiles
-            else f"prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.1f} tokens/s",
-            f"first token after {result.first_token_seconds:.2f} s,"
-            f" {result.image_seconds:.2f} s of it for pictures",
-            f"answer: {result.generation_tokens} tokens, {result.generation_tps:.1f} tokens/s,"
-            f" ended by {result.finish_reason}",
-            f"peak memory: {result.peak_memory:.2f} GB",
-        )
-    )  # fmt: skip

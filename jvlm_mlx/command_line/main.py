@@ -25,6 +25,10 @@ class Verb:
 
 VERBS = {
     "generate": Verb("generate", "answer a question about pictures"),
+    "chat": Verb("chat", "talk about pictures"),
+    "batch": Verb("batch", "answer a file of questions"),
+    "doctor": Verb("doctor", "check this machine: chip, kernels, equality, speed"),
+    "convert": Verb("convert", "convert a checkpoint, verify a conversion, inspect a file"),
 }
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 from ..checkpoint.load import DTYPES, load
 from ..checkpoint.locate import DEFAULT_REPOSITORY
+from ..errors import RequestError
+from ..generate.budget import memory_bytes
 from ..generate.options import KV_BITS, GenerationOptions
 from ..model import Model
 from ..processor import Processor
+from ..reuse.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from .progress import ProgressBars
 
 
@@ -20,6 +23,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--revision", help="branch, tag or commit of a repository")
     group.add_argument("--dtype", choices=DTYPES, help="compute in this; else as stored")
+
+
+def _size(text: str) -> int:
+    try:
+        return memory_bytes(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 _FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
@@ -39,6 +49,7 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
     (("--kv-group-size",), "kv_group_size", {"type": int}),
     (("--prefill-step-size",), "prefill_step_size", {"type": int, "metavar": "TOKENS"}),
     (("--tile-group-size",), "tile_group_size", {"type": int, "metavar": "TILES"}),
+    (("--max-memory",), "max_memory", {"type": _size, "metavar": "SIZE"}),
     (("--max-crops",), "max_crops", {"type": int, "metavar": "TILES"}),
     (("--min-pixels",), "min_pixels", {"type": int}),
     (("--max-pixels",), "max_pixels", {"type": int}),
@@ -60,6 +71,7 @@ _HELP = {
     "kv_group_size": "values that share a scale in a quantized cache",
     "prefill_step_size": "prompt tokens read at once",
     "tile_group_size": "tiles encoded at once; more need more memory",
+    "max_memory": "encode tiles in groups that fit into this much memory, like 8GB",
     "max_crops": "most tiles of a picture; fewer are faster and see less",
     "min_pixels": "enlarge pictures of a smaller area",
     "max_pixels": "reduce pictures of a larger area",
@@ -75,6 +87,19 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         if default is None or name == "stop":
             default = argparse.SUPPRESS
         group.add_argument(*flags, dest=name, default=default, help=_HELP[name], **details)
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that bounds what answers remember for later ones."""
+    parser.add_argument(
+        "--cache-size", type=float, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
+        help="memory for pictures and prompts that were seen before; 0 for none",
+    )  # fmt: skip
+
+
+def caches(arguments: argparse.Namespace) -> GenerationCaches:
+    """Return the caches that the flag asks for."""
+    return GenerationCaches(int(arguments.cache_size * 1e9))
 
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:

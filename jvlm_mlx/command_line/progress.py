@@ -9,6 +9,8 @@ from huggingface_hub.utils import tqdm
 _NAMES = {"tiles": "pictures", "prompt": "prompt"}
 _UNITS = {"tiles": "tile", "prompt": "token"}
 
+_QUESTION_STAGES = ("source", "converted")
+
 
 def wants_progress(quiet: bool) -> bool:
     """Return whether progress should be shown: someone is watching and did not ask for quiet."""
@@ -30,6 +32,17 @@ class ProgressBars:
     def stage(self, stage: str, done: int, total: int) -> None:
         """Show a stage of an answer: the progress callback of `stream_generate`."""
         self._show(_NAMES[stage], done, total, unit=_UNITS[stage])
+
+    def conversion(self, stage: str, done: int, total: int) -> None:
+        """Show a stage of `convert` or `verify`, in bytes or in questions."""
+        if stage in _QUESTION_STAGES:
+            self._show(stage, done, total, unit="question")
+        else:
+            self._show(stage, done, total, unit="B", unit_scale=True)
+
+    def rows(self, done: int, total: int) -> None:
+        """Show rows of a batch; those done before it began do not count for the rate."""
+        self._show("rows", done, total, unit="row", initial=done)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -1,6 +1,7 @@
 """Answering: `stream_generate` and `generate`; `python -m jvlm_mlx.generate` on the terminal."""
 
 from .options import GenerationOptions
+from .pictures import encode_image
 from .results import GenerationPiece, GenerationResult
 from .stream import generate, stream_generate
 
@@ -8,6 +9,7 @@ __all__ = [
     "GenerationOptions",
     "GenerationPiece",
     "GenerationResult",
+    "encode_image",
     "generate",
     "stream_generate",
 ]

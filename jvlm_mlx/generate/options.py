@@ -56,6 +56,9 @@ class GenerationOptions:
     """Prompt tokens that are read at once."""
     tile_group_size: int = 4
     """Tiles that go through the vision tower at once."""
+    max_memory: int | None = None
+    """Bytes that weights, keys and values and pictures may take together: tiles are encoded in
+    groups that fit, whatever `tile_group_size` says. None for no limit."""
     max_crops: int | None = None
     """Most tiles of a picture beside its thumbnail; None for the checkpoint's own."""
     min_pixels: int | None = None
@@ -73,7 +76,7 @@ class GenerationOptions:
         if "" in self.stop:
             raise RequestError("stop: an empty text would end every answer at once")
         for name in ("max_tokens", "repetition_context_size", "prefill_step_size",
-                     "tile_group_size", "max_kv_size", "kv_group_size"):  # fmt: skip
+                     "tile_group_size", "max_memory", "max_kv_size", "kv_group_size"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; it must be at least 1")

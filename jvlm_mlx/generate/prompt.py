@@ -1,4 +1,4 @@
-"""From what a caller gives, a text or messages and pictures, to checked model inputs."""
+"""From what a caller gives, a text or messages and pictures, to checked tokens and pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,36 +7,66 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import PromptError
+from ..errors import ImageError, PromptError
+from ..images.windows import image_tokens
 from ..model import Model
-from ..processor import ModelInputs, Processor
+from ..model_inputs import ModelInputs, Row, collate, place_images
+from ..processor import Processor
+from ..reuse.encoded_image import EncodedImage
+from ..reuse.prompt_key import PictureSpan, PromptKey
+from ..text.messages import collect_images
 from ..text.template import RenderedPrompt
 from .options import GenerationOptions
+from .pictures import Picture, open_picture
 
 Prompt = str | Sequence[dict[str, Any]]
 """The words of a single question, a rendered prompt, or the messages of a conversation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedPrompt:
     """A single prompt, ready for the model."""
 
-    inputs: ModelInputs
-
-    @property
-    def token_ids(self) -> npt.NDArray[np.integer]:
-        """(L,) the prompt's tokens."""
-        return self.inputs.input_ids[0]
+    token_ids: npt.NDArray[np.int32]
+    """(L,) all tokens, those of pictures included."""
+    starts: tuple[int, ...]
+    """Where each picture's first token stands."""
+    pictures: tuple[Picture, ...]
+    """In the order of the prompt; opened, or encoded already."""
 
     @property
     def tiles(self) -> tuple[int, ...]:
         """Tiles of each picture."""
-        return tuple(layout.num_tiles for layout in self.inputs.layouts[0])
+        return tuple(picture.layout.num_tiles for picture in self.pictures)
 
     @property
     def image_tokens(self) -> int:
         """Tokens that stand for pictures."""
-        return sum(layout.num_tokens for layout in self.inputs.layouts[0])
+        return sum(picture.layout.num_tokens for picture in self.pictures)
+
+    def key(self) -> PromptKey:
+        """Return what caches know the prompt by."""
+        return PromptKey.of(
+            self.token_ids.tolist(),
+            [
+                PictureSpan(start, picture.layout.num_tokens, picture.digest)
+                for start, picture in zip(self.starts, self.pictures, strict=True)
+            ],
+        )
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """The same prompt as arguments of the model's own call.
+
+        Raises:
+            ImageError: a picture has been encoded already, and its pixels are gone.
+        """
+        images = []
+        for picture in self.pictures:
+            if isinstance(picture, EncodedImage):
+                raise ImageError(f"{picture.name} is encoded already; give the picture itself")
+            images.append(picture.cut())
+        return collate([Row(self.token_ids, self.starts, tuple(images))])
 
 
 def prepare_prompt(
@@ -46,14 +76,15 @@ def prepare_prompt(
     system: str | None,
     options: GenerationOptions,
 ) -> PreparedPrompt:
-    """Render, tokenize and cut pictures into tiles.
+    """Render, tokenize and open pictures.
 
     Args:
         processor: of the checkpoint.
         prompt: words of a single question, in front of which all pictures go, as in the
             original; or messages, whose image parts say where pictures go; or a prompt that
             `processor.apply_chat_template` returned.
-        images: a picture or a list of them, of any kind the processor opens, or None.
+        images: a picture or a list of them, of any kind the processor opens or encoded
+            already, or None.
         system: words of a system message in front, or None.
         options: limits on pictures.
 
@@ -65,17 +96,25 @@ def prepare_prompt(
     if isinstance(prompt, RenderedPrompt):
         if system is not None:
             raise PromptError("system: the prompt is rendered already; put it into the messages")
-        return PreparedPrompt(processor(text=[prompt], images=[sources], **options.image_limits))
-    if isinstance(prompt, str):
-        parts = [{"type": "image"} for _ in sources] + [{"type": "text", "text": prompt}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        text = prompt
     else:
-        messages = list(prompt)
-    if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-    return PreparedPrompt(
-        processor.from_messages(messages, images=sources or None, **options.image_limits)
+        if isinstance(prompt, str):
+            parts = [{"type": "image"} for _ in sources] + [{"type": "text", "text": prompt}]
+            messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        else:
+            messages = list(prompt)
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        sources = collect_images(messages, sources or None)
+        text = processor.apply_chat_template(messages)
+    ids = processor.encode(text, len(sources))
+    pictures = tuple(open_picture(processor, source, options.image_limits) for source in sources)
+    token_ids, starts = place_images(
+        ids,
+        [image_tokens(picture.layout, picture.settings, picture.token_ids) for picture in pictures],
+        processor.tokenizer.image_token_ids.image,
     )
+    return PreparedPrompt(token_ids, starts, pictures)
 
 
 def as_list(images: Any) -> list[Any]:

@@ -12,6 +12,8 @@ class Counts:
     """Tokens of the prompt, pictures included."""
     image_tokens: int
     """How many of them stand for pictures."""
+    cached_tokens: int
+    """How many of the prompt's tokens a cache had, so that they were not read again."""
     tiles: tuple[int, ...]
     """Tiles of each picture, its thumbnail included."""
     generation_tokens: int
@@ -21,7 +23,7 @@ class Counts:
     image_seconds: float
     """How much of it was spent on opening, cutting and encoding pictures."""
     prompt_tps: float
-    """Prompt tokens per second, without the time for the pictures."""
+    """Prompt tokens read per second, without the time for the pictures."""
     generation_tps: float
     """Tokens per second after the first; 0 until there are two."""
     peak_memory: float

@@ -1,5 +1,6 @@
 """The decoder: Qwen3, with fused projections and mlx-lm's RoPE and caches."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,7 +128,9 @@ class Decoder(nn.Module):
         mask: Mask
         offset: int | mx.array
         if cache is not None:
-            mask, offset = create_attention_mask(x, cache[0]), cache[0].offset
+            # A batch's offset is an array, which mlx-lm 0.31 changes in place as soon as the
+            # first layer has been through: every layer must still see what it was.
+            mask, offset = create_attention_mask(x, cache[0]), copy.copy(cache[0].offset)
         elif left_padding is not None:
             # Positions count from 0 at the first real token; padding has negative ones.
             mask, offset = padded_causal_mask(length, left_padding), -left_padding

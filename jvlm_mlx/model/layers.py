@@ -1,5 +1,6 @@
 """The two pieces that tower, connector and decoder are all built of: norms and MLPs."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -7,13 +8,29 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..settings.blocks import MLPSettings, NormSettings
+from . import cpu
 
 Activation = Callable[[mx.array], mx.array]
+
+
+@partial(mx.compile, shapeless=True)
+def _gelu_tanh(x: mx.array) -> mx.array:
+    # (1 + tanh(u)) / 2 is sigmoid(2 u): one function call, and a chain that is short enough to
+    # be one kernel. In float32 whatever the input is, as the original's is.
+    y = x.astype(mx.float32)
+    inner = math.sqrt(8 / math.pi) * y * (1 + 0.044715 * (y * y))
+    return (y * mx.sigmoid(inner)).astype(x.dtype)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """Return the tanh-approximated GELU, of the same shape and dtype."""
+    return cpu.gelu_tanh(x) if cpu.is_cpu_float32(x) else _gelu_tanh(x)
+
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": nn.silu,
     "gelu": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu_approx,
+    "gelu_pytorch_tanh": gelu_tanh,
 }
 
 

@@ -163,9 +163,8 @@ class Model(nn.Module):
         """
         if len(features) == 0:
             return embeddings
-        rows = mx.array(sources)
-        taken = features[mx.maximum(rows, 0)].astype(embeddings.dtype)
-        return mx.where((rows >= 0)[..., None], embeddings + taken, embeddings)
+        taken = features[mx.array(np.maximum(sources, 0))].astype(embeddings.dtype)
+        return mx.where(mx.array(sources >= 0)[..., None], embeddings + taken, embeddings)
 
     def embed(
         self,

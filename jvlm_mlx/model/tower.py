@@ -5,6 +5,7 @@ import mlx.nn as nn
 
 from ..settings.blocks import AttentionSettings, BlockSettings
 from ..settings.model import TowerSettings
+from . import cpu
 from .layers import MLP, make_norm
 
 
@@ -34,7 +35,10 @@ class TowerAttention(nn.Module):
             queries = self.q_norm(queries)
         if settings.k_norm:
             keys = self.k_norm(keys)
-        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=settings.scale)
+        if cpu.is_cpu_float32(queries) and heads == groups:
+            x = cpu.attention(queries, keys, values, settings.scale)
+        else:
+            x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=settings.scale)
         # (T, H, P, D) -> (T, P, H, D) -> (T, P, H D)
         return self.out(mx.flatten(x.transpose(0, 2, 1, 3), -2))
 

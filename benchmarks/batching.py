@@ -1,0 +1,128 @@
+"""Throughput of `generate_batch` by batch size.
+
+    python -m benchmarks.batching --layers 0.15 --dtype float32
+    python -m benchmarks.batching --model DIR --rows 64 --sizes 1 2 4 8 16 32
+
+Rows have one photo each, of which there are a few, and answers of different lengths. Rates are of
+the whole run, pictures and prompts included, and of decoding alone: the same rows when pictures
+and prompts are known already.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from jvlm_mlx import GenerationCaches, Model, Processor, generate_batch
+from jvlm_mlx.checkpoint.load import DTYPES
+
+from .common.checkpoint import loaded_checkpoint
+from .common.machine import describe_machine
+from .common.photos import TILES, photo_bytes
+from .common.report import json_line, line_chart, table
+
+
+def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
+    """Return questions of which every fourth has a short answer."""
+    picture = photo_bytes()
+    return [
+        {
+            "prompt": f"Question {number}: what is in this picture?",
+            "images": picture,
+            "max_crops": TILES[tiles],
+            "max_tokens": max(1, max_tokens // (2 if number % 4 == 0 else 1)),
+        }
+        for number in range(count)
+    ]
+
+
+def timed(
+    model: Model, processor: Processor, rows: list[dict[str, Any]], size: int, **options: Any
+) -> tuple[float, int, list[tuple[int, ...]]]:
+    """Return seconds, peak memory in bytes, and the tokens of each row."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    found: dict[int, tuple[int, ...]] = {}
+    for answer in generate_batch(
+        model, processor, rows, batch_size=size, stop_token_ids=(), **options
+    ):
+        if answer.result is None:
+            raise RuntimeError(answer.error)
+        found[answer.index] = answer.result.token_ids
+    seconds = time.perf_counter() - start
+    return seconds, mx.get_peak_memory(), [found[index] for index in range(len(rows))]
+
+
+def main() -> int:
+    """Run, print, and return 1 if answers depend on the batch size."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", help="folder or repository; else random weights")
+    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--tiles", type=int, choices=TILES, default=2)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--chart", type=Path, help="write a PNG; needs matplotlib")
+    arguments = parser.parse_args()
+    rows = make_rows(arguments.rows, arguments.tiles, arguments.max_tokens)
+    results = []
+    same = True
+    with loaded_checkpoint(arguments.model, arguments.layers, arguments.dtype) as loaded:
+        known = GenerationCaches(8 * 10**9)
+        _, _, expected = timed(*loaded, rows, 1, caches=known)
+        for size in arguments.sizes:
+            whole, peak, answers = timed(*loaded, rows, size)
+            decoding, _, again = timed(*loaded, rows, size, caches=known)
+            same = same and answers == expected == again
+            count = sum(map(len, answers))
+            results.append(
+                {
+                    "batch_size": size,
+                    "tokens_per_second": count / whole,
+                    "decode_tokens_per_second": count / decoding,
+                    "rows_per_minute": 60 * len(rows) / whole,
+                    "peak_bytes": peak,
+                }
+            )
+    alone = results[0]["decode_tokens_per_second"]
+    print(
+        table(
+            ("batch size", "rows/min", "tokens/s", "decoding alone", "gain", "peak memory"),
+            [
+                (
+                    one["batch_size"],
+                    f"{one['rows_per_minute']:.1f}",
+                    f"{one['tokens_per_second']:.1f}",
+                    f"{one['decode_tokens_per_second']:.1f}",
+                    f"{one['decode_tokens_per_second'] / alone:.2f} x",
+                    f"{one['peak_bytes'] / 1e9:.2f} GB",
+                )
+                for one in results
+            ],
+        )
+    )
+    print("answers do not depend on the batch size" if same else "ANSWERS DIFFER")
+    content = {"machine": describe_machine(), "arguments": {**vars(arguments), "chart": None}}
+    print(json_line("batching", {**content, "results": results, "same_answers": same}))
+    if arguments.chart:
+        sizes = [one["batch_size"] for one in results]
+        line_chart(
+            arguments.chart,
+            "Throughput by batch size",
+            "batch size",
+            "tokens/s",
+            {
+                "whole run": (sizes, [one["tokens_per_second"] for one in results]),
+                "decoding alone": (sizes, [one["decode_tokens_per_second"] for one in results]),
+            },
+        )
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

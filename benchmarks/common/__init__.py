@@ -1,0 +1,1 @@
+"""What the benchmarks share: models, pictures, timing, limits, counting and reports."""

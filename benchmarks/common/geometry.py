@@ -1,0 +1,70 @@
+"""Models at the released geometry, or any other, without a checkpoint on disk."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from jvlm_mlx.model import Model
+from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.settings.reader import SettingsReader
+
+from ..random_checkpoint import released_config
+
+# A prime number of values, so that rows cut from the repeated block differ from each other.
+_BLOCK_VALUES = 8_388_593
+
+
+def released_settings(layers: float = 1.0) -> ModelSettings:
+    """Return the settings of the release, or of the same model with a share of its layers."""
+    return ModelSettings.read(SettingsReader(released_config(layers), "config.json"))
+
+
+def random_model(settings: ModelSettings, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Model:
+    """Return an evaluated model with made-up weights whose activations stay finite.
+
+    Args:
+        settings: geometry.
+        dtype: of all weights.
+        seed: of the values. They are cut from one block of random numbers, since drawing
+            billions of them would take longer than the benchmark.
+    """
+    model = Model(settings)
+    generator = np.random.default_rng(seed)
+    block = generator.standard_normal(_BLOCK_VALUES, dtype=np.float32)
+
+    def draw(array: mx.array) -> mx.array:
+        # Matrices keep the scale of what goes through them; vectors act as norms near 1.
+        deviation = array.shape[-1] ** -0.5 if array.ndim > 1 else 0.05
+        start = int(generator.integers(_BLOCK_VALUES))
+        values = np.resize(np.roll(block, start), array.shape) * np.float32(deviation)
+        if array.ndim == 1:
+            values += 1
+        drawn = mx.array(values).astype(dtype)
+        mx.eval(drawn)
+        return drawn
+
+    _replace(model, draw)
+    return model
+
+
+def weightless_model(settings: ModelSettings, dtype: mx.Dtype = mx.float32) -> Model:
+    """Return a model whose weights are one number shown many times: for looking at graphs."""
+    model = Model(settings)
+    _replace(model, lambda array: constant(array.shape, dtype))
+    return model
+
+
+def constant(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Return an evaluated array of any shape that takes the memory of one number."""
+    array = mx.broadcast_to(mx.zeros((), dtype), shape)
+    mx.eval(array)
+    return array
+
+
+def _replace(model: nn.Module, make: Callable[[mx.array], mx.array]) -> None:
+    parameters: Any = tree_map(make, model.parameters())
+    model.update(parameters)

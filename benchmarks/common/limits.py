@@ -1,0 +1,52 @@
+"""What this machine can do at best, measured in the same run as what is compared with it."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from .timing import measure
+
+_SIDE = 2048
+_ROWS = 12288
+_MATRICES = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rates of plain MLX operations."""
+
+    matmul: float
+    """Floating point operations per second of a product of two 2048 x 2048 matrices."""
+    streaming: float
+    """Bytes of weights per second that pass through products of one row with matrices of
+    12288 x 2048, as a decode step asks for. They are read once and do not fit a cache."""
+
+    def __str__(self) -> str:
+        return (
+            f"matmul {self.matmul / 1e9:.0f} GFLOP/s,"
+            f" weight streaming {self.streaming / 1e9:.1f} GB/s"
+        )
+
+
+def measure_limits(dtype: mx.Dtype = mx.float32, repeats: int = 5) -> Limits:
+    """Measure both rates; the best repeat counts, since a limit is not an average."""
+    key = mx.random.key(0)
+    square = mx.random.normal((_SIDE, _SIDE), key=key).astype(dtype)
+    row = mx.random.normal((1, _SIDE), key=key).astype(dtype)
+    matrices = [
+        mx.random.normal((_ROWS, _SIDE), key=mx.random.key(seed)).astype(dtype)
+        for seed in range(_MATRICES)
+    ]
+    mx.eval(square, row, matrices)
+    timings = measure(
+        {
+            "matmul": lambda: square @ square.T,
+            "streaming": lambda: [row @ matrix.T for matrix in matrices],
+        },
+        repeats=repeats,
+    )
+    total = sum(matrix.nbytes for matrix in matrices)
+    return Limits(
+        matmul=2 * _SIDE**3 / min(timings["matmul"].seconds),
+        streaming=total / min(timings["streaming"].seconds),
+    )

@@ -1,0 +1,74 @@
+"""Real photos that scikit-image ships, and the release's processor for them."""
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from jvlm_mlx.images import ImageProcessor
+from jvlm_mlx.images.windows import ImageTokenIds
+from jvlm_mlx.settings.image import ImageSettings
+from jvlm_mlx.settings.reader import SettingsReader
+
+RELEASED = Path(__file__).parents[1] / "released"
+TILES = {2: 1, 5: 4, 10: 9, 13: 12}
+"""Tiles of a picture with its thumbnail, and the `max_crops` that gives them. There is always a
+thumbnail, so 2 is the fewest."""
+IMAGE_TOKEN_IDS = ImageTokenIds(
+    start=151936, end=151937, patch=151938, column=151939, image=151940
+)
+
+
+@dataclass(frozen=True)
+class PhotoInputs:
+    """One photo and some words, as the model takes them; fields as in `ModelInputs`."""
+
+    input_ids: npt.NDArray[Any]
+    pixel_values: npt.NDArray[Any]
+    image_masks: npt.NDArray[Any]
+    image_input_idx: npt.NDArray[Any]
+
+    @property
+    def tiles(self) -> int:
+        """Tiles, the thumbnail included."""
+        return int(self.pixel_values.shape[1])
+
+
+def photo_bytes() -> bytes:
+    """Return a photo of 600 x 400 that is enlarged to 1,500 x 1,000, as a JPEG file."""
+    from skimage import data
+
+    file = BytesIO()
+    photo = Image.fromarray(data.coffee())
+    photo.resize((1500, 1000), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def image_processor() -> ImageProcessor:
+    """Return the release's image processor."""
+    text = (RELEASED / "preprocessor_config.json").read_text(encoding="utf-8")
+    settings = ImageSettings.read(SettingsReader(json.loads(text), "preprocessor_config.json"))
+    return ImageProcessor(settings, IMAGE_TOKEN_IDS)
+
+
+def photo_inputs(tiles: int, words: int = 24, seed: int = 0) -> PhotoInputs:
+    """Return a prompt of one photo of so many tiles, followed by words.
+
+    Args:
+        tiles: one of `TILES`.
+        words: random token ids behind the picture.
+        seed: of these ids.
+    """
+    picture = image_processor()(photo_bytes(), max_crops=TILES[tiles])
+    ids = np.random.default_rng(seed).integers(1000, 100_000, words)
+    return PhotoInputs(
+        input_ids=np.concatenate([picture.image_tokens, ids])[None],
+        pixel_values=picture.pixel_values[None],
+        image_masks=picture.image_masks[None],
+        image_input_idx=picture.window_positions[None],
+    )

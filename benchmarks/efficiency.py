@@ -1,0 +1,136 @@
+"""The paper's efficiency table next to what this implementation really feeds the decoder.
+
+    python -m benchmarks.efficiency
+
+Formulas (n grid tiles and a thumbnail, P = 729 patches a tile, L tokens of the decoder):
+
+    patch tokens without pooling    (n + 1) P
+    with pooling, paper             (n + 1) floor(P / 4)
+    with pooling, fed               (n + 1) windows of 2 x 2, rounded up, less the overlap
+    prefill work                    layers x (2 L weights + 2 L^2 heads x head size)
+    keys and values                 2 x layers x key/value heads x head size x 2 bytes x L
+    total work                      tower + connector + prefill
+
+The paper's ratios follow if the part of attention that grows with the square of L is left out
+("linear" below; what remains of the difference is the words of its question). What is fed is
+counted in full.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass
+
+from jvlm_mlx.images import ImageLayout
+from jvlm_mlx.settings.model import ModelSettings
+
+from .common.geometry import released_settings
+from .common.photos import image_processor
+from .common.report import json_line, table
+from .common.work import (
+    connector_operations,
+    kv_bytes_per_token,
+    prefill_operations,
+    tower_operations,
+)
+
+PAPER = {"tiles": 13, "without": 9477, "with": 2366, "prefill": 3.9, "kv": 4.0, "total": 2.3}
+"""What the paper (arXiv 2512.04032) states for an image of 12 tiles and a thumbnail."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """One picture of so many tiles, without pooling, as in the paper, and as it is fed."""
+
+    tiles: int
+    """Grid and thumbnail."""
+    patches: int
+    """Patch tokens without pooling."""
+    paper_tokens: int
+    """Patch tokens with pooling, by the paper's count."""
+    fed_tokens: int
+    """Patch tokens that reach the decoder."""
+    fed_with_marks: int
+    """The same with row, start and end tokens."""
+    prefill_ratio: float
+    """Prefill work without pooling over that with pooling, by the paper's count of tokens and
+    without the square of attention."""
+    fed_prefill_ratio: float
+    """The same for what is fed, attention in full."""
+    kv_megabytes: float
+    """Keys and values in bfloat16 of what is fed, marks included."""
+    unpooled_kv_megabytes: float
+    total_ratio: float
+    """Tower, connector and prefill, without pooling over with, counted as `prefill_ratio`."""
+    fed_total_ratio: float
+
+
+def efficiency(settings: ModelSettings, layout: ImageLayout) -> Efficiency:
+    """Compute one row from the settings and a picture's layout."""
+    tiles, patches = layout.num_tiles, layout.num_tiles * settings.tower.num_patches
+    window = settings.connector.pooling_size[0] * settings.connector.pooling_size[1]
+    paper = tiles * (settings.tower.num_patches // window)
+    thumbnail = 1
+    for side, step in zip(settings.tower.patch_grid, settings.connector.pooling_size, strict=True):
+        thumbnail *= -(-side // step)
+    fed = thumbnail + layout.block[0] * layout.block[1]
+    tower = tiles * tower_operations(settings)
+    # Without pooling there is no connector but its projector, which is small beside the rest.
+    linear = prefill_operations(settings, patches, attention=False)
+    linear_paper = prefill_operations(settings, paper, attention=False)
+    full = prefill_operations(settings, patches)
+    full_fed = prefill_operations(settings, fed)
+    megabytes = kv_bytes_per_token(settings) / 1e6
+    return Efficiency(
+        tiles=tiles,
+        patches=patches,
+        paper_tokens=paper,
+        fed_tokens=fed,
+        fed_with_marks=layout.num_tokens,
+        prefill_ratio=linear / linear_paper,
+        fed_prefill_ratio=full / full_fed,
+        kv_megabytes=layout.num_tokens * megabytes,
+        unpooled_kv_megabytes=patches * megabytes,
+        total_ratio=(tower + linear)
+        / (tower + connector_operations(settings, paper) + linear_paper),
+        fed_total_ratio=(tower + full) / (tower + connector_operations(settings, fed) + full_fed),
+    )
+
+
+def rows() -> list[Efficiency]:
+    """Return a row for each number of tiles, for pictures of 3 : 2."""
+    settings, processor = released_settings(), image_processor()
+    layouts = {}
+    for max_crops in range(1, 13):
+        layout = processor.layout(1500, 1000, max_crops=max_crops)
+        layouts.setdefault(layout.num_tiles, layout)
+    return [efficiency(settings, layout) for layout in layouts.values()]
+
+
+def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
+    found = rows()
+    header = (
+        "tiles", "patches", "tokens, paper", "tokens, fed", "with marks", "prefill, linear",
+        "prefill, fed", "KV MB, fed", "KV MB, unpooled", "total, linear", "total, fed",
+    )  # fmt: skip
+    lines: list[tuple[object, ...]] = [
+        (
+            row.tiles, row.patches, row.paper_tokens, row.fed_tokens, row.fed_with_marks,
+            f"{row.prefill_ratio:.1f}x", f"{row.fed_prefill_ratio:.1f}x",
+            f"{row.kv_megabytes:.0f}", f"{row.unpooled_kv_megabytes:.0f}",
+            f"{row.total_ratio:.1f}x", f"{row.fed_total_ratio:.1f}x",
+        )
+        for row in found
+    ]  # fmt: skip
+    lines.append(
+        (
+            "13, stated in the paper", PAPER["without"], PAPER["with"], "-", "-",
+            f"{PAPER['prefill']}x", "-", "-", f"{PAPER['kv']}x", f"{PAPER['total']}x", "-",
+        )
+    )  # fmt: skip
+    print(table(header, lines))
+    print(json_line("efficiency", {"rows": [asdict(row) for row in found], "paper": PAPER}))
+
+
+if __name__ == "__main__":
+    main()

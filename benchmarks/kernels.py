@@ -1,0 +1,162 @@
+"""Count the kernels of a decode step, a prefill chunk, a tile and a merge: no clock, no device.
+
+On a Mac every kernel costs a launch, and in a decode step there is little else to do, so fewer
+is faster there. `--against mlx-vlm` counts the peer's with the same method.
+
+    python -m benchmarks.kernels --against mlx-vlm
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache
+
+from jvlm_mlx.model import Model
+from jvlm_mlx.settings.model import ModelSettings
+
+from .common.counting import count_kernels
+from .common.geometry import constant, released_settings, weightless_model
+from .common.report import json_line, table
+
+PROMPT_TOKENS = 832
+CHUNK_TOKENS = 512
+MERGED_WINDOWS = 32
+
+ROWS = {
+    "decode step": "token id to next token, after a prompt",
+    "prefill chunk": f"{CHUNK_TOKENS} embeddings to keys and values",
+    "tile": "pixels of one tile to vectors of the decoder's width",
+    f"merge {MERGED_WINDOWS} vectors": "token ids and vectors to embeddings",
+}
+
+
+def filled_cache(settings: ModelSettings, dtype: mx.Dtype) -> list[KVCache]:
+    """Return caches that already hold a prompt and have room left."""
+    attention = settings.decoder.block.attention
+    shape = (1, attention.num_key_value_heads, PROMPT_TOKENS + 192, attention.head_dim)
+    caches = []
+    for _ in range(settings.decoder.num_hidden_layers):
+        cache = KVCache()
+        cache.keys = cache.values = constant(shape, dtype)
+        cache.offset = PROMPT_TOKENS
+        caches.append(cache)
+    return caches
+
+
+def own_counts(model: Model) -> dict[str, int]:
+    """Return this project's kernels by row."""
+    settings, tile = model.settings, _tile(model.settings)
+    plan = model.plan(tile["image_input_idx"], tile["length"])
+    merge_idx = _merge_positions()
+
+    def decode() -> mx.array:
+        logits = model(mx.array([[5]]), cache=filled_cache(settings, model.dtype))
+        return mx.argmax(logits[:, -1], axis=-1)
+
+    def prefill() -> list[mx.array]:
+        caches = model.make_cache()
+        model(_ids(CHUNK_TOKENS), cache=caches, input_embeddings=_embeddings(settings))
+        return [array for cache in caches for array in (cache.keys, cache.values)]
+
+    def encode() -> list[mx.array]:
+        return list(model.encode_groups(tile["pixel_values"], tile["image_masks"], plan))
+
+    def merge() -> mx.array:
+        embeddings = model.decoder.embed(_ids(MERGED_WINDOWS + 2))
+        return model.merge(embeddings, _features(settings), merge_idx)
+
+    return _counts(decode, prefill, encode, merge)
+
+
+def peer_counts(model: Model) -> dict[str, int]:
+    """Return the peer's kernels by row, for the same work."""
+    from .common.peer import make_peer
+
+    peer, settings, tile = make_peer(model), model.settings, _tile(model.settings)
+    positions = np.full((1, 1, MERGED_WINDOWS), -1)
+    positions[0, 0] = np.arange(1, MERGED_WINDOWS + 1)
+
+    def decode() -> mx.array:
+        caches = filled_cache(settings, model.dtype)
+        logits = peer.language_model(mx.array([[5]]), cache=caches).logits
+        return mx.argmax(logits[:, -1], axis=-1)
+
+    def prefill() -> list[mx.array]:
+        caches = model.make_cache()
+        ids, embeddings = _ids(CHUNK_TOKENS), _embeddings(settings)
+        peer.language_model(ids, inputs_embeds=embeddings, cache=caches)
+        return [array for cache in caches for array in (cache.keys, cache.values)]
+
+    def encode() -> mx.array:
+        return peer.get_image_features(tile["pixel_values"], tile["image_masks"])
+
+    def merge() -> mx.array:
+        return peer.get_input_embeddings(
+            _ids(MERGED_WINDOWS + 2),
+            constant((1, 1, 1, 1), model.dtype),
+            cached_image_features=_features(settings)[None, None],
+            image_input_idx=mx.array(positions),
+        ).inputs_embeds
+
+    return _counts(decode, prefill, encode, merge)
+
+
+def _counts(*builds: Callable[[], Any]) -> dict[str, int]:
+    return {name: count_kernels(build).total() for name, build in zip(ROWS, builds, strict=True)}
+
+
+def _tile(settings: ModelSettings) -> dict[str, Any]:
+    tower = settings.tower
+    rows, columns = (
+        -(-side // step)
+        for side, step in zip(tower.patch_grid, settings.connector.pooling_size, strict=True)
+    )
+    return {
+        "pixel_values": constant((1, 1, tower.num_patches, tower.patch_values), mx.float32),
+        "image_masks": constant((1, 1, tower.num_patches), mx.int8),
+        "image_input_idx": np.arange(1, rows * columns + 1).reshape(1, 1, -1),
+        "length": rows * columns + 2,
+    }
+
+
+def _merge_positions() -> Any:
+    # Token 0 and the last one belong to no picture.
+    positions = np.arange(-1, MERGED_WINDOWS + 1)
+    positions[-1] = -1
+    return positions[None]
+
+
+def _ids(length: int) -> mx.array:
+    return constant((1, length), mx.int32)
+
+
+def _embeddings(settings: ModelSettings) -> mx.array:
+    return constant((1, CHUNK_TOKENS, settings.decoder.hidden_size), mx.float32)
+
+
+def _features(settings: ModelSettings) -> mx.array:
+    return constant((MERGED_WINDOWS, settings.decoder.hidden_size), mx.float32)
+
+
+def main() -> None:
+    """Count from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--against", choices=("mlx-vlm",), help="count the peer's as well")
+    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    arguments = parser.parse_args()
+    model = weightless_model(released_settings(arguments.layers))
+    counts = {"jvlm-mlx": own_counts(model)}
+    if arguments.against:
+        from .common.peer import peer_version
+
+        counts[f"mlx-vlm {peer_version()}"] = peer_counts(model)
+    rows = [(name, *(each[name] for each in counts.values()), ROWS[name]) for name in ROWS]
+    print(table(("kernels", *counts, "what"), rows))
+    print(json_line("kernels", counts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Time until the first token of questions about a picture that was seen before.
+
+    python -m benchmarks.reuse --layers 0.15 --dtype float32
+    python -m benchmarks.reuse --model DIR
+
+The same photo of 13 tiles is asked about in several ways, each after a first question about it:
+
+    fresh       nothing is remembered: as the first question
+    encoded     `EncodedImage`: the vision tower is left out, the whole prompt is read
+    caches      `GenerationCaches`: only what follows the picture is read
+    next turn   `ChatSession`: only the new question is read
+
+Every answer is compared with that of a fresh run of the same question, token by token.
+"""
+
+import argparse
+import statistics
+import sys
+from typing import Any
+
+from jvlm_mlx import (
+    ChatSession,
+    GenerationCaches,
+    GenerationPiece,
+    Model,
+    Processor,
+    encode_image,
+    stream_generate,
+)
+from jvlm_mlx.checkpoint.load import DTYPES
+
+from .common.checkpoint import loaded_checkpoint
+from .common.machine import describe_machine
+from .common.photos import TILES, photo_bytes
+from .common.report import json_line, table
+from .common.timing import readable_seconds
+
+FIRST, SECOND = "What is in this picture?", "Which colours does it have, and where?"
+Answer = list[GenerationPiece]
+
+
+def answers(
+    model: Model, processor: Processor, picture: bytes, options: dict[str, Any]
+) -> dict[str, tuple[Answer, Answer]]:
+    """Return for each way the answer to a second question, and to the same one in a fresh run."""
+
+    def ask(prompt: Any, images: Any, **others: Any) -> Answer:
+        return list(stream_generate(model, processor, prompt, images, **others, **options))
+
+    fresh = ask(SECOND, picture)
+    limits = {"max_crops": options["max_crops"]}
+    encoded = encode_image(model, processor, picture, **limits)
+    caches = GenerationCaches(2 * 10**9)
+    ask(FIRST, picture, caches=caches)
+    session = ChatSession(model, processor, caches=GenerationCaches(2 * 10**9), **options)
+    list(session.ask(FIRST, picture))
+    history = session.history
+    turn = list(session.ask(SECOND))
+    content = [{"type": "text", "text": SECOND}]
+    return {
+        "fresh": (fresh, fresh),
+        "encoded": (ask(SECOND, encoded), fresh),
+        "caches": (ask(SECOND, picture, caches=caches), fresh),
+        "next turn": (turn, ask([*history, {"role": "user", "content": content}], None)),
+    }
+
+
+def tokens(answer: Answer) -> list[int | None]:
+    """Return the tokens of an answer."""
+    return [piece.token for piece in answer]
+
+
+def main() -> int:
+    """Run, print, and return 1 if an answer is not that of a fresh run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", help="folder or repository; else random weights")
+    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--tiles", type=int, choices=TILES, default=13)
+    parser.add_argument("--max-tokens", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    options = {
+        "max_tokens": arguments.max_tokens,
+        "max_crops": TILES[arguments.tiles],
+        "stop_token_ids": (),
+    }
+    picture = photo_bytes()
+    seconds: dict[str, list[float]] = {}
+    same: dict[str, bool] = {}
+    last: dict[str, GenerationPiece] = {}
+    with loaded_checkpoint(arguments.model, arguments.layers, arguments.dtype) as loaded:
+        for _ in range(arguments.repeats):
+            for way, (answer, expected) in answers(*loaded, picture, options).items():
+                seconds.setdefault(way, []).append(answer[0].first_token_seconds)
+                same[way] = same.get(way, True) and tokens(answer) == tokens(expected)
+                last[way] = answer[-1]
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    print(
+        table(
+            ("second question", "first token", "sooner", "tokens read", "pictures", "same answer"),
+            [
+                (
+                    way,
+                    readable_seconds(median[way]),
+                    f"{median['fresh'] / median[way]:.1f} x",
+                    f"{piece.prompt_tokens - piece.cached_tokens} of {piece.prompt_tokens}",
+                    readable_seconds(piece.image_seconds),
+                    "yes" if same[way] else "NO",
+                )
+                for way, piece in last.items()
+            ],
+        )
+    )
+    content = {
+        "machine": describe_machine(),
+        "arguments": vars(arguments),
+        "tiles": last["fresh"].tiles,
+        "first_token_seconds": seconds,
+        "same_answer": same,
+    }
+    print(json_line("reuse", content))
+    return 0 if all(same.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Time a question about a photo stage by stage, at the released geometry.
+
+    python -m benchmarks.stages --tiles 2 5 10 13
+    python -m benchmarks.stages --tiles 5 --against mlx-vlm --layers 0.25
+    python -m benchmarks.stages --model DIR --dtype bfloat16
+
+Weights are random unless a checkpoint is given; time does not depend on them. Each stage is
+shown as a share of what this machine's matrix products (tower, connector, prefill) or weight
+streaming (decode) reach in the same run.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from jvlm_mlx.checkpoint.load import DTYPES, load
+from jvlm_mlx.model import Model
+from jvlm_mlx.settings.model import ModelSettings
+
+from .common.geometry import random_model, released_settings
+from .common.limits import Limits, measure_limits
+from .common.machine import describe_machine
+from .common.photos import TILES
+from .common.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
+from .common.report import bar_chart, json_line, table
+from .common.timing import Timing
+from .common.work import (
+    connector_operations,
+    decode_bytes,
+    prefill_operations,
+    tower_operations,
+)
+
+OWN, PEER = "jvlm-mlx", "mlx-vlm"
+FIRST_TOKEN = "first token"
+TOWER_AND_CONNECTOR = "tower + connector"
+_SUMS = {TOWER_AND_CONNECTOR: ("tower", "connector"), FIRST_TOKEN: STAGES[1:-1]}
+
+
+def run_stages(
+    pipelines: dict[str, Pipeline], *, warmup: int, repeats: int, decode_steps: int
+) -> dict[str, dict[str, Timing]]:
+    """Run whole requests in turn, A B A B, and return timings by pipeline and stage.
+
+    Sums (`tower + connector`, `first token`) are of the stages of one request.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in pipelines}
+    peaks: dict[str, dict[str, int]] = {name: {} for name in pipelines}
+    for turn in range(warmup + repeats):
+        for name, pipeline in pipelines.items():
+            taken: dict[str, list[float]] = {}
+            for stage, work in pipeline.stages().items():
+                for _ in range(decode_steps if stage == "decode" else 1):
+                    before = mx.get_active_memory()
+                    mx.reset_peak_memory()
+                    start = time.perf_counter()
+                    mx.eval(work())
+                    mx.synchronize()
+                    taken.setdefault(stage, []).append(time.perf_counter() - start)
+                    peak = mx.get_peak_memory() - before
+                    peaks[name][stage] = max(peaks[name].get(stage, 0), peak)
+            mx.clear_cache()
+            if turn < warmup:
+                continue
+            for total, parts in _SUMS.items():
+                taken[total] = [sum(sum(taken[part]) for part in parts)]
+                peaks[name][total] = max(peaks[name][part] for part in parts)
+            for stage, values in taken.items():
+                seconds[name].setdefault(stage, []).extend(values)
+    return {
+        name: {
+            stage: Timing(tuple(values), peaks[name][stage])
+            for stage, values in seconds[name].items()
+        }
+        for name in pipelines
+    }
+
+
+def shares(
+    settings: ModelSettings, pipeline: Pipeline, times: dict[str, Timing], limits: Limits, size: int
+) -> dict[str, float]:
+    """Return each stage's share of the machine's limit, from the work the model needs.
+
+    Args:
+        settings: of the model.
+        pipeline: what was timed; the peer is held to the same work, however much it does.
+        times: by stage.
+        limits: measured in the same run.
+        size: bytes of a weight.
+    """
+    windows = int((pipeline.inputs.image_input_idx >= 0).sum())
+    tower = pipeline.tiles * tower_operations(settings)
+    connector = connector_operations(settings, windows)
+    work = {
+        "tower": tower,
+        "connector": connector,
+        TOWER_AND_CONNECTOR: tower + connector,
+        "prefill": prefill_operations(settings, pipeline.length),
+    }
+    found = {stage: work[stage] / times[stage].median / limits.matmul for stage in work}
+    streamed = decode_bytes(settings, pipeline.length, size)
+    found["decode"] = streamed / times["decode"].median / limits.streaming
+    return found
+
+
+def main() -> None:
+    """Run from the command line."""
+    arguments = _arguments()
+    dtype = DTYPES[arguments.dtype]
+    model = _model(arguments.model, arguments.layers, dtype)
+    size = dtype.size
+    machine = describe_machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    limits = measure_limits(dtype)
+    print(f"limits: {limits}")
+    peer = _peer(model) if arguments.against else None
+    for tiles in arguments.tiles:
+        own = OwnPipeline(model, tiles, arguments.tile_group_size)
+        pipelines: dict[str, Pipeline] = {OWN: own}
+        if peer is not None:
+            pipelines[PEER] = PeerPipeline(peer, tiles)
+        times = run_stages(
+            pipelines,
+            warmup=arguments.warmup,
+            repeats=arguments.repeats,
+            decode_steps=arguments.decode_steps,
+        )
+        share = {
+            name: shares(model.settings, own, times[name], limits, size) for name in pipelines
+        }
+        print(f"\n{tiles} tiles, {own.length} tokens")
+        print(_table(times, share))
+        result = {
+            name: {stage: timing.summary() for stage, timing in times[name].items()}
+            for name in pipelines
+        }
+        print(
+            json_line(
+                "stages",
+                {
+                    "machine": machine,
+                    "limits": vars(limits),
+                    "layers": arguments.layers,
+                    "dtype": arguments.dtype,
+                    "tiles": tiles,
+                    "tokens": own.length,
+                    "shares": share,
+                    **result,
+                },
+            )
+        )
+        if arguments.chart:
+            file = arguments.chart / f"stages-{tiles}-tiles.png"
+            bars = {name: [times[name][stage].median for stage in STAGES] for name in pipelines}
+            bar_chart(file, f"{tiles} tiles, {own.length} tokens", "seconds", STAGES, bars)
+
+
+def _table(times: dict[str, dict[str, Timing]], share: dict[str, dict[str, float]]) -> str:
+    header = ["stage"]
+    for name in times:
+        header += [name, "of the limit", "peak GB"]
+    header += ["ratio"] * (len(times) > 1)
+    rows = []
+    for stage in (*STAGES[:-1], *_SUMS, STAGES[-1]):
+        row: list[str] = [stage]
+        for name, stages in times.items():
+            limit = share[name].get(stage)
+            row += [str(stages[stage]), "" if limit is None else f"{limit:.0%}"]
+            row.append(f"{stages[stage].peak_bytes / 1e9:.2f}")
+        if len(times) > 1:
+            row.append(f"{times[PEER][stage].median / times[OWN][stage].median:.2f}x")
+        rows.append(row)
+    return table(header, rows)
+
+
+def _model(folder: str | None, layers: float, dtype: mx.Dtype) -> Model:
+    if folder is None:
+        return random_model(released_settings(layers), dtype)
+    return load(folder, dtype=dtype)[0]
+
+
+def _peer(model: Model) -> Any:
+    from .common.peer import make_peer
+
+    return make_peer(model)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", help="checkpoint to use; else random weights")
+    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--tiles", type=int, nargs="+", choices=TILES, default=list(TILES))
+    parser.add_argument("--tile-group-size", type=int, default=4)
+    parser.add_argument("--warmup", type=int, default=1, help="requests that do not count")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--decode-steps", type=int, default=8, help="tokens of each request")
+    parser.add_argument("--against", choices=(PEER,), help="run the peer in turn")
+    parser.add_argument("--chart", type=Path, metavar="DIR", help="write PNGs (needs matplotlib)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

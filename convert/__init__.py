@@ -1,0 +1,1 @@
+"""`python -m convert` from a clone; installed, the same is `jvlm-convert`."""

@@ -1,0 +1,87 @@
+"""Talk about pictures.
+
+Answers go to standard output; everything else goes to standard error.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..chat.commands import Conversation, describe_session
+from ..chat.console import run_console
+from ..chat.session import ChatSession
+from ..errors import RequestError
+from .main import EXIT_OK
+from .model_arguments import (
+    add_cache_argument,
+    add_generation_arguments,
+    add_model_arguments,
+    caches,
+    generation_options,
+    load_model,
+)
+from .progress import ProgressBars, wants_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this verb."""
+    parser.add_argument(
+        "-i",
+        "--image",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="path, URL or data URI for the first question; may be repeated",
+    )
+    parser.add_argument("--system", help="a system message in front")
+    parser.add_argument("--load", metavar="FILE", help="go on with a saved conversation")
+    parser.add_argument(
+        "--history", type=Path, metavar="FILE", help="keep what was typed for the next time"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_cache_argument(parser)
+    add_model_arguments(parser)
+    add_generation_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Talk, and return the exit code."""
+    if arguments.load and arguments.system is not None:
+        raise RequestError("--load: the saved conversation has its own system message")
+    options = generation_options(arguments)
+    with ProgressBars(wants_progress(arguments.quiet)) as bars:
+        model, processor = load_model(arguments, bars)
+        shared = caches(arguments)
+        if arguments.load:
+            session = ChatSession.load(arguments.load, model, processor, caches=shared, **options)
+            print(describe_session(session), file=sys.stderr)
+        else:
+            session = ChatSession(model, processor, arguments.system, caches=shared, **options)
+        conversation = Conversation(model, processor, session, options)
+        if arguments.image:
+            print(conversation.add_images(arguments.image), file=sys.stderr)
+        if sys.stdin.isatty():
+            print("/help lists commands", file=sys.stderr)
+        with _line_editing(arguments.history):
+            run_console(conversation, bars.stage, bars.close)
+    return EXIT_OK
+
+
+@contextmanager
+def _line_editing(history: Path | None) -> Iterator[None]:
+    """Make arrow keys and history work where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    if history is not None:
+        with suppress(FileNotFoundError):
+            readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        if history is not None:
+            readline.write_history_file(history)

@@ -1,0 +1,101 @@
+"""The same mathematics for MLX's CPU backend, which calls a library function for each number.
+
+There, exponentials and hyperbolic tangents cost more time than the matrix products around them.
+Written as plain arithmetic they become vector instructions. Results equal the usual ones up to
+float32 rounding. A GPU runs none of this: its kernels are fused and its functions are fast.
+"""
+
+import math
+from functools import partial
+
+import mlx.core as mx
+
+BLOCK_BYTES = 4 * 2**20
+"""Scores computed at a time: they stay in the processor's cache, and the allocator reuses the
+memory instead of asking the system for fresh pages."""
+
+# Eigen's coefficients of a quotient that is tanh up to the limit, from where on it rounds to 1:
+# odd powers above, even powers below, lowest first.
+_TANH_LIMIT = 7.90531110763549805
+_TANH_ABOVE = (
+    4.89352455891786e-03, 6.37261928875436e-04, 1.48572235717979e-05, 5.12229709037114e-08,
+    -8.60467152213735e-11, 2.00018790482477e-13, -2.76076847742355e-16,
+)  # fmt: skip
+_TANH_BELOW = (
+    4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06,
+)  # fmt: skip
+# 2^f is the sum of (f ln 2)^k / k!; for |f| up to 1/2 the rest is below float32 rounding.
+_POWER_OF_TWO = [math.log(2) ** k / math.factorial(k) for k in range(8)]
+# Added to a float32 and taken off again, this rounds to a whole number.
+_ROUND = 1.5 * 2**23
+
+
+def is_cpu_float32(x: mx.array) -> bool:
+    """Return whether `x` would be computed by the CPU backend in float32."""
+    return x.dtype == mx.float32 and mx.default_device().type == mx.cpu
+
+
+@partial(mx.compile, shapeless=True)
+def gelu_tanh(x: mx.array) -> mx.array:
+    """Return the tanh-approximated GELU of float32 numbers."""
+    inner = mx.clip(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * (x * x)), -_TANH_LIMIT, _TANH_LIMIT)
+    square = inner * inner
+    above, below = _TANH_ABOVE[-1] * square + _TANH_ABOVE[-2], _TANH_BELOW[-1] * square
+    for coefficient in _TANH_ABOVE[-3::-1]:
+        above = above * square + coefficient
+    below = below + _TANH_BELOW[-2]
+    for coefficient in _TANH_BELOW[-3::-1]:
+        below = below * square + coefficient
+    return 0.5 * x * (1 + inner * above / below)
+
+
+@partial(mx.compile, shapeless=True)
+def _power_of_two(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Return 2^x, for x up to 0, as two factors: a float, and the bits of a float.
+
+    The sum is arranged in a tree, since a longer chain would be more than one kernel.
+    """
+    x = mx.maximum(x, -126.0)
+    whole = (x + _ROUND) - _ROUND
+    f = x - whole
+    c, f2 = _POWER_OF_TWO, f * f
+    low = (c[0] + c[1] * f) + (c[2] + c[3] * f) * f2
+    high = (c[4] + c[5] * f) + (c[6] + c[7] * f) * f2
+    # A float of a whole power of two is its exponent, shifted into place.
+    return low + high * (f2 * f2), ((whole + 127.0) * 2.0**23).astype(mx.int32)
+
+
+def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    """Return full attention in float32, a few heads of one tile at a time.
+
+    Args:
+        queries: (T, H, P, D).
+        keys: (T, H, P, D), as many heads as queries.
+        values: (T, H, P, D).
+        scale: factor on the scores.
+
+    Returns:
+        (T, H, P, D).
+    """
+    tiles, heads, patches, _ = queries.shape
+    step = max(1, BLOCK_BYTES // (patches * patches * 4))
+    rows = []
+    for tile in range(tiles):
+        blocks: list[mx.array] = []
+        for first in range(0, heads, step):
+            place = slice(tile, tile + 1), slice(first, first + step)
+            block = queries[place]
+            if blocks or rows:
+                # One after the other: side by side they would all be in memory at once.
+                (block,) = mx.depends([block], [(blocks or rows)[-1]])
+            blocks.append(_block(block, keys[place], values[place], scale))
+        rows.append(mx.concatenate(blocks, axis=1))
+    return mx.concatenate(rows) if tiles > 1 else rows[0]
+
+
+def _block(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    # Powers of two instead of e: the factor goes into the queries.
+    scores = (queries * (scale / math.log(2))) @ keys.swapaxes(-1, -2)
+    factor, bits = _power_of_two(scores - mx.max(scores, axis=-1, keepdims=True))
+    weights = factor * bits.view(mx.float32)
+    return (weights @ values) / mx.sum(weights, axis=-1, keepdims=True)

@@ -1,0 +1,69 @@
+"""A prompt as caches see it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+
+class PictureSpan(NamedTuple):
+    """Where a picture stands in a prompt."""
+
+    start: int
+    """Its first token."""
+    length: int
+    """Its tokens."""
+    digest: str
+    """Of its pixels and settings."""
+
+
+@dataclass(frozen=True)
+class PromptKey:
+    """Words by their tokens, pictures by their digests.
+
+    A picture is a single element however many tokens it has. So two pictures never share
+    anything, though their tokens are the same, and nothing ever ends inside a picture:
+
+        tokens    BOS  User  :   start p p column p p column end   What  is
+        elements  511  17    25  "9f3c..."                         88    12
+        lengths   1    1     1   8                                 1     1
+    """
+
+    elements: tuple[int | str, ...]
+    lengths: tuple[int, ...]
+    """Tokens that each element stands for."""
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], pictures: Iterable[PictureSpan]) -> "PromptKey":
+        """Make the key of a prompt; `pictures` in order."""
+        elements: list[int | str] = []
+        lengths: list[int] = []
+        taken = 0
+        for start, length, digest in pictures:
+            elements += [*token_ids[taken:start], digest]
+            lengths += [*[1] * (start - taken), length]
+            taken = start + length
+        elements += token_ids[taken:]
+        lengths += [1] * (len(token_ids) - taken)
+        return cls(tuple(elements), tuple(lengths))
+
+    def __len__(self) -> int:
+        """Elements, not tokens."""
+        return len(self.elements)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all elements."""
+        return sum(self.lengths)
+
+    def first(self, count: int) -> "PromptKey":
+        """Return the first `count` elements."""
+        return PromptKey(self.elements[:count], self.lengths[:count])
+
+    def within(self, num_tokens: int) -> "PromptKey":
+        """Return as many whole elements as have at most `num_tokens` tokens."""
+        return self.first(sum(end <= num_tokens for end in accumulate(self.lengths)))
+
+    def extended(self, token_ids: Sequence[int]) -> "PromptKey":
+        """Return the key of this prompt with words behind it."""
+        return PromptKey((*self.elements, *token_ids), (*self.lengths, *[1] * len(token_ids)))
