@@ -27,7 +27,7 @@ from .common.report import json_line, line_chart, table
 
 def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
     """Return questions of which every fourth has a short answer."""
-    picture = photo_bytes()
+    picture = photo_bytes(tiles)
     return [
         {
             "prompt": f"Question {number}: what is in this picture?",

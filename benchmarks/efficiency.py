@@ -98,7 +98,7 @@ def efficiency(settings: ModelSettings, layout: ImageLayout) -> Efficiency:
 def rows() -> list[Efficiency]:
     """Return a row for each number of tiles, for pictures of 3 : 2."""
     settings, processor = released_settings(), image_processor()
-    layouts = {}
+    layouts: dict[int, ImageLayout] = {}
     for max_crops in range(1, 13):
         layout = processor.layout(1500, 1000, max_crops=max_crops)
         layouts.setdefault(layout.num_tiles, layout)

@@ -1,6 +1,6 @@
 """Merge a picture's features into a prompt: a gather against the peer's write for each row.
 
-    python -m benchmarks.merging --against mlx-vlm
+python -m benchmarks.merging --against mlx-vlm
 """
 
 import argparse

@@ -85,7 +85,7 @@ def main() -> int:
         "max_crops": TILES[arguments.tiles],
         "stop_token_ids": (),
     }
-    picture = photo_bytes()
+    picture = photo_bytes(arguments.tiles)
     seconds: dict[str, list[float]] = {}
     same: dict[str, bool] = {}
     last: dict[str, GenerationPiece] = {}

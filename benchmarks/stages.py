@@ -128,9 +128,7 @@ def main() -> None:
             repeats=arguments.repeats,
             decode_steps=arguments.decode_steps,
         )
-        share = {
-            name: shares(model.settings, own, times[name], limits, size) for name in pipelines
-        }
+        share = {name: shares(model.settings, own, times[name], limits, size) for name in pipelines}
         print(f"\n{tiles} tiles, {own.length} tokens")
         print(_table(times, share))
         result = {

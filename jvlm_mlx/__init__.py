@@ -18,6 +18,7 @@ import_mlx_lm()  # with care, before anything else imports mlx-lm
 from .batch import BatchAnswer, BatchRequest, generate_batch  # noqa: E402 - see above
 from .chat import ChatSession  # noqa: E402
 from .checkpoint.load import load  # noqa: E402
+from .convert import Conversion, convert  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ImageError,
@@ -46,6 +47,7 @@ __all__ = [
     "CacheStats",
     "ChatSession",
     "CheckpointError",
+    "Conversion",
     "EncodedImage",
     "GenerationCaches",
     "GenerationOptions",
@@ -61,6 +63,7 @@ __all__ = [
     "SessionError",
     "UnsupportedSettingError",
     "__version__",
+    "convert",
     "encode_image",
     "generate",
     "generate_batch",

@@ -101,13 +101,14 @@ def test_encoded_pictures(tiny, pictures, alone, golden_folder):
 
 
 def test_a_prompt_that_ends_with_a_picture(tiny, pictures):
-    """mlx-lm would read the last patch token by its id, without the picture's feature."""
+    """mlx-lm reads the last token by its id; here it is one that has no logit."""
     _, processor = tiny
     message = {"role": "user", "content": [{"type": "image", "image": pictures["dot"]}]}
     rendered = processor.apply_chat_template([message], add_generation_prompt=False)
-    requests = [{"prompt": rendered, "images": pictures["dot"]}, {"prompt": "Hi"}]
-    expected = jvlm_mlx.generate(*tiny, rendered, pictures["dot"], **OPTIONS)
-    assert expected.prompt_tokens > expected.image_tokens
+    penalty = {"presence_penalty": 5.0}
+    requests = [{"prompt": rendered, "images": pictures["dot"], **penalty}, {"prompt": "Hi"}]
+    expected = jvlm_mlx.generate(*tiny, rendered, pictures["dot"], **penalty, **OPTIONS)
+    assert processor.encode(rendered, 1)[-1] == processor.tokenizer.image_token_ids.image
     answers = in_order(generate_batch(*tiny, requests, **OPTIONS))
     assert answers[0].result.token_ids == expected.token_ids
 

@@ -38,13 +38,12 @@ def test_gelu_in_bfloat16_is_computed_in_float32():
 def test_attention_in_blocks_equals_mlx(monkeypatch, tiles, heads, patches, blocks):
     monkeypatch.setattr(cpu, "BLOCK_BYTES", blocks)
     queries, keys, values = (
-        3 * mx.random.normal((tiles, heads, patches, 72), key=mx.random.key(seed))
-        for seed in range(3)
+        mx.random.normal((tiles, heads, patches, 72), key=mx.random.key(seed)) for seed in range(3)
     )
     found = cpu.attention(queries, keys, values, 72**-0.5)
     expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=72**-0.5)
-    # The same sums with another exponential: a few units in the last place of numbers near 8.
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    # The same sums with another exponential: a few units in the last place of numbers near 1.
+    np.testing.assert_allclose(found, expected, atol=5e-6)
 
 
 def test_attention_survives_scores_far_apart():

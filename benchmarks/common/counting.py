@@ -2,8 +2,9 @@
 
 The count is read off MLX's graph and depends on no device and no clock. Functions of `mx.fast`
 are one kernel where they are fused, but on a CPU their graph is expanded, so they are replaced
-by stand-ins of one node while the graph is built, and the model does as on a GPU. Views are not counted. A reshape counts as a
-view even where it has to copy, which flatters whoever reshapes transposed arrays.
+by stand-ins of one node while the graph is built, and the model does as on a GPU. Views are not
+counted. A reshape counts as a view even where it has to copy, which flatters whoever reshapes
+transposed arrays.
 """
 
 import re
@@ -57,6 +58,6 @@ def _one_node_kernels() -> Iterator[None]:
         mock.patch.object(mx.fast, "layer_norm", one),
         mock.patch.object(mx.fast, "rope", one),
         # What a GPU is asked to do is counted, wherever the counting runs.
-        mock.patch.object(cpu, "is_cpu_float32", lambda _: False),
+        mock.patch.object(cpu, "is_cpu_float32", return_value=False),
     ):
         yield

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from jvlm_mlx.model import Model
 from jvlm_mlx.settings.model import ModelSettings
@@ -111,8 +111,8 @@ def _renamed(model: Model) -> Iterator[tuple[str, mx.array]]:
     table = decoder.embedding.weight
     yield "language_model.embedding.embedding", table[:rows]
     yield "language_model.embedding.new_embedding", table[rows:]
-    for place, layer in enumerate(decoder.layers):
-        yield from _layer(f"language_model.layers.{place}", layer, "gate_up")
+    for place, block in enumerate(decoder.layers):
+        yield from _layer(f"language_model.layers.{place}", block, "gate_up")
     yield "language_model.ln_f.weight", decoder.norm.weight
     yield "language_model.lm_head.weight", model.lm_head.weight
 
@@ -125,6 +125,5 @@ def _layer(prefix: str, layer: Any, up: str) -> Iterator[tuple[str, mx.array]]:
 
 
 def _flat(module: Any) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-
-    return list(tree_flatten(module.parameters()))
+    parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    return list(parameters.items())

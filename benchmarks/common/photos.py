@@ -19,9 +19,7 @@ RELEASED = Path(__file__).parents[1] / "released"
 TILES = {2: 1, 5: 4, 10: 9, 13: 12}
 """Tiles of a picture with its thumbnail, and the `max_crops` that gives them. There is always a
 thumbnail, so 2 is the fewest."""
-IMAGE_TOKEN_IDS = ImageTokenIds(
-    start=151936, end=151937, patch=151938, column=151939, image=151940
-)
+IMAGE_TOKEN_IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=151939, image=151940)
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,17 @@ class PhotoInputs:
         return int(self.pixel_values.shape[1])
 
 
-def photo_bytes() -> bytes:
-    """Return a photo of 600 x 400 that is enlarged to 1,500 x 1,000, as a JPEG file."""
+def photo_bytes(tiles: int) -> bytes:
+    """Return a photo that can have so many tiles, as a JPEG file of 1.5 or 1.4 megapixels.
+
+    A grid of 3 x 3 needs a square photo; the others are of 3 : 2.
+    """
     from skimage import data
 
     file = BytesIO()
-    photo = Image.fromarray(data.coffee())
-    photo.resize((1500, 1000), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    photo = Image.fromarray(data.astronaut() if tiles == 10 else data.coffee())
+    size = (1200, 1200) if tiles == 10 else (1500, 1000)
+    photo.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
@@ -64,7 +66,7 @@ def photo_inputs(tiles: int, words: int = 24, seed: int = 0) -> PhotoInputs:
         words: random token ids behind the picture.
         seed: of these ids.
     """
-    picture = image_processor()(photo_bytes(), max_crops=TILES[tiles])
+    picture = image_processor()(photo_bytes(tiles), max_crops=TILES[tiles])
     ids = np.random.default_rng(seed).integers(1000, 100_000, words)
     return PhotoInputs(
         input_ids=np.concatenate([picture.image_tokens, ids])[None],

@@ -24,7 +24,7 @@ class Pipeline:
         self.tiles = tiles
         self.inputs = photo_inputs(tiles)
         self.length = self.inputs.input_ids.shape[1]
-        self._file = photo_bytes()
+        self._file = photo_bytes(tiles)
 
     def stages(self) -> dict[str, Callable[[], Any]]:
         """Return the stages by name; what a stage returns is evaluated."""
@@ -136,9 +136,7 @@ class PeerPipeline(Pipeline):
 
         language = self._peer.language_model
         self._cache = [KVCache() for _ in language.layers]
-        language(
-            self._ids[:, :-1], inputs_embeds=self._embeddings[:, :-1], cache=self._cache
-        )
+        language(self._ids[:, :-1], inputs_embeds=self._embeddings[:, :-1], cache=self._cache)
         mx.eval([cache.state for cache in self._cache])
         last = self._embeddings[:, -1:]
         logits = language(self._ids[:, -1:], inputs_embeds=last, cache=self._cache).logits
@@ -149,5 +147,3 @@ class PeerPipeline(Pipeline):
         logits = self._peer.language_model(self._token, cache=self._cache).logits
         self._token = mx.argmax(logits[:, -1:], axis=-1)
         return self._token
-
-

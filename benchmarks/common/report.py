@@ -1,7 +1,7 @@
 """Tables, JSON lines and charts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def json_line(benchmark: str, content: dict[str, Any]) -> str:
 
 
 def bar_chart(
-    file: Path, title: str, unit: str, labels: Sequence[str], bars: dict[str, Sequence[float]]
+    file: Path, title: str, unit: str, labels: Sequence[str], bars: Mapping[str, Sequence[float]]
 ) -> None:
     """Write a PNG of bars side by side; needs matplotlib (the extra `plot`)."""
     axes = _axes(title)
@@ -48,7 +48,7 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> None:
     """Write a PNG of lines (x values, y values); needs matplotlib (the extra `plot`)."""
     axes = _axes(title)

@@ -176,7 +176,7 @@ class _Batch:
             prepared = prepare_prompt(
                 self._processor, asked.prompt, asked.images, asked.system, options
             )
-            if _must_be_alone(prepared, options):
+            if options.kv_bits is not None or options.max_kv_size is not None:
                 return _answer(index, self._alone(prepared, options, start))
             self._join(batch, index, prepared, options, start)
             return None
@@ -237,6 +237,8 @@ class _Batch:
         reader.keep()
         penalties = make_penalties(options, prompt, self._model.settings.decoder.vocab_size)
         with device_turns:
+            # mlx-lm reads the last token by its id. That is all there is to know of it: even a
+            # picture ends with a token that carries no feature.
             (uid,) = batch.insert(
                 [[int(prompt[-1])]],
                 max_tokens=[max_tokens],
@@ -249,26 +251,6 @@ class _Batch:
     def _check_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled
-
-
-def _must_be_alone(prepared: PreparedPrompt, options: GenerationOptions) -> bool:
-    """Whether mlx-lm cannot take a request into a batch.
-
-    It reads the last token of a prompt by its id, which is not all there is to know of it if
-    it is a picture's.
-    """
-    last_pictures_end = max(
-        (
-            start + picture.layout.num_tokens
-            for start, picture in zip(prepared.starts, prepared.pictures, strict=True)
-        ),
-        default=0,
-    )
-    return (
-        options.kv_bits is not None
-        or options.max_kv_size is not None
-        or last_pictures_end == len(prepared.token_ids)
-    )
 
 
 def _answer(index: int, pieces: list[GenerationPiece]) -> BatchAnswer:

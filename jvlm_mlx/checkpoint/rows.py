@@ -19,12 +19,11 @@ import numpy.typing as npt
 from ..errors import CheckpointError
 from .files import CheckpointFiles
 
-BITS = np.dtype(np.uint16)
 # What numpy reads each stored type as; it has no bfloat16, so that is read as its bits.
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": BITS,
+    "BF16": np.dtype(np.uint16),
     "U32": np.dtype(np.uint32),
     "U8": np.dtype(np.uint8),
 }
@@ -32,7 +31,6 @@ FLOATING = ("F32", "F16", "BF16")
 MLX_DTYPES = {
     "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8,
 }  # fmt: skip
-STORED_NAMES = {dtype: name for name, dtype in MLX_DTYPES.items()}
 
 
 def as_array(values: npt.NDArray[Any], dtype: str) -> mx.array:

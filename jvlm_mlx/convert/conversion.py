@@ -77,7 +77,7 @@ def convert(
         recipe: `uniform` (also for None), `mixed` or `language-only`.
         dequantize: whether what is quantized in the source becomes ordinary weights first.
         upload_repo: repository of the Hub to upload the result to, created if need be.
-        dry_run: whether to plan only: nothing is written, and no weights are read.
+        dry_run: whether to plan only: nothing is written, and weights are not looked through.
         force: whether an existing checkpoint at `mlx_path` is replaced.
         max_shard_bytes: largest weight file.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.

@@ -82,7 +82,9 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         raise ConversionError(f"{target} cannot be written: {error.strerror}") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Without locks, as on some network drives, nobody clears up behind a killed process.
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder.mkdir()
             yield folder
             _sync(folder)

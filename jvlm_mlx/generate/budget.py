@@ -6,7 +6,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import RequestError
-from ..model import Model
+from ..model import Model, cpu
 from ..settings.model import ModelSettings
 from .options import GenerationOptions
 
@@ -17,6 +17,10 @@ _OPERATIONS_IN_FLIGHT = 10
 """MLX allocates the results of this many operations ahead of the one being computed."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+SCORES_BYTES = 6 * cpu.BLOCK_BYTES
+"""Attention scores on a CPU, and what becomes of them on their way to weights: a block at a time,
+however many tiles. A GPU's fused attention has none."""
 
 
 def memory_bytes(text: str) -> int:
@@ -37,8 +41,7 @@ def tile_bytes(settings: ModelSettings, value_bytes: int) -> int:
 
     Of every patch: the pixels in float32; the features that are kept and joined; the residual
     stream before and after; and results of operations in flight, none of which is wider than the
-    MLP or the fused projection. Attention scores are not among them: where they exist at all,
-    they are computed a few heads at a time.
+    MLP or the fused projection. Attention scores are not among them; see `SCORES_BYTES`.
 
     Args:
         settings: of the model.
@@ -77,16 +80,16 @@ def choose_tile_group_size(model: Model, options: GenerationOptions, tokens: int
     if options.max_memory is None:
         return options.tile_group_size
     size: int = model.dtype.size
-    parameters: list[tuple[str, mx.array]] = list(tree_flatten(model.parameters()))
-    weights = sum(array.nbytes for _, array in parameters)
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    weights = sum(array.nbytes for array in parameters.values())
     cache = kv_bytes(model.settings, tokens + options.max_tokens, size)
     one = tile_bytes(model.settings, size)
-    fitting = (options.max_memory - weights - cache) // one
+    needed = weights + cache + SCORES_BYTES + one
+    fitting = (options.max_memory - needed) // one + 1
     if fitting < 1:
         raise RequestError(
             f"max_memory is {options.max_memory / 1e9:.2f} GB, but weights ({weights / 1e9:.2f}),"
             f" keys and values ({cache / 1e9:.2f}) and one tile ({one / 1e9:.2f}) need"
-            f" {(weights + cache + one) / 1e9:.2f}: allow more, take a model of fewer bits, or"
-            " lower max_crops"
+            f" {needed / 1e9:.2f}: allow more, or take a model of fewer bits"
         )
     return min(int(fitting), MOST_TILES)

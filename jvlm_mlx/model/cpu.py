@@ -38,7 +38,9 @@ def is_cpu_float32(x: mx.array) -> bool:
 @partial(mx.compile, shapeless=True)
 def gelu_tanh(x: mx.array) -> mx.array:
     """Return the tanh-approximated GELU of float32 numbers."""
-    inner = mx.clip(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * (x * x)), -_TANH_LIMIT, _TANH_LIMIT)
+    inner = mx.clip(
+        math.sqrt(2 / math.pi) * x * (1 + 0.044715 * (x * x)), -_TANH_LIMIT, _TANH_LIMIT
+    )
     square = inner * inner
     above, below = _TANH_ABOVE[-1] * square + _TANH_ABOVE[-2], _TANH_BELOW[-1] * square
     for coefficient in _TANH_ABOVE[-3::-1]:
@@ -79,7 +81,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     """
     tiles, heads, patches, _ = queries.shape
     step = max(1, BLOCK_BYTES // (patches * patches * 4))
-    rows = []
+    rows: list[mx.array] = []
     for tile in range(tiles):
         blocks: list[mx.array] = []
         for first in range(0, heads, step):

@@ -19,7 +19,7 @@ class GenerationCaches:
 
     Args:
         max_bytes: most device memory for all of it: an eighth for features of pictures, the
-            rest for keys and values. The longest unused leave first.
+            rest for keys and values. The oldest leave first.
 
     Raises:
         RequestError: `max_bytes` is negative.

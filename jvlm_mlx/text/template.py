@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..settings.reader import read_json
 from ..errors import CheckpointError, PromptError
 from ..settings.prompt import PromptSettings
+from ..settings.reader import read_json
 from .messages import Message, read_messages
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
