@@ -14,7 +14,7 @@ MOST_TILES = 16
 """More at once are not faster: one already fills a GPU's matrix units for most of its time."""
 
 _OPERATIONS_IN_FLIGHT = 10
-"""MLX allocates the results of this many operations ahead of the one being computed."""
+"""Results that exist at once, fitted to measured peaks: MLX allocates ahead of what it computes."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
