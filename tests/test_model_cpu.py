@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import jvlm_mlx
 from jvlm_mlx.model import cpu
 from jvlm_mlx.model.layers import gelu_tanh
 
@@ -58,3 +59,23 @@ def test_only_float32_on_a_cpu_takes_this_way():
     with mx.stream(mx.cpu):
         assert cpu.is_cpu_float32(mx.zeros(1))
         assert not cpu.is_cpu_float32(mx.zeros(1, mx.bfloat16))
+
+
+def test_the_tower_has_gradients_while_training(golden_folder):
+    """Results by the bits of a float have none; training must take the other way."""
+    model, _ = jvlm_mlx.load(golden_folder / "tiny")
+    model.train()
+    tower = model.vision_tower
+    pixels = mx.random.normal((1, 81, 588), key=mx.random.key(0))
+
+    def loss(weight):
+        tower.layers[0].attention.qkv.weight = weight
+        return mx.square(tower(pixels)).mean()
+
+    weight = tower.layers[0].attention.qkv.weight
+    gradient = mx.grad(loss)(weight)
+    # Finite differences along the gradient; float32 leaves about three digits.
+    step = 1e-2 * gradient / mx.sqrt(mx.square(gradient).sum())
+    change = (loss(weight + step) - loss(weight - step)).item()
+    expected = 2 * mx.sum(gradient * step).item()
+    assert abs(change - expected) < 0.05 * abs(expected)

@@ -41,6 +41,8 @@ class Model(nn.Module):
                 settings.decoder.hidden_size, settings.decoder.vocab_size, bias=False
             )
         self.settings = settings
+        # Answering is the rule; whoever wants gradients calls `train()`.
+        self.eval()
 
     @property
     def layers(self) -> list[DecoderLayer]:
