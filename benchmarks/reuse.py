@@ -27,9 +27,8 @@ from jvlm_mlx import (
     encode_image,
     stream_generate,
 )
-from jvlm_mlx.checkpoint.load import DTYPES
 
-from .common.checkpoint import loaded_checkpoint
+from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
 from .common.machine import describe_machine
 from .common.photos import TILES, photo_bytes
 from .common.report import json_line, table
@@ -73,9 +72,7 @@ def tokens(answer: Answer) -> list[int | None]:
 def main() -> int:
     """Run, print, and return 1 if an answer is not that of a fresh run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", help="folder or repository; else random weights")
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
-    parser.add_argument("--dtype", choices=DTYPES)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--tiles", type=int, choices=TILES, default=13)
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)

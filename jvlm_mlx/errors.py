@@ -35,3 +35,11 @@ class ConversionError(JvlmError):
 
 class SessionError(JvlmError):
     """A saved conversation cannot be read or written, or belongs to another model."""
+
+
+class DataError(JvlmError):
+    """Training data cannot be used. One line says what is wrong; bad rows follow, a line each."""
+
+
+class TrainingError(JvlmError):
+    """A training run cannot start, go on or be written."""

@@ -90,6 +90,21 @@ def test_packed_tensors_are_those_of_the_source_tensors(grouped, tmp_path):
             assert mx.array_equal(out[f"{name}.{kind}"], expected).item(), f"{name}.{kind}"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_values_are_rounded_to_the_type_before_they_are_packed(grouped, tmp_path, dtype):
+    """As mlx does when the layers of a model are quantized that was cast first."""
+    convert(grouped, tmp_path / "out", quantize=True, q_group_size=32, dtype=dtype)
+    out = tensors_of(tmp_path / "out")
+    head = tensors_of(grouped)["lm_head.weight"]
+    expected = mx.quantize(head.astype(getattr(mx, dtype)), group_size=32, bits=4)
+    for kind, array in zip(("weight", "scales", "biases"), expected, strict=True):
+        assert out[f"lm_head.{kind}"].dtype == array.dtype
+        assert mx.array_equal(out[f"lm_head.{kind}"], array).item(), kind
+    # The other order packs other numbers, so the comparison above can tell them apart.
+    unrounded = mx.quantize(head, group_size=32, bits=4)[0]
+    assert not mx.array_equal(unrounded, expected[0]).item()
+
+
 def test_norms_positions_marks_and_patches_are_never_quantized(grouped, tmp_path):
     convert(grouped, tmp_path / "out", quantize=True, q_group_size=32)
     source, out = tensors_of(grouped), tensors_of(tmp_path / "out")

@@ -95,8 +95,9 @@ def test_asking_for_what_is_there_already_changes_no_byte(grouped, tmp_path):
     assert bytes_of(tmp_path / "twice") == bytes_of(tmp_path / "once")
 
 
-def test_the_size_of_blocks_makes_no_difference(grouped, tmp_path, monkeypatch):
-    options = {"quantize": True, "q_group_size": 32}
+@pytest.mark.parametrize("mode", [{"q_group_size": 32}, {"q_mode": "nvfp4"}])
+def test_the_size_of_blocks_makes_no_difference(grouped, tmp_path, monkeypatch, mode):
+    options = {"quantize": True, **mode}
     convert(grouped, tmp_path / "large", **options)
     # A block of 7 rows of 64: blocks end within parts, within padding, between sampled rows.
     monkeypatch.setattr(weights_module, "BLOCK_VALUES", 7 * 64)

@@ -1,6 +1,7 @@
 """The CPU's own arithmetic equals MLX's functions up to rounding."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -55,6 +56,62 @@ def test_attention_survives_scores_far_apart():
     np.testing.assert_allclose(np.array(found)[0, 0, :, 0], [1, 4, 7 / 3], rtol=1e-6)
 
 
+def gradients(function, *inputs):
+    """Return values and gradients of a function for a cotangent by chance."""
+    cotangent = mx.random.normal(function(*inputs).shape, key=mx.random.key(99))
+    outputs, slopes = mx.vjp(function, inputs, [cotangent])
+    return [np.array(array) for array in (*outputs, *slopes)]
+
+
+def test_the_slope_of_gelu_is_that_of_mlx():
+    x = mx.concatenate([mx.linspace(-12, 12, 20_001), mx.array([0.0, -1e4, 1e4])])
+
+    def by_mlx(x):
+        return 0.5 * x * (1 + mx.tanh(np.sqrt(2 / np.pi).item() * (x + 0.044715 * x**3)))
+
+    for found, wanted in zip(
+        gradients(cpu.gelu_tanh, x[:-3]), gradients(by_mlx, x[:-3]), strict=True
+    ):
+        # Rounding of numbers up to 12, times cotangents up to 4.
+        np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=2e-6)
+    slopes = gradients(cpu.gelu_tanh, x[-3:])[1]
+    assert np.isfinite(slopes).all()
+
+
+def test_the_gate_and_its_slopes_are_those_of_mlx():
+    gate = mx.concatenate([mx.linspace(-100, 100, 20_001), mx.array([0.0, -1e4, 1e4])])
+    value = mx.random.normal(gate.shape, key=mx.random.key(1))
+
+    def by_mlx(gate, value):
+        return nn.silu(gate) * value
+
+    for found, wanted in zip(
+        gradients(cpu.silu_gate, gate, value), gradients(by_mlx, gate, value), strict=True
+    ):
+        # Far below zero the sigmoid is 0 here and e^x there: nothing beside numbers near 1.
+        np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
+def test_differentiable_attention_has_the_gradients_of_mlx(causal, heads, groups):
+    queries = mx.random.normal((2, heads, 37, 16), key=mx.random.key(0))
+    keys = 3 * mx.random.normal((2, groups, 37, 16), key=mx.random.key(1))
+    values = mx.random.normal((2, groups, 37, 16), key=mx.random.key(2))
+
+    def found(*inputs):
+        return cpu.differentiable_attention(*inputs, 0.25, causal=causal)
+
+    def wanted(*inputs):
+        mask = "causal" if causal else None
+        return mx.fast.scaled_dot_product_attention(*inputs, scale=0.25, mask=mask)
+
+    inputs = queries, keys, values
+    for one, other in zip(gradients(found, *inputs), gradients(wanted, *inputs), strict=True):
+        # The same sums with another exponential; gradients sum up 37 of them.
+        np.testing.assert_allclose(one, other, atol=3e-5)
+
+
 def test_only_float32_on_a_cpu_takes_this_way():
     with mx.stream(mx.cpu):
         assert cpu.is_cpu_float32(mx.zeros(1))
@@ -62,7 +119,7 @@ def test_only_float32_on_a_cpu_takes_this_way():
 
 
 def test_the_tower_has_gradients_while_training(golden_folder):
-    """Results by the bits of a float have none; training must take the other way."""
+    """Exponentials by the bits of a float have slopes of their own."""
     model, _ = jvlm_mlx.load(golden_folder / "tiny")
     model.train()
     tower = model.vision_tower

@@ -141,6 +141,36 @@ def test_merge_adds_each_feature_once_and_nothing_else(tiny):
     np.testing.assert_array_equal(merged, expected)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_tokens_without_a_feature_keep_every_bit(tiny, dtype):
+    model, _ = tiny
+    embeddings = mx.random.normal((1, 4, 64), key=mx.random.key(0)).astype(dtype)
+    embeddings = mx.where(embeddings < 0, mx.array(-0.0, dtype), embeddings)
+    features = mx.random.normal((2, 64), key=mx.random.key(1))
+    merged = model.merge(embeddings, features, np.array([[-1, 1, -1, -1]]))
+    assert merged.dtype == dtype
+    bits = mx.uint32 if dtype == mx.float32 else mx.uint16
+    same = np.array(merged.view(bits) == embeddings.view(bits))[0]
+    assert same.all(axis=-1).tolist() == [True, False, True, True]
+    assert mx.array_equal(merged[0, 1], embeddings[0, 1] + features[1].astype(dtype)).item()
+
+
+def test_gradients_of_a_merge_go_where_the_features_went(tiny):
+    model, _ = tiny
+    embeddings, features = mx.zeros((2, 3, 64)), mx.ones((4, 64))
+    sources = np.array([[-1, 2, 0], [3, -1, -1]])
+    weights = mx.random.normal(embeddings.shape, key=mx.random.key(0))
+
+    def loss(embeddings, features):
+        return mx.sum(weights * model.merge(embeddings, features, sources))
+
+    of_embeddings, of_features = mx.grad(loss, (0, 1))(embeddings, features)
+    assert mx.array_equal(of_embeddings, weights).item()
+    # The second feature reaches no token, and tokens without a feature pull at none.
+    expected = mx.stack([weights[0, 2], mx.zeros(64), weights[0, 1], weights[1, 0]])
+    assert mx.array_equal(of_features, expected).item()
+
+
 def test_window_patches_of_an_odd_grid():
     patches, inside = window_patches((3, 3), (2, 2))
     np.testing.assert_array_equal(

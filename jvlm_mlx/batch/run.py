@@ -232,6 +232,7 @@ class _Batch:
             transcript,
             lambda *_: None,
             self._check_cancelled,
+            answers=self._batch_size,
         )
         reader.read(prepared)
         reader.keep()

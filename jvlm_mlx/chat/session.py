@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import RequestError
 from ..generate.answer import Answer, Cancelled
-from ..generate.budget import choose_tile_group_size
 from ..generate.options import GenerationOptions
 from ..generate.pictures import Picture, Progress, encode_picture, model_of, open_picture
 from ..generate.prompt import PreparedPrompt, as_list, prepare_prompt
@@ -131,7 +130,7 @@ class ChatSession:
                 start=start,
             )
 
-        make_answer(pictures)  # raises what there is to raise, before any work is done
+        first = make_answer(pictures)  # raises what there is to raise, before any work is done
         turn = len(self._messages)
 
         def check() -> None:
@@ -147,12 +146,13 @@ class ChatSession:
             asked: Message | None = None
             try:
                 try:
+                    tile_group_size = first.make_room()
                     encoded = [
                         encode_picture(
                             self._model,
                             picture,
                             self.caches,
-                            choose_tile_group_size(self._model, request),
+                            tile_group_size,
                             progress or (lambda *_: None),
                             check,
                         )

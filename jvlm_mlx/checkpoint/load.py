@@ -12,6 +12,7 @@ from ..settings.checkpoint import CheckpointSettings
 from ..settings.reader import read_json
 from ..text.template import ChatTemplate
 from ..text.tokenizer import Tokenizer
+from .adapters import load_adapter
 from .files import CheckpointFiles
 from .locate import DEFAULT_REPOSITORY, SETTINGS_FILES, locate_checkpoint
 from .weights import Checkpoint, Progress
@@ -24,6 +25,7 @@ def load(
     *,
     revision: str | None = None,
     dtype: str | mx.Dtype | None = None,
+    adapter_path: str | Path | None = None,
     show_progress: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[Model, Processor]:
@@ -37,18 +39,22 @@ def load(
             downloaded into its cache first.
         revision: branch, tag or commit of a repository.
         dtype: `float32`, `float16` or `bfloat16`; None keeps what is stored.
+        adapter_path: folder of adapters that were trained for this model.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
         progress: called with bytes done and bytes in all while weights are read.
 
     Raises:
-        CheckpointError: with one line that says what is wrong with the checkpoint.
+        CheckpointError: with one line that says what is wrong with checkpoint or adapter.
     """
     wanted = as_dtype(dtype)
     folder = locate_checkpoint(path_or_repo, revision=revision, show_progress=show_progress)
     settings = read_settings(folder)
     processor = load_processor(folder, settings)
     checkpoint = Checkpoint.open(CheckpointFiles(folder), settings.model)
-    return checkpoint.build(wanted, progress), processor
+    model = checkpoint.build(wanted, progress)
+    if adapter_path is not None:
+        load_adapter(model, adapter_path)
+    return model, processor
 
 
 def as_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

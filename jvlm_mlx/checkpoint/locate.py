@@ -1,9 +1,10 @@
-"""Finds a checkpoint: a local folder, or a repository of the Hugging Face Hub.
+"""Finds a checkpoint: a local folder, a repository of the Hugging Face Hub, or the demo.
 
 Download, cache, resumption and offline mode are huggingface-hub's. Only data files are fetched,
 never code.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_REPOSITORY = "jinaai/jina-vlm"
+DEMO = "demo"
+"""Name of the very small model that comes with this package."""
+_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "checkpoint"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,7 +67,8 @@ def locate_checkpoint(
     """Return the folder of a checkpoint, downloading it first if it is a repository.
 
     Args:
-        path_or_repo: a folder, or `owner/name` on the Hub.
+        path_or_repo: a folder, or `owner/name` on the Hub. The text `demo` is always the model
+            in this package; a folder of that name is `./demo`, or a `Path`.
         revision: branch, tag or commit of a repository.
         weights: whether the weights are needed too.
         show_progress: whether downloads show bars; None: if standard error is a terminal.
@@ -70,6 +77,8 @@ def locate_checkpoint(
         CheckpointError: no such folder, no such repository or revision, no access, no network.
     """
     name = str(path_or_repo)
+    if path_or_repo == DEMO:
+        return _locate_demo(revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -122,3 +131,16 @@ def locate_checkpoint(
             f"{place} cannot be downloaded: {summary[0] if summary else type(error).__name__}"
         ) from error
     return Path(snapshot)
+
+
+def _locate_demo(revision: str | None) -> Path:
+    if revision is not None:
+        raise CheckpointError(f"{DEMO} comes with this package and has no revision {revision!r}")
+    if not (_DEMO_FOLDER / "config.json").is_file():
+        raise CheckpointError(
+            f"this installation lacks the model {DEMO}; install the package again,"
+            f" or give ./{DEMO} if you mean a folder"
+        )
+    if Path(DEMO, "config.json").is_file():
+        logger.warning("%s is the model of this package; the folder here is ./%s", DEMO, DEMO)
+    return _DEMO_FOLDER

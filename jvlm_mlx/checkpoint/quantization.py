@@ -71,6 +71,19 @@ def quantizable_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear | nn.E
             yield path, module
 
 
+def pack(values: mx.array, quantization: Quantization) -> list[mx.array]:
+    """Return packed weight and scales, and for the affine mode biases, as mlx makes them.
+
+    Args:
+        values: (rows, inputs); the inputs are a multiple of the group size.
+        quantization: how to pack them.
+    """
+    rows = len(values)
+    values = _even(values, values.size // quantization.group_size, quantization)
+    packed = mx.quantize(values, quantization.group_size, quantization.bits, quantization.mode)
+    return [array[:rows] for array in packed]
+
+
 def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dtype) -> mx.array:
     """Return the weights that packed ones stand for.
 
@@ -82,12 +95,20 @@ def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dty
     weight, scales, *biases = arrays
     if quantization.mode == "affine":
         scales, biases = scales.astype(dtype), [biases[0].astype(dtype)]
+    rows, groups = len(weight), scales.size
     return mx.dequantize(
-        weight,
-        scales,
+        _even(weight, groups, quantization),
+        _even(scales, groups, quantization),
         biases[0] if biases else None,
         group_size=quantization.group_size,
         bits=quantization.bits,
         mode=quantization.mode,
         dtype=dtype,
-    )
+    )[:rows]
+
+
+def _even(array: mx.array, groups: int, quantization: Quantization) -> mx.array:
+    """Add a row of zeros where mlx needs an even number of groups: of 16, on the CPU."""
+    if quantization.group_size == 16 and groups % 2:
+        return mx.pad(array, [(0, 1), (0, 0)])
+    return array

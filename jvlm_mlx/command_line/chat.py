@@ -28,13 +28,9 @@ from .progress import ProgressBars, wants_progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this verb."""
     parser.add_argument(
-        "-i",
-        "--image",
-        action="append",
-        default=[],
-        metavar="PICTURE",
+        "-i", "--image", action="append", default=[], metavar="PICTURE",
         help="path, URL or data URI for the first question; may be repeated",
-    )
+    )  # fmt: skip
     parser.add_argument("--system", help="a system message in front")
     parser.add_argument("--load", metavar="FILE", help="go on with a saved conversation")
     parser.add_argument(

@@ -25,13 +25,9 @@ from .progress import ProgressBars, wants_progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this verb."""
     parser.add_argument(
-        "-i",
-        "--image",
-        action="append",
-        default=[],
-        metavar="PICTURE",
+        "-i", "--image", action="append", default=[], metavar="PICTURE",
         help="path, URL, data URI, or - for standard input; may be repeated",
-    )
+    )  # fmt: skip
     parser.add_argument("-p", "--prompt", help="the question; else it is read from standard input")
     parser.add_argument("--system", help="a system message in front")
     parser.add_argument(

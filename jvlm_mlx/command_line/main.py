@@ -28,6 +28,9 @@ VERBS = {
     "chat": Verb("chat", "talk about pictures"),
     "batch": Verb("batch", "answer a file of questions"),
     "doctor": Verb("doctor", "check this machine: chip, kernels, equality, speed"),
+    "train": Verb("train", "train a model, or adapters for one, on your own rows"),
+    "fuse": Verb("fuse", "make one checkpoint of a model and its adapters"),
+    "demo": Verb("demo", "draw a picture for the model that comes with the package"),
     "convert": Verb("convert", "convert a checkpoint, verify a conversion, inspect a file"),
 }
 

@@ -1,6 +1,7 @@
 """Flags that every verb with a model shares, and how they become a model and options."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.load import DTYPES, load
@@ -19,10 +20,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
-        help="folder of a checkpoint, or repository on the Hugging Face Hub",
+        help="folder of a checkpoint, repository on the Hugging Face Hub, or demo: a very small"
+        " model in this package",
     )  # fmt: skip
     group.add_argument("--revision", help="branch, tag or commit of a repository")
     group.add_argument("--dtype", choices=DTYPES, help="compute in this; else as stored")
+    group.add_argument(
+        "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
+    )
 
 
 def _size(text: str) -> int:
@@ -114,6 +119,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         arguments.model,
         revision=arguments.revision,
         dtype=arguments.dtype,
+        adapter_path=arguments.adapter_path,
         progress=bars.load,
         show_progress=None if bars.shown else False,
     )

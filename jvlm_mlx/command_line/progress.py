@@ -1,7 +1,6 @@
 """Progress on standard error: only on a terminal, and gone when the work is done."""
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from huggingface_hub.utils import tqdm
@@ -64,10 +63,5 @@ class ProgressBars:
     def __enter__(self) -> "ProgressBars":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,10 +1,8 @@
 """Turns rows of the source into rows of the output."""
 
-from dataclasses import asdict
-
 import mlx.core as mx
 
-from ..checkpoint.quantization import unpack
+from ..checkpoint.quantization import pack, unpack
 from ..checkpoint.rows import MLX_DTYPES, as_float
 from .padding import fit
 from .plan import ParameterPlan
@@ -38,7 +36,7 @@ def transform_rows(
     if parameter.quantization is None:
         rows = {parameter.path: values}
     else:
-        packed = mx.quantize(values, **asdict(parameter.quantization))
+        packed = pack(values, parameter.quantization)
         rows = dict(zip((output.name for output in parameter.outputs), packed, strict=True))
     mx.eval(rows)
     return rows, _rounding(parameter, start, exact, rows)

@@ -86,6 +86,10 @@ class Answer:
             self._check_cancelled,
         )
 
+    def make_room(self) -> int:
+        """Let caches let go of what has no room beside this answer; return how many tiles fit."""
+        return self._reader.make_room().tile_group_size
+
     def pieces(self) -> Generator[GenerationPiece, None, None]:
         """Yield the pieces; see `stream_generate`."""
         whole = self._options.kv_bits is None and self._options.max_kv_size is None

@@ -1,9 +1,11 @@
-"""How many tiles may be encoded at once within a memory budget."""
+"""How many tiles and tokens may be computed at once within a memory budget."""
 
 import re
+from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache
 
 from ..errors import RequestError
 from ..model import Model, cpu
@@ -15,6 +17,15 @@ MOST_TILES = 16
 
 _OPERATIONS_IN_FLIGHT = 10
 """Results that exist at once, fitted to measured peaks: MLX allocates ahead of what it computes."""
+
+LEAST_PREFILL = 64
+"""Fewer tokens at once would not save much beside the weights, and each step reads all of them."""
+
+_LAYERS_IN_FLIGHT = 2
+"""Decoder layers whose results exist at once while a prompt is read, for the same reason."""
+
+_CPU_SCORES = 2
+"""Arrays of attention scores that exist at once where attention is not fused."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -63,33 +74,101 @@ def kv_bytes(settings: ModelSettings, tokens: int, value_bytes: int) -> int:
     return tokens * width * value_bytes
 
 
-def choose_tile_group_size(model: Model, options: GenerationOptions, tokens: int = 0) -> int:
-    """Return how many tiles to encode at once.
+def prefill_bytes(settings: ModelSettings, step: int, tokens: int, value_bytes: int) -> int:
+    """Return the memory that reading `step` tokens of a prompt takes beside keys and values.
 
-    Without `max_memory` it is `tile_group_size`. With it, as many as fit beside the weights and
-    the keys and values, and at most `MOST_TILES`.
+    Those are results of decoder layers. On a CPU, where attention is not fused, there are scores
+    of every token with all tokens so far, too.
+
+    Args:
+        settings: of the model.
+        step: tokens that are read at once.
+        tokens: of the whole prompt.
+        value_bytes: of an activation.
+    """
+    decoder = settings.decoder
+    attention, mlp = decoder.block.attention, decoder.block.mlp
+    projected = attention.query_size + 2 * attention.key_value_size
+    # Projected, normalised, rotated; attended; both halves of the MLP and their product; norms,
+    # outputs and sums.
+    values = 3 * projected + attention.query_size + 6 * decoder.hidden_size
+    values += (2 + mlp.gated) * mlp.intermediate_size
+    values *= _LAYERS_IN_FLIGHT
+    if mx.default_device().type == mx.cpu:
+        values += _CPU_SCORES * attention.num_attention_heads * tokens
+    return step * values * value_bytes
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How much of a request is computed at once."""
+
+    tile_group_size: int
+    prefill_step_size: int
+    cache_bytes: int | None
+    """Most that caches may hold meanwhile; None for no limit."""
+
+
+def choose_steps(
+    model: Model,
+    options: GenerationOptions,
+    prompt_tokens: int,
+    *,
+    has_tiles: bool,
+    answers: int = 1,
+    cached_bytes: int = 0,
+) -> Steps:
+    """Return how much to compute at once.
+
+    Without `max_memory` it is what the options say. With it, first the tiles and then the tokens
+    that fit beside weights, keys and values, embeddings, and what caches hold. Of the latter, as
+    much is to be let go of as is needed for one tile and `LEAST_PREFILL` tokens.
 
     Args:
         model: whose weights are in memory.
         options: of the request.
-        tokens: of the prompt, if they are known yet.
+        prompt_tokens: of the whole prompt, what is known of it already included.
+        has_tiles: whether there are pictures to be encoded.
+        answers: how many like this one are in memory together.
+        cached_bytes: what caches hold.
 
     Raises:
-        RequestError: not even one tile fits.
+        RequestError: not even the least fits.
     """
     if options.max_memory is None:
-        return options.tile_group_size
+        return Steps(options.tile_group_size, options.prefill_step_size, None)
+    settings = model.settings
     size: int = model.dtype.size
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     weights = sum(array.nbytes for array in parameters.values())
-    cache = kv_bytes(model.settings, tokens + options.max_tokens, size)
-    one = tile_bytes(model.settings, size)
-    needed = weights + cache + SCORES_BYTES + one
-    fitting = (options.max_memory - needed) // one + 1
-    if fitting < 1:
+    tokens = min(prompt_tokens + options.max_tokens, settings.decoder.context_size)
+    if options.max_kv_size is not None:
+        tokens = min(tokens, options.max_kv_size)
+    cache = answers * kv_bytes(settings, -(-tokens // KVCache.step) * KVCache.step, size)
+    # Looked up; features, and gathered ones; the sum.
+    embeddings = 4 * prompt_tokens * settings.decoder.hidden_size * size
+
+    def prefill(step: int) -> int:
+        return prefill_bytes(settings, step, prompt_tokens, size)
+
+    one = tile_bytes(settings, size)
+    longest = min(options.prefill_step_size, prompt_tokens)
+    least_tokens = min(longest, LEAST_PREFILL)
+    least = max(prefill(least_tokens), SCORES_BYTES + one if has_tiles else 0)
+    room = options.max_memory - weights - cache - embeddings
+    if room < least:
+        least_name = "one tile" if least > prefill(least_tokens) else f"{least_tokens} tokens"
         raise RequestError(
             f"max_memory is {options.max_memory / 1e9:.2f} GB, but weights ({weights / 1e9:.2f}),"
-            f" keys and values ({cache / 1e9:.2f}) and one tile ({one / 1e9:.2f}) need"
-            f" {needed / 1e9:.2f}: allow more, or take a model of fewer bits"
+            f" keys and values{f' of {answers} answers' if answers > 1 else ''}"
+            f" ({cache / 1e9:.2f}), embeddings ({embeddings / 1e9:.2f}) and {least_name} at a time"
+            f" ({least / 1e9:.2f}) need {(options.max_memory - room + least) / 1e9:.2f}: allow"
+            " more, or take a model of fewer bits"
         )
-    return min(int(fitting), MOST_TILES)
+    cached = min(cached_bytes, room - least)
+    room -= cached
+    group = min((room - SCORES_BYTES) // one, MOST_TILES) if has_tiles else options.tile_group_size
+    step = longest
+    while step > least_tokens and prefill(step) > room:
+        step = max(step // 2, least_tokens)
+    return Steps(int(group), step, cached)

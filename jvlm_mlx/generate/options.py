@@ -57,8 +57,9 @@ class GenerationOptions:
     tile_group_size: int = 4
     """Tiles that go through the vision tower at once."""
     max_memory: int | None = None
-    """Bytes that weights, keys and values and pictures may take together: tiles are encoded in
-    groups that fit, whatever `tile_group_size` says. None for no limit."""
+    """Bytes for weights, keys and values, pictures, prompt and caches together. So many tiles are
+    encoded at once as fit, whatever `tile_group_size` says, and perhaps fewer tokens are read than
+    `prefill_step_size`. A request that cannot fit is refused. None for no limit."""
     max_crops: int | None = None
     """Most tiles of a picture beside its thumbnail; None for the checkpoint's own."""
     min_pixels: int | None = None

@@ -7,10 +7,12 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 
+from ..images.opened import OpenedImage
 from ..model import Model
 from ..reuse.caches import GenerationCaches
 from ..reuse.prefix_cache import LayerState
-from .budget import choose_tile_group_size
+from ..reuse.prompt_key import PromptKey
+from .budget import Steps, choose_steps
 from .memory import device_turns, kv_group_size, make_cache
 from .options import GenerationOptions
 from .pictures import Progress, encode_pictures, model_of, patch_token_offsets
@@ -29,10 +31,12 @@ class PromptReader:
         transcript: told what was found, and when the pictures were done.
         progress: told about `tiles` and `prompt`.
         check: called between steps; may raise to leave the work.
+        answers: how many like this one are in memory together.
 
     Raises:
         PromptError: the prompt does not fit into the window of `max_kv_size`.
-        RequestError: the keys of this model cannot be quantized as asked.
+        RequestError: the keys of this model cannot be quantized as asked, or the work does not
+            fit into `max_memory`.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class PromptReader:
         transcript: Transcript,
         progress: Progress,
         check: Callable[[], None],
+        *,
+        answers: int = 1,
     ) -> None:
         self._model = model
         self._options = options
@@ -53,17 +59,32 @@ class PromptReader:
         self._check = check
         self._group_size = None if options.kv_bits is None else kv_group_size(model, options)
         self._length = len(prepared.token_ids)
+        self._has_tiles = any(isinstance(one, OpenedImage) for one in prepared.pictures)
+        self._answers = answers
+        self._choose_steps(0)  # raises, before any work is done, if it cannot fit
         self._key = None if caches is None else prepared.key()
         self.cache: list[Any] = make_cache(model, self._length, options)
         """One of mlx-lm's for each layer; grows while the prompt is read."""
 
+    def make_room(self) -> Steps:
+        """Return how much to compute at once; caches let go of what has no room beside it."""
+        if self._caches is None:
+            return self._choose_steps(0)
+        steps = self._choose_steps(self._caches.nbytes)
+        if steps.cache_bytes is not None:
+            self._caches.shrink(steps.cache_bytes)
+        return steps
+
     def read(self, prepared: PreparedPrompt) -> mx.array:
         """Read all tokens but the last; return that one's embedding, (1, hidden_size)."""
-        known = self._take_over()
+        key, layers = self._known()
+        steps = self.make_room()  # what is known of this prompt is at hand
+        known = self._take_over(key, layers)
+        layers.clear()
         self._transcript.cached_tokens = known
-        embeddings = self._embed(prepared, known)
+        embeddings = self._embed(prepared, known, steps.tile_group_size)
         self._transcript.pictures_done()
-        self._prefill(embeddings)
+        self._prefill(embeddings, steps.prefill_step_size)
         if self._options.kv_bits is not None:
             # What others may take over is at full precision, as it is in a fresh run: the
             # prompt is read with fused attention and quantized before the first token is
@@ -96,11 +117,24 @@ class PromptReader:
             model_of(self._model), self._key.extended(answer).within(read), layers
         )
 
-    def _take_over(self) -> int:
-        """Fill the cache with the longest known beginning; return its number of tokens."""
+    def _choose_steps(self, cached_bytes: int) -> Steps:
+        return choose_steps(
+            self._model,
+            self._options,
+            self._length,
+            has_tiles=self._has_tiles,
+            answers=self._answers,
+            cached_bytes=cached_bytes,
+        )
+
+    def _known(self) -> tuple[PromptKey, list[LayerState]]:
+        """Return the longest known beginning, empty if there is none."""
         if self._caches is None or self._key is None:
-            return 0
-        key, layers = self._caches.prefixes.fetch(model_of(self._model), self._key)
+            return PromptKey((), ()), []
+        return self._caches.prefixes.fetch(model_of(self._model), self._key)
+
+    def _take_over(self, key: PromptKey, layers: list[LayerState]) -> int:
+        """Fill the cache with a known beginning; return its number of tokens."""
         known = key.num_tokens
         if known:
             with device_turns:
@@ -109,7 +143,7 @@ class PromptReader:
                 mx.eval([cache.state for cache in self.cache])
         return known
 
-    def _embed(self, prepared: PreparedPrompt, known: int) -> mx.array:
+    def _embed(self, prepared: PreparedPrompt, known: int, tile_group_size: int) -> mx.array:
         """Return the embeddings of the tokens after the first `known`, pictures merged in.
 
         (L - known, hidden_size). Pictures among the known tokens are not needed any more.
@@ -124,9 +158,7 @@ class PromptReader:
             model,
             [picture for _, picture in pictures],
             self._caches,
-            choose_tile_group_size(model, self._options, len(prepared.token_ids))
-            if pictures
-            else 1,
+            tile_group_size,
             self._progress,
             self._check,
         )
@@ -143,11 +175,10 @@ class PromptReader:
             mx.eval(embeddings)
         return embeddings[0]
 
-    def _prefill(self, embeddings: mx.array) -> None:
+    def _prefill(self, embeddings: mx.array, step: int) -> None:
         done = self._length - len(embeddings)
         self._progress("prompt", done, self._length)
         self._check()
-        step = self._options.prefill_step_size
         for begin in range(0, len(embeddings) - 1, step):
             end = min(begin + step, len(embeddings) - 1)
             with device_turns:

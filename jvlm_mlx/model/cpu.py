@@ -7,6 +7,7 @@ float32 rounding. A GPU runs none of this: its kernels are fused and its functio
 
 import math
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -26,6 +27,8 @@ _TANH_BELOW = (
 )  # fmt: skip
 # 2^f is the sum of (f ln 2)^k / k!; for |f| up to 1/2 the rest is below float32 rounding.
 _POWER_OF_TWO = [math.log(2) ** k / math.factorial(k) for k in range(8)]
+# A function with gradients of its own. mlx declares that it returns an object.
+_custom_function: Any = mx.custom_function
 # Added to a float32 and taken off again, this rounds to a whole number.
 _ROUND = 1.5 * 2**23
 
@@ -35,20 +38,80 @@ def is_cpu_float32(x: mx.array) -> bool:
     return x.dtype == mx.float32 and mx.default_device().type == mx.cpu
 
 
-@partial(mx.compile, shapeless=True)
-def gelu_tanh(x: mx.array) -> mx.array:
-    """Return the tanh-approximated GELU of float32 numbers."""
-    inner = mx.clip(
-        math.sqrt(2 / math.pi) * x * (1 + 0.044715 * (x * x)), -_TANH_LIMIT, _TANH_LIMIT
-    )
-    square = inner * inner
+def _tanh(x: mx.array) -> mx.array:
+    x = mx.clip(x, -_TANH_LIMIT, _TANH_LIMIT)
+    square = x * x
     above, below = _TANH_ABOVE[-1] * square + _TANH_ABOVE[-2], _TANH_BELOW[-1] * square
     for coefficient in _TANH_ABOVE[-3::-1]:
         above = above * square + coefficient
     below = below + _TANH_BELOW[-2]
     for coefficient in _TANH_BELOW[-3::-1]:
         below = below * square + coefficient
-    return 0.5 * x * (1 + inner * above / below)
+    return x * above / below
+
+
+def _gelu_tanh_argument(x: mx.array) -> mx.array:
+    return math.sqrt(2 / math.pi) * x * (1 + 0.044715 * (x * x))
+
+
+@partial(mx.compile, shapeless=True)
+def _gelu_tanh(x: mx.array) -> mx.array:
+    return 0.5 * x * (1 + _tanh(_gelu_tanh_argument(x)))
+
+
+@partial(mx.compile, shapeless=True)
+def _gelu_tanh_slope(x: mx.array, cotangent: mx.array) -> mx.array:
+    tanh = _tanh(_gelu_tanh_argument(x))
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * (x * x))
+    return cotangent * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope)
+
+
+@_custom_function
+def _smooth_gelu_tanh(x: mx.array) -> mx.array:
+    return _gelu_tanh(x)
+
+
+@_smooth_gelu_tanh.vjp
+def _gelu_tanh_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+    return _gelu_tanh_slope(x, cotangent)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """Return the tanh-approximated GELU of float32 numbers; it has gradients."""
+    result: mx.array = _smooth_gelu_tanh(x)
+    return result
+
+
+@partial(mx.compile, shapeless=True)
+def _silu_gate(gate: mx.array, value: mx.array) -> mx.array:
+    return value * (gate * (0.5 + 0.5 * _tanh(0.5 * gate)))
+
+
+@partial(mx.compile, shapeless=True)
+def _silu_gate_slopes(
+    gate: mx.array, value: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array]:
+    sigmoid = 0.5 + 0.5 * _tanh(0.5 * gate)
+    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    return cotangent * value * slope, cotangent * (gate * sigmoid)
+
+
+@_custom_function
+def _smooth_silu_gate(gate: mx.array, value: mx.array) -> mx.array:
+    return _silu_gate(gate, value)
+
+
+@_smooth_silu_gate.vjp
+def _silu_gate_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array]:
+    return _silu_gate_slopes(*primals, cotangent)
+
+
+def silu_gate(gate: mx.array, value: mx.array) -> mx.array:
+    """Return `silu(gate) * value` of float32 numbers; it has gradients."""
+    result: mx.array = _smooth_silu_gate(gate, value)
+    return result
 
 
 @partial(mx.compile, shapeless=True)
@@ -65,6 +128,48 @@ def _power_of_two(x: mx.array) -> tuple[mx.array, mx.array]:
     high = (c[4] + c[5] * f) + (c[6] + c[7] * f) * f2
     # A float of a whole power of two is its exponent, shifted into place.
     return low + high * (f2 * f2), ((whole + 127.0) * 2.0**23).astype(mx.int32)
+
+
+@_custom_function
+def _exp(x: mx.array) -> mx.array:
+    """Return e^x, for x up to 0; it has gradients."""
+    factor, bits = _power_of_two(x * (1 / math.log(2)))
+    return factor * bits.view(mx.float32)
+
+
+@_exp.vjp
+def _exp_vjp(_: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return cotangent * output
+
+
+def differentiable_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, *, causal: bool
+) -> mx.array:
+    """Return attention in float32 that gradients flow through.
+
+    All scores are in memory at once: the gradients need them.
+
+    Args:
+        queries: (B, H, L, D).
+        keys: (B, G, L, D), where G divides H.
+        values: (B, G, L, D).
+        scale: factor on the scores.
+        causal: whether a query sees only keys up to its own place.
+
+    Returns:
+        (B, H, L, D).
+    """
+    groups, length = keys.shape[1], queries.shape[2]
+    # (B, H, L, D) -> (B, G, H / G, L, D)
+    queries = mx.unflatten(queries * scale, 1, (groups, -1))
+    scores = queries @ keys[:, :, None].swapaxes(-1, -2)
+    if causal:
+        # So low that nothing of it is left beside the weight 1 of the highest score.
+        scores = scores + mx.triu(mx.full((length, length), -1e9), k=1)
+    weights = _exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
+    attended = (weights @ values[:, :, None]) / mx.sum(weights, axis=-1, keepdims=True)
+    # (B, G, H / G, L, D) -> (B, H, L, D)
+    return mx.flatten(attended, 1, 2)
 
 
 def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:

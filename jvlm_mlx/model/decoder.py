@@ -11,6 +11,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from ..settings.blocks import AttentionSettings
 from ..settings.model import DecoderSettings
+from . import cpu
 from .layers import MLP, make_norm
 
 Mask = mx.array | str | None
@@ -62,9 +63,12 @@ class DecoderAttention(nn.Module):
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        x = scaled_dot_product_attention(
-            queries, keys, values, cache=cache, scale=settings.scale, mask=mask
-        )
+        if self.training and cpu.is_cpu_float32(queries) and cache is None and mask == "causal":
+            x = cpu.differentiable_attention(queries, keys, values, settings.scale, causal=True)
+        else:
+            x = scaled_dot_product_attention(
+                queries, keys, values, cache=cache, scale=settings.scale, mask=mask
+            )
         # (B, H, L, D) -> (B, L, H, D) -> (B, L, H D)
         return self.out(mx.flatten(x.transpose(0, 2, 1, 3), -2))
 

@@ -161,12 +161,16 @@ class Model(nn.Module):
             sources: (B, L) row of `features` for each token, or -1 for none.
 
         Returns:
-            (B, L, hidden_size). A gather, an addition and a choice, however many pictures.
+            (B, L, hidden_size). A gather and an addition, however many pictures.
         """
         if len(features) == 0:
             return embeddings
-        taken = features[mx.array(np.maximum(sources, 0))].astype(embeddings.dtype)
-        return mx.where(mx.array(sources >= 0)[..., None], embeddings + taken, embeddings)
+        features = features.astype(embeddings.dtype)
+        # What tokens without a feature take. Minus zero: x - 0.0 is x, bit for bit, for every x,
+        # while 0.0 would turn a -0.0 into 0.0.
+        nothing = mx.broadcast_to(mx.array(-0.0, features.dtype), (1, features.shape[-1]))
+        rows = mx.array(np.where(sources < 0, len(features), sources))
+        return embeddings + mx.concatenate([features, nothing])[rows]
 
     def embed(
         self,

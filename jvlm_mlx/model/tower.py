@@ -35,8 +35,9 @@ class TowerAttention(nn.Module):
             queries = self.q_norm(queries)
         if settings.k_norm:
             keys = self.k_norm(keys)
-        # Not while training: bits cannot be differentiated.
-        if not self.training and heads == groups and cpu.is_cpu_float32(queries):
+        if cpu.is_cpu_float32(queries) and self.training:
+            x = cpu.differentiable_attention(queries, keys, values, settings.scale, causal=False)
+        elif cpu.is_cpu_float32(queries) and heads == groups:
             x = cpu.attention(queries, keys, values, settings.scale)
         else:
             x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=settings.scale)

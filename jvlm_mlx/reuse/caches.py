@@ -40,6 +40,11 @@ class GenerationCaches:
         """Return the statistics of `features` and `prefixes`."""
         return {"features": self.features.stats(), "prefixes": self.prefixes.stats()}
 
+    def shrink(self, nbytes: int) -> None:
+        """Let go of prompts, the oldest first, and then of pictures, until all takes `nbytes`."""
+        self.prefixes.shrink(nbytes - self.features.stats().nbytes)
+        self.features.shrink(nbytes)
+
     def clear(self) -> None:
         """Forget everything and free its memory."""
         self.features.clear()

@@ -38,7 +38,12 @@ class FeatureCache:
                 return
             self._features[model, digest] = features
             self._nbytes += features.nbytes
-            while self._nbytes > self._max_bytes:
+        self.shrink(self._max_bytes)
+
+    def shrink(self, nbytes: int) -> None:
+        """Drop features, the longest unused first, until the rest takes at most `nbytes`."""
+        with self._lock:
+            while self._features and self._nbytes > nbytes:
                 _, oldest = self._features.popitem(last=False)
                 self._nbytes -= oldest.nbytes
                 self._evictions += 1

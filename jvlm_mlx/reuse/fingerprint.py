@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..checkpoint.adapters import adapted_layers
 from ..model import Model
 
 _SAMPLES = 64
@@ -56,7 +57,9 @@ def _parameters(model: Model) -> list[tuple[str, mx.array]]:
 
 def _digest(model: Model, parameters: list[tuple[str, mx.array]]) -> str:
     described = [(path, array.shape, str(array.dtype)) for path, array in parameters]
-    digest = hashlib.sha256(repr((model.settings, described)).encode())
+    # The factor on what an adapter adds is no parameter.
+    scales = [(path, adapter.scale) for path, adapter in adapted_layers(model).items()]
+    digest = hashlib.sha256(repr((model.settings, described, scales)).encode())
     samples = []
     for _, array in parameters:
         values = array.reshape(-1)[:: max(1, array.size // _SAMPLES)]

@@ -82,8 +82,13 @@ class PrefixCache:
             return
         with self._lock:
             self._prompts.insert_cache(model, list(key.elements), [entry])
+        self.shrink(self._max_bytes)
+
+    def shrink(self, nbytes: int) -> None:
+        """Drop prompts, the oldest first, until the rest takes at most `nbytes`."""
+        with self._lock:
             count = len(self._prompts)
-            self._prompts.trim_to(n_bytes=self._max_bytes)
+            self._prompts.trim_to(n_bytes=nbytes)
             self._evictions += count - len(self._prompts)
 
     def clear(self) -> None:

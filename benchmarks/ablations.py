@@ -1,0 +1,281 @@
+"""What the design of Jina-VLM is worth, on the demo's tasks: small models trained in turn.
+
+    python -m benchmarks.ablations --work WORK --chart benchmarks/charts     # overnight
+    python -m benchmarks.ablations --work WORK --steps 300 --pictures 5000   # a first look
+
+All variants see the same rows in the same order, from the same kind of random weights, for the
+same number of steps. What is finished is kept in WORK, so a run that was cut off goes on.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from jvlm_mlx import Model, Processor, load
+from jvlm_mlx.demo.accuracy import Accuracy, measure_accuracy
+from jvlm_mlx.demo.architecture import FEATURE_LAYERS, POOLING_SIZE
+from jvlm_mlx.demo.data import write_data
+from jvlm_mlx.demo.tasks import TASKS
+from jvlm_mlx.demo.untrained import write_untrained
+from jvlm_mlx.training import (
+    FeedSettings,
+    PartSettings,
+    StepReport,
+    TrainingSettings,
+    prepare_model,
+    train,
+    training_feed,
+)
+from jvlm_mlx.training.data import DataLimits, prepare_data, read_mixture
+from jvlm_mlx.training.processes import Processes
+
+from .common.machine import describe_machine
+from .common.report import bar_chart, json_line, table
+
+_TEXT_TASKS = ("text_only",)
+_PICTURE = (128, 128)
+"""Height and width of the picture whose tokens are counted: four tiles and a thumbnail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to build or to train the model."""
+
+    name: str
+    pooling: str
+    """`attention`, `mean` or `none`."""
+    text_share: float
+    feature_layers: tuple[int, ...]
+
+
+BASE = Variant(
+    name="as released",
+    pooling="attention",
+    text_share=0.15,
+    feature_layers=FEATURE_LAYERS,
+)
+
+
+def _variant(name: str, **changes: Any) -> Variant:
+    return Variant(**{**asdict(BASE), "name": name, **changes})
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        BASE,
+        _variant("mean pooling", pooling="mean"),
+        _variant("no pooling", pooling="none"),
+        _variant("0 % text", text_share=0.0),
+        _variant("30 % text", text_share=0.3),
+        _variant("last two layers", feature_layers=(-2, -3)),
+        _variant("last layer alone", feature_layers=(-2,)),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a variant."""
+
+    picture_accuracy: float
+    """Share of right answers, the mean over all tasks with pictures."""
+    text_accuracy: float
+    """Share of right answers to questions without a picture."""
+    by_task: dict[str, float]
+    picture_tokens: int
+    """Tokens that a picture of four tiles takes in the prompt."""
+    seconds_per_step: float
+    """Median."""
+    loss: float
+    """Mean of the last tenth of the steps."""
+
+
+class MeanPooling(nn.Module):
+    """The mean of a window's vectors, brought to the tower's width."""
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(input_size, output_size)
+
+    def __call__(self, windows: mx.array) -> mx.array:
+        """Map windows (W, p, input_size) of p vectors each to (W, output_size)."""
+        return self.out(windows.mean(axis=1))
+
+
+def build(variant: Variant, folder: Path, seed: int) -> tuple[Model, Processor]:
+    """Return a variant's untrained model; `folder` gets its checkpoint."""
+    write_untrained(
+        folder,
+        seed,
+        pooling_size=(1, 1) if variant.pooling == "none" else POOLING_SIZE,
+        feature_layers=variant.feature_layers,
+    )
+    model, processor = load(folder)
+    if variant.pooling == "mean":
+        tower = model.settings.tower
+        pooling = MeanPooling(tower.feature_size, tower.hidden_size)
+        model.connector.update_modules({"pooling": pooling})
+    return model, processor
+
+
+def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Namespace) -> Outcome:
+    """Train and measure one variant."""
+    model, processor = build(variant, work / "untrained", arguments.seed)
+    settings = training_settings(arguments.steps, arguments.learning_rate, arguments.seed)
+    limits = DataLimits(max_length=4096, max_crops=None, min_pixels=None, max_pixels=None)
+    mixture = write_mixture(data, work, with_text=variant.text_share > 0)
+    rows = prepare_data(read_mixture(mixture), processor, limits)
+    processes = Processes()
+    feed = training_feed(
+        rows,
+        FeedSettings(
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            text_share=variant.text_share,
+            single_source=False,
+            single_source_batches=0,
+            bucket_batches=16,
+            pad_to_multiple=8,
+            cache_bytes=10**9,
+        ),
+        processes,
+    )
+    reports: list[StepReport] = []
+    prepare_model(model, settings, None)
+    train(
+        model, feed, settings, work / "trained", work / "untrained", processes=processes,
+        validation=None, resume=False, should_stop=lambda: False, progress=reports.append,
+    )  # fmt: skip
+    accuracy = measure_accuracy(model, processor, count=arguments.examples)
+    last = reports[-max(1, len(reports) // 10) :]
+    return Outcome(
+        picture_accuracy=statistics.mean(
+            share(accuracy, task) for task in TASKS if task not in _TEXT_TASKS
+        ),
+        text_accuracy=statistics.mean(share(accuracy, task) for task in _TEXT_TASKS),
+        by_task={task: share(accuracy, task) for task in TASKS},
+        picture_tokens=processor.image_layout(*_PICTURE).num_tokens,
+        seconds_per_step=statistics.median(report.seconds for report in reports),
+        loss=statistics.mean(report.loss for report in last),
+    )
+
+
+def share(accuracy: Accuracy, task: str) -> float:
+    """Return the share of right answers in a task."""
+    score = accuracy.of(task=task)
+    return score.right / score.asked
+
+
+def write_mixture(data: Path, work: Path, *, with_text: bool) -> Path:
+    """Write captions and questions as one mixture, and return its file."""
+    captions = json.loads((data / "stage1.json").read_text(encoding="utf-8"))["sources"]
+    questions = json.loads((data / "stage2.json").read_text(encoding="utf-8"))["sources"]
+    total = sum(source["weight"] for source in questions if source["kind"] != "text")
+    sources = [source | {"weight": total / 4} for source in captions if source["kind"] != "text"]
+    sources += [source for source in questions if with_text or source["kind"] != "text"]
+    sources = [source | {"path": str((data / source["path"]).resolve())} for source in sources]
+    file = work / "mixture.json"
+    file.write_text(json.dumps({"sources": sources}), encoding="utf-8")
+    return file
+
+
+def training_settings(steps: int, learning_rate: float, seed: int) -> TrainingSettings:
+    """Return how all variants are trained: the connector faster, and sooner at its full rate."""
+
+    def part(rate: float, warmup: int) -> PartSettings:
+        return PartSettings(
+            trainable=True, learning_rate=rate, warmup_steps=warmup, decay="cosine", floor=0.02
+        )
+
+    warmup = steps // 15
+    return TrainingSettings(
+        vision_tower=part(learning_rate, warmup),
+        connector=part(2 * learning_rate, warmup // 3),
+        decoder=part(learning_rate, warmup),
+        steps=steps,
+        accumulate=1,
+        parallel=1,
+        betas=(0.9, 0.98),
+        eps=1e-8,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        dtype="float32",
+        gradient_checkpointing=False,
+        compile=False,
+        seed=seed,
+        validate_every=None,
+        save_every=None,
+        keep=1,
+        report_every=100,
+        adapter=None,
+    )
+
+
+def report(outcomes: dict[str, Outcome]) -> str:
+    """Return the outcomes as a Markdown table."""
+    rows = [
+        (
+            name,
+            f"{outcome.picture_accuracy:.1%}",
+            f"{outcome.text_accuracy:.1%}",
+            outcome.picture_tokens,
+            f"{outcome.seconds_per_step:.2f}",
+            f"{outcome.loss:.3f}",
+        )
+        for name, outcome in outcomes.items()
+    ]
+    header = ("variant", "pictures", "text", "tokens a picture", "s a step", "loss")
+    return table(header, rows)
+
+
+def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--pictures", type=int, default=60000, help="pictures to train on")
+    parser.add_argument("--steps", type=int, default=3000, help="updates of each variant")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--examples", type=int, default=200, help="questions of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
+    options = parser.parse_args(arguments)
+    data = options.work / "data"
+    if not data.exists():
+        write_data(data, options.pictures, options.seed, 1)
+    outcomes: dict[str, Outcome] = {}
+    for name in options.variants:
+        done = options.work / f"{name.replace(' ', '-').replace('%', 'percent')}.json"
+        if not done.exists():
+            with tempfile.TemporaryDirectory(dir=options.work) as work:
+                outcome = run_variant(VARIANTS[name], data, Path(work), options)
+            part = done.with_suffix(".part")
+            part.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+            shutil.move(part, done)
+            say(f"{name}: {outcome.picture_accuracy:.1%} of pictures, {outcome.loss:.3f} loss")
+        outcomes[name] = Outcome(**json.loads(done.read_text(encoding="utf-8")))
+    say(report(outcomes))
+    if options.chart:
+        bars = {
+            "pictures": [100 * outcome.picture_accuracy for outcome in outcomes.values()],
+            "text": [100 * outcome.text_accuracy for outcome in outcomes.values()],
+        }
+        title = f"right answers after {options.steps} steps"
+        bar_chart(options.chart / "ablations.png", title, "%", list(outcomes), bars)
+    content = {name: asdict(outcome) for name, outcome in outcomes.items()}
+    say(json_line("ablations", {"machine": describe_machine(), "steps": options.steps, **content}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo model: a very small Jina-VLM, and the labelled pictures that taught it."""

@@ -1,0 +1,177 @@
+"""Writes what the demo model is trained on: pictures, rows of questions, and mixtures.
+
+Captions of all pictures are the first stage; questions, and texts without a picture, the second.
+Held-out rows have pictures of their own.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import tqdm
+
+from ..errors import DataError
+from .command import positive, run_command
+from .example import Example
+from .phrases import PHRASES
+from .tasks import examples
+
+SOURCES = {
+    "scenes": ("colour", "shape", "count", "position"),
+    "print": ("number", "word", "small_number"),
+    "charts": ("bar_value", "bar_largest"),
+    "forms": ("form",),
+}
+"""Tasks by the file their rows go to."""
+
+# In turn. What takes longest to learn comes more than once.
+_PICTURE_TASKS = (
+    "colour", "number", "form", "count", "small_number", "bar_value", "position", "word",
+    "form", "shape", "small_number", "bar_largest", "count", "word", "form", "bar_value",
+)  # fmt: skip
+_TEXTS_PER_PICTURE = 5
+_TEXT_TASKS = ("text_only",)
+_CAPTIONS, _TEXT, _VALID = "captions", "text", "valid"
+_TEXT_SOURCE = (_TEXT, "text", 1.0)
+
+
+def write_data(
+    output: Path, pictures: int, seed: int, held_out: int, *, show_progress: bool = False
+) -> None:
+    """Write a folder of training data, whole or not at all.
+
+    Args:
+        output: the new folder.
+        pictures: how many to train on.
+        seed: the same gives the same rows and pictures.
+        held_out: how many further pictures, none of them trained on, to validate with.
+        show_progress: whether to show a bar on standard error.
+
+    Raises:
+        DataError: there is something at `output`, or it cannot be written.
+    """
+    if output.exists() or output.is_symlink():
+        raise DataError(f"{output} exists already; give another path or remove it first")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that it only needs to be renamed.
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
+            folder = Path(work) / "data"
+            _write_folder(folder, pictures, seed, held_out, show_progress)
+            folder.rename(output)
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def _write_folder(
+    folder: Path, pictures: int, seed: int, held_out: int, show_progress: bool
+) -> None:
+    texts = -(-pictures // _TEXTS_PER_PICTURE)
+    source_of = {task: source for source, tasks in SOURCES.items() for task in tasks}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*SOURCES, _CAPTIONS, _TEXT)}
+    valid = []
+    (folder / "pictures").mkdir(parents=True)
+    total = pictures + texts + held_out
+    with tqdm(total=total, unit="row", leave=False, disable=not show_progress) as bar:
+        for place, example in enumerate(examples(seed, pictures, _PICTURE_TASKS)):
+            picture = _save(example, folder, f"{place + 1:06d}")
+            rows[source_of[example.task]].append(question_row(example, picture))
+            rows[_CAPTIONS].append(caption_row(example, picture))
+            bar.update()
+        for example in examples(seed, texts, _TEXT_TASKS):
+            rows[_TEXT].append(question_row(example, None))
+            bar.update()
+        for place, example in enumerate(examples(seed, held_out, _PICTURE_TASKS, held_out=True)):
+            picture = _save(example, folder, f"valid-{place + 1:06d}")
+            valid.append(question_row(example, picture))
+            bar.update()
+    for name, lines in rows.items():
+        _write_rows(folder / f"{name}.jsonl", lines)
+    _write_rows(folder / f"{_VALID}.jsonl", valid)
+    _write_mixture(folder / "stage1.json", [(_CAPTIONS, "captions", 1.0), _TEXT_SOURCE])
+    instructions = [
+        (name, "instructions", float(sum(task in tasks for task in _PICTURE_TASKS)))
+        for name, tasks in SOURCES.items()
+        if rows[name]
+    ]
+    _write_mixture(folder / "stage2.json", [*instructions, _TEXT_SOURCE])
+
+
+def question_row(example: Example, picture: str | None) -> dict[str, Any]:
+    """Return all turns of an example as one conversation.
+
+    Args:
+        example: with a picture or without.
+        picture: where its picture is, seen from the file of rows.
+    """
+    messages: list[dict[str, Any]] = []
+    for turn in example.turns:
+        content: Any = turn.question
+        if picture is not None and not messages:
+            content = _with_picture(turn.question, picture)
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": turn.answer})
+    return {"messages": messages, "task": example.task, "language": example.language}
+
+
+def caption_row(example: Example, picture: str) -> dict[str, Any]:
+    """Return the request to describe an example's picture, and its caption."""
+    request = PHRASES[example.language].describe
+    messages = [
+        {"role": "user", "content": _with_picture(request, picture)},
+        {"role": "assistant", "content": example.caption},
+    ]
+    return {"messages": messages, "task": "caption", "language": example.language}
+
+
+def _with_picture(text: str, picture: str) -> list[dict[str, str]]:
+    return [{"type": "image", "path": picture}, {"type": "text", "text": text}]
+
+
+def _save(example: Example, folder: Path, name: str) -> str:
+    assert example.picture is not None
+    path = f"pictures/{name}.png"
+    example.picture.save(folder / path)
+    return path
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_mixture(path: Path, sources: Iterable[tuple[str, str, float]]) -> None:
+    entries = [
+        {"name": name, "path": f"{name}.jsonl", "kind": kind, "weight": weight}
+        for name, kind, weight in sources
+    ]
+    path.write_text(json.dumps({"sources": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this command."""
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be new")
+    parser.add_argument("--pictures", type=positive, default=60000, help="pictures to train on")
+    parser.add_argument("--held-out", type=positive, default=500, help="pictures to validate with")
+    parser.add_argument("--seed", type=int, default=0, help="the same gives the same data")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the data, and return the exit code."""
+    write_data(
+        arguments.output,
+        arguments.pictures,
+        arguments.seed,
+        arguments.held_out,
+        show_progress=sys.stderr.isatty(),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("python -m jvlm_mlx.demo.data", __doc__, add_arguments, run))

@@ -1,0 +1,8 @@
+"""`python -m jvlm_mlx.fuse`."""
+
+import sys
+
+from .command_line.main import run_verb
+
+if __name__ == "__main__":
+    sys.exit(run_verb("fuse"))

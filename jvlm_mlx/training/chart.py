@@ -1,0 +1,68 @@
+"""A chart of a run's losses, from its metrics."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import RequestError, TrainingError
+from .metrics import read_metrics
+
+
+def require_matplotlib() -> Any:
+    """Return matplotlib's figure.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        # Not pyplot, which would choose a window system and keep a global state.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RequestError(
+            "a chart needs matplotlib: pip install 'jvlm-mlx[plot]', or leave out --chart"
+        ) from None
+    return Figure
+
+
+def write_chart(metrics: Path, file: Path) -> None:
+    """Write a picture of the losses by step.
+
+    Args:
+        metrics: file of metrics.
+        file: to write, a PNG.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+        TrainingError: the file cannot be written.
+    """
+    lines = read_metrics(metrics)
+    figure = require_matplotlib()(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    axes.plot(steps, losses, alpha=0.3, color="C0", label="training")
+    axes.plot(steps, _smooth(losses), color="C0", label="training, smoothed")
+    validated = [line for line in lines if "validation_loss" in line]
+    if validated:
+        axes.plot(
+            [line["step"] for line in validated],
+            [line["validation_loss"] for line in validated],
+            marker="o",
+            color="C1",
+            label="validation",
+        )
+    axes.set(xlabel="step", ylabel="loss of a target token in nats")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{file} cannot be written: {error}") from error
+
+
+def _smooth(losses: list[float]) -> list[float]:
+    """Return a moving average that begins with the first value."""
+    width = max(1, len(losses) // 20)
+    smoothed: list[float] = []
+    for loss in losses:
+        before = smoothed[-1] if smoothed else loss
+        smoothed.append(before + (loss - before) / width)
+    return smoothed

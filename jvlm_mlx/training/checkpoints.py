@@ -1,0 +1,167 @@
+"""What a run writes: checkpoints that load like any other, and what it takes to go on from one."""
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
+from ..checkpoint.rows import as_bytes
+from ..convert.other_files import CARD, CONFIG, config_text, copy_files
+from ..convert.plan import Output
+from ..convert.record import KEY
+from ..convert.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from ..errors import TrainingError
+from ..settings.model import ModelSettings
+from ..settings.reader import read_json
+from .card import trained_card
+from .optimizer import Arrays
+
+RUN_FOLDER = "training"
+"""Folder of the output that holds checkpoints, recipe and metrics."""
+_STEP_NAME = re.compile(r"step-(\d{8})")
+_WRITING = ".writing"
+_DTYPES = {mx.float32: ("F32", "float32"), mx.bfloat16: ("BF16", "bfloat16"),
+           mx.float16: ("F16", "float16")}  # fmt: skip
+
+
+def write_weights(folder: Path, arrays: Arrays) -> None:
+    """Write tensors under their paths, in shards of the usual size.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    outputs = [
+        (Output(path, tuple(array.shape), _DTYPES[array.dtype][0]),)
+        for path, array in arrays.items()
+    ]
+    with ShardWriter(folder, split_into_shards(outputs, MAX_SHARD_BYTES)) as writer:
+        for path, array in arrays.items():
+            writer.write(path, 0, as_bytes(mx.contiguous(array)))
+        writer.finish()
+
+
+def write_model(
+    source: Path, folder: Path, settings: ModelSettings, arrays: Arrays, how: str
+) -> None:
+    """Write a whole checkpoint in this project's layout.
+
+    Args:
+        source: folder of the checkpoint that training began with; tokenizer, template and
+            processor are copied from it.
+        folder: an empty one.
+        settings: of the model, as it was loaded.
+        arrays: all parameters by path, none of them quantized.
+        how: what was done to the weights, for the model card.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    write_weights(folder, arrays)
+    copy_files(source, folder)
+    (folder / CARD).write_text(trained_card(source, how), encoding="utf-8")
+    config = trained_config(read_json(source / CONFIG), settings, arrays)
+    # Comes last: a folder without it is no checkpoint.
+    (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
+
+
+def write_adapter(folder: Path, config: AdapterConfig, arrays: Arrays, num_layers: int) -> None:
+    """Write adapters as mlx-lm does.
+
+    Args:
+        folder: an empty one.
+        config: of the adapters.
+        arrays: of the adapters, by path in the model.
+        num_layers: of the decoder, for mlx-lm.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        mx.save_safetensors(str(folder / WEIGHTS_NAME), arrays, {"format": "mlx"})
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    config.write(folder, num_layers=num_layers)
+
+
+def trained_config(
+    config: dict[str, Any], settings: ModelSettings, arrays: Arrays
+) -> dict[str, Any]:
+    """Return config.json of a trained model: the source's, with what has changed."""
+    config = copy.deepcopy(config)
+    # Its weights are no longer the original's, so nothing that was measured about them holds.
+    for key in ("quantization", "quantization_config", KEY):
+        config.pop(key, None)
+    block = config["vision_config"]["block_config"]
+    width = arrays["vision_tower.layers.0.mlp.down.weight"].shape[-1]
+    if width != settings.tower.block.mlp.intermediate_size:
+        # Padding of an earlier quantization is gone.
+        block["ffn_config"]["size"] = width
+    attention = config["text_config"]["block_config"]["attn_config"]
+    biases = settings.decoder.block.attention.projection_biases
+    for key, bias in zip(("q_bias", "k_bias", "v_bias"), biases, strict=True):
+        attention[key] = bias
+    dtype_key = "dtype" if "dtype" in config else "torch_dtype"
+    config[dtype_key] = _DTYPES[arrays["decoder.norm.weight"].dtype][1]
+    return config
+
+
+@contextmanager
+def appearing_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the target's name when all went well, and not before.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    work = target.with_name(f"{target.name}{_WRITING}")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        yield work
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    except OSError as error:
+        raise TrainingError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def put_beside(work: Path, output: Path) -> None:
+    """Move finished files into the output folder, the one that makes it whole last."""
+    for file in sorted(work.iterdir(), key=lambda file: file.name in (CONFIG, CONFIG_NAME)):
+        file.replace(output / file.name)
+    work.rmdir()
+
+
+def step_folder(output: Path, step: int) -> Path:
+    """Return where the checkpoint after so many steps stands."""
+    return output / RUN_FOLDER / f"step-{step:08}"
+
+
+def saved_steps(output: Path) -> list[int]:
+    """Return after how many steps there are complete checkpoints, in ascending order."""
+    folder = output / RUN_FOLDER
+    if not folder.is_dir():
+        return []
+    matches = (_STEP_NAME.fullmatch(entry.name) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def remove_old(output: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints."""
+    for step in saved_steps(output)[:-keep]:
+        with suppress(OSError):
+            shutil.rmtree(step_folder(output, step))
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a file as a whole or not at all."""
+    work = file.with_name(file.name + _WRITING)
+    work.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    work.replace(file)

@@ -1,0 +1,121 @@
+"""The loss: cross entropy of the answers' tokens, and of nothing else."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import RequestError
+from ..model import Model
+from .data import TrainingBatch
+
+Inputs = dict[str, mx.array]
+"""Arrays of one batch, all indices worked out."""
+
+MAX_LOGITS = 2**26
+"""Logits that are computed at a time: 256 MB of float32, however many targets a batch has."""
+
+
+def prepare(model: Model, batch: TrainingBatch) -> Inputs:
+    """Return a batch as the arrays that `loss_sum` computes with.
+
+    All that depends on masks and indices is decided here, on the host.
+
+    Args:
+        model: whose settings say how windows and tokens are counted.
+        batch: right-padded rows.
+
+    Returns:
+        `input_ids` (B, L); `positions` (N,) rows of the flattened B L hidden states that predict
+        a target; `targets` (N,); and with pictures `tiles` (T, P, patch values), `masks` (T, P),
+        `patches` and `inside` (W, p), `sources` (B, L) as in `model.windows`.
+
+    Raises:
+        RequestError: no token is to be learned, or one that the model can never produce.
+    """
+    ids = batch.input_ids
+    # What stands in a place is predicted one before it; the first of a row by nothing.
+    rows, columns = np.nonzero(batch.loss_mask[:, 1:])
+    targets = batch.labels[rows, columns + 1]
+    _check_targets(targets, model.settings.decoder.vocab_size)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "input_ids": ids,
+        "positions": (rows * ids.shape[1] + columns).astype(np.int32),
+        "targets": targets.astype(np.int32),
+    }
+    if batch.pixel_values is not None:
+        assert batch.image_masks is not None
+        assert batch.image_input_idx is not None
+        batch_size, tiles = batch.image_input_idx.shape[:2]
+        plan = model.plan(batch.image_input_idx, ids.shape[1], batch_size * tiles)
+        if plan.groups:
+            (group,) = plan.groups
+            # (B, T, P, V) -> (B T, P, V) and (B, T, P) -> (B T, P), of which the used are taken
+            pixel_values = batch.pixel_values.reshape(-1, *batch.pixel_values.shape[2:])
+            image_masks = batch.image_masks.reshape(-1, batch.image_masks.shape[-1])
+            arrays |= {
+                "tiles": pixel_values[group.tiles],
+                "masks": image_masks[group.tiles],
+                "patches": group.patches,
+                "inside": group.inside,
+                "sources": plan.sources,
+            }
+    return {name: mx.array(array) for name, array in arrays.items()}
+
+
+def _check_targets(targets: npt.NDArray[Any], vocab_size: int) -> None:
+    if not len(targets):
+        raise RequestError("a batch has no token to learn: every answer in it is empty or cut off")
+    if (wrong := targets[(targets < 0) | (targets >= vocab_size)]).size:
+        raise RequestError(
+            f"token {wrong[0]} cannot be an answer: the model produces tokens from 0 to"
+            f" {vocab_size - 1}, and added tokens like those of pictures only in prompts"
+        )
+
+
+def loss_sum(model: Model, inputs: Inputs) -> mx.array:
+    """Return the cross entropy of a batch, summed over its targets, in float32: ().
+
+    Hidden states are gathered first, so logits exist for targets alone.
+    """
+    embeddings = model.decoder.embed(inputs["input_ids"])
+    if "tiles" in inputs:
+        features = model.connector(
+            model.vision_tower(inputs["tiles"]),
+            inputs["masks"],
+            inputs["patches"],
+            inputs["inside"],
+        )
+        sources = inputs["sources"]
+        taken = features[mx.maximum(sources, 0)].astype(embeddings.dtype)
+        embeddings = mx.where((sources >= 0)[..., None], embeddings + taken, embeddings)
+    # Padding stands behind a row's tokens, where causal attention never looks.
+    hidden = model.decoder(embeddings)
+    # (B, L, hidden_size) -> (B L, hidden_size) -> (N, hidden_size)
+    hidden = mx.flatten(hidden, 0, 1)[inputs["positions"]]
+    return _cross_entropy(model, hidden, inputs["targets"])
+
+
+def _cross_entropy(model: Model, hidden: mx.array, targets: mx.array) -> mx.array:
+    def piece(head: Any, hidden: mx.array, targets: mx.array) -> mx.array:
+        _head(model).update(head)
+        logits = model.head(hidden).astype(mx.float32)
+        chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
+
+    step = max(1, MAX_LOGITS // model.settings.decoder.vocab_size)
+    head = _head(model).trainable_parameters()
+    if len(targets) <= step:
+        return piece(head, hidden, targets)
+    # Kept for the way back, all logits would be in memory at once.
+    once_more = mx.checkpoint(piece)
+    starts = range(0, len(targets), step)
+    return sum(
+        (once_more(head, hidden[i : i + step], targets[i : i + step]) for i in starts),
+        mx.array(0.0),
+    )
+
+
+def _head(model: Model) -> Any:
+    return model.lm_head if "lm_head" in model else model.decoder.embedding

@@ -1,0 +1,171 @@
+"""One update of the weights: gradients of a few batches, clipping, AdamW."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from ..checkpoint.load import DTYPES
+from ..checkpoint.rows import as_float
+from ..errors import TrainingError
+from ..model import Model
+from .dropout import batch_key, set_keys, use_keyed_dropout
+from .gradient_checkpointing import checkpointed_layers
+from .loss import Inputs, loss_sum
+from .optimizer import Arrays, PartOptimizer, flat, gradient_norm
+from .processes import Processes
+from .settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update came to."""
+
+    loss: float
+    """Mean cross entropy of all targets, before the update."""
+    gradient_norm: float
+    """Length of all gradients together, before clipping."""
+    learning_rates: dict[str, float]
+    """By part."""
+
+
+class Trainer:
+    """A model in training: float32 weights, moments, and the number of updates so far."""
+
+    def __init__(self, model: Model, settings: TrainingSettings, processes: Processes) -> None:
+        """Take what can be trained in a model, and start with empty moments.
+
+        Args:
+            model: with `freeze` called on all that shall stay as it is; in float32, or in
+                `settings.dtype` where it is frozen.
+            settings: of the run.
+            processes: that train this model together.
+        """
+        self.model = model
+        self.settings = settings
+        self._processes = processes
+        self.parameters: Arrays = {
+            path: array.astype(mx.float32)
+            for path, array in flat(model.trainable_parameters()).items()
+        }
+        mx.eval(self.parameters)
+        self.optimizer = PartOptimizer(settings, self.parameters)
+        # An adapter's few numbers are float32 in any case, as mlx-lm has it.
+        self._dtype = DTYPES[settings.dtype] if settings.adapter is None else mx.float32
+        differentiate = mx.value_and_grad(self._loss)
+        self._differentiate = mx.compile(differentiate) if settings.compile else differentiate
+        # One kernel for all that AdamW does to a parameter.
+        state = self.optimizer.state
+        self._update = mx.compile(self._clip_and_update, inputs=state, outputs=state)
+        self._streams = [
+            mx.new_stream(mx.default_device()) for _ in range(settings.parallel)
+        ] if settings.parallel > 1 else []  # fmt: skip
+        adapter = settings.adapter
+        self._dropouts = use_keyed_dropout(model, adapter.dropout if adapter else 0.0)
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Give the model the weights as they are now, in the dtype that it computes in.
+
+        Differentiation leaves placeholders behind in it.
+        """
+        self.model.update(_tree(self._cast(self.parameters)))
+
+    def _cast(self, parameters: Arrays) -> Arrays:
+        return {path: array.astype(self._dtype) for path, array in parameters.items()}
+
+    def _loss(self, parameters: Arrays, inputs: Inputs, share: mx.array, key: mx.array) -> mx.array:
+        set_keys(self._dropouts, key)
+        self.model.update(_tree(self._cast(parameters)))
+        return loss_sum(self.model, inputs) * share
+
+    def gradients(self, batches: Sequence[Inputs], number: int) -> tuple[mx.array, Arrays]:
+        """Return mean loss and gradients over the targets of all batches together.
+
+        `settings.parallel` batches are in the works at a time, each on a stream of its own. On
+        the CPU that is a thread of its own, and so a core.
+
+        Args:
+            batches: from `loss.prepare`.
+            number: of the step, which dropout follows from.
+        """
+        # Every target counts the same, in whichever batch it stands.
+        targets = sum(len(inputs["targets"]) for inputs in batches)
+        share = mx.array(1.0 / self._processes.sum(targets))
+        loss, gradients = mx.array(0.0), dict[str, mx.array]()
+        width = max(1, len(self._streams))
+        self.model.train()
+        try:
+            with checkpointed_layers(self.model, self.settings.gradient_checkpointing):
+                for start in range(0, len(batches), width):
+                    for place, inputs in enumerate(batches[start : start + width]):
+                        batch = (start + place) * self._processes.count + self._processes.rank
+                        key = batch_key(self.settings.seed, number, batch)
+                        part_loss, part = self._on_stream(place, inputs, share, key)
+                        loss = loss + part_loss
+                        gradients = {
+                            path: gradients[path] + array if gradients else array
+                            for path, array in part.items()
+                        }
+                    if start + width < len(batches):
+                        # Activations of these batches are free before the next ones begin.
+                        mx.eval(loss, gradients)
+        finally:
+            self.model.eval()
+            self.put_back()
+        return loss, gradients
+
+    def _on_stream(
+        self, place: int, inputs: Inputs, share: mx.array, key: mx.array
+    ) -> tuple[mx.array, Arrays]:
+        stream = self._streams[place] if self._streams else mx.default_stream(mx.default_device())
+        with mx.stream(stream):
+            return self._differentiate(self.parameters, inputs, share, key)
+
+    def _clip_and_update(self, gradients: Arrays, parameters: Arrays) -> tuple[mx.array, Arrays]:
+        norm = gradient_norm(gradients)
+        if self.settings.max_grad_norm is not None:
+            factor = mx.minimum(1.0, self.settings.max_grad_norm / (norm + 1e-6))
+            gradients = {path: array * factor for path, array in gradients.items()}
+        return norm, self.optimizer.apply(gradients, parameters)
+
+    def step(self, batches: Sequence[Inputs], number: int) -> StepResult:
+        """Update the weights once.
+
+        Args:
+            batches: from `loss.prepare`, this process's share of their rows; all of them in all
+                processes together make up this update.
+            number: of the step, counted from 0.
+
+        Raises:
+            TrainingError: loss or gradients are no finite numbers any more.
+        """
+        rates = self.optimizer.set_learning_rates(number)
+        loss, gradients = self._processes.add(*self.gradients(batches, number))
+        norm, self.parameters = self._update(gradients, self.parameters)
+        # Nothing else holds the old arrays, so the new ones can take their memory.
+        del gradients
+        self.put_back()
+        mx.eval(loss, norm, self.parameters, self.optimizer.state)
+        result = StepResult(as_float(loss), as_float(norm), rates)
+        if not mx.isfinite(loss + norm).item():
+            raise TrainingError(
+                f"step {number + 1}: the loss is {result.loss} and the gradient's length"
+                f" {result.gradient_norm}; lower the learning rate or lengthen the warm-up, and"
+                " start again from the last checkpoint"
+            )
+        return result
+
+    def loss(self, batches: Iterable[Inputs]) -> float:
+        """Return the mean loss over the targets of all batches, without learning from them."""
+        total, targets = 0.0, 0
+        for inputs in batches:
+            total += as_float(loss_sum(self.model, inputs))
+            targets += len(inputs["targets"])
+        return total / targets
+
+
+def _tree(parameters: Arrays) -> Any:
+    return tree_unflatten(list(parameters.items()))
