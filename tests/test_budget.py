@@ -30,6 +30,8 @@ from jvlm_mlx.generate.budget import (
     prefill_bytes,
     tile_bytes,
 )
+from jvlm_mlx.reuse.prefix_cache import LayerState
+from jvlm_mlx.reuse.prompt_key import PromptKey
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,25 @@ def test_the_formula_of_tiles_covers_what_is_measured():
     assert all(peak <= SCORES_BYTES + tiles * bound for tiles, peak in peaks.items())
     # A bound that allowed ten times as much would waste what it is to use.
     assert peaks[2] - peaks[1] >= 0.25 * bound
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "prompts", "features"),
+    [(512, 2, 2), (511, 1, 2), (256, 0, 2), (255, 0, 1), (0, 0, 0)],
+)
+def test_caches_shrink_as_a_whole(nbytes, prompts, features):
+    caches = GenerationCaches()
+    array = mx.zeros((1, 1, 4, 8))  # 128 bytes
+    key = PromptKey.of([1, 2, 3, 4], [])
+    for model in ("one", "other"):
+        caches.features.put(model, "picture", array[0, 0])
+        caches.prefixes.insert(model, key, [LayerState(array[..., :4], array[..., 4:])])
+    kept = [entry.nbytes for entry in caches.stats().values()]
+    assert kept == [256, 256]
+    caches.shrink(nbytes)
+    stats = caches.stats()
+    assert (stats["prefixes"].entries, stats["features"].entries) == (prompts, features)
+    assert caches.nbytes <= nbytes
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])

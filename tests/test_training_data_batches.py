@@ -1,7 +1,5 @@
 """Which rows come in which batch, and what is in it."""
 
-import signal
-import threading
 from collections import Counter
 
 import mlx.core as mx
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 from training_rows import (
     SETTINGS,
+    assert_same_batch,
     assistant,
     batches_of,
     image,
@@ -28,7 +27,6 @@ from jvlm_mlx.errors import DataError, RequestError
 from jvlm_mlx.training.data import Batches, BatchSettings, FixedPlan
 
 STEPS = 2000
-THREAD = "training-batches"
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +65,6 @@ def single(folder, processor):
 
 def keys(plan, steps):
     return [tuple(map(tuple, plan.rows(step).tolist())) for step in steps]
-
-
-def assert_same_batch(one, other):
-    for name in ("input_ids", "labels", "loss_mask"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert (one.pixel_values is None) == (other.pixel_values is None)
-    if one.pixel_values is not None:
-        for name in ("pixel_values", "image_masks", "image_input_idx"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert one.sources == other.sources
 
 
 @pytest.mark.parametrize("single_source", [False, True])
@@ -320,118 +308,3 @@ def test_pictures_are_kept_up_to_a_limit(mixed, folder):
     assert_same_batch(kept[3], expected[3])
     with pytest.raises(DataError, match="cannot be opened"):
         plain[3]
-
-
-def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
-
-
-def test_prefetch_gives_the_same_batches(mixed):
-    batches = batches_of(mixed, text_share=0.15)
-    with batches.prefetch(5, 12, ahead=3) as stream:
-        made = list(stream)
-        assert next(stream, None) is None
-    assert len(made) == 7
-    for step, batch in enumerate(made, 5):
-        assert_same_batch(batch, batches[step])
-    assert not threads()
-    with batches.prefetch(3, 3, ahead=2) as stream:
-        assert list(stream) == []
-
-
-def test_prefetch_ends_when_it_is_left(mixed):
-    batches = batches_of(mixed, text_share=0.15)
-    with batches.prefetch(0, None, ahead=2) as stream:
-        for _ in range(3):
-            next(stream)
-        assert len(threads()) == 1
-    assert not threads()
-    assert next(stream, None) is None
-    stream.close()
-
-    def leave():
-        with batches.prefetch(0, None, ahead=2) as stream:
-            next(stream)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        leave()
-    assert not threads()
-
-
-class Counting(Batches):
-    """Counts the batches that are asked for; `on_step` may do something else first."""
-
-    def __init__(self, data, on_step=lambda _: None):
-        super().__init__(data, plan_of(data), pad_to_multiple=1, cache_bytes=0)
-        self.asked = []
-        self.on_step = on_step
-
-    def __getitem__(self, step):
-        self.asked.append(step)
-        self.on_step(step)
-        return super().__getitem__(step)
-
-
-def test_prefetch_works_ahead_and_no_further(single):
-    made = threading.Semaphore(0)
-    batches = Counting(single, lambda _: made.release())
-    with batches.prefetch(0, None, ahead=3) as stream:
-        for _ in range(3):
-            made.acquire()  # nothing has been asked for, and three are made
-        next(stream)
-        made.acquire()
-    assert batches.asked == [0, 1, 2, 3]
-
-
-def test_prefetch_gives_up_what_has_not_begun(single):
-    begun, go_on, given_up = threading.Event(), threading.Event(), threading.Event()
-
-    def wait(_):
-        begun.set()
-        go_on.wait()
-
-    batches = Counting(single, wait)
-    stream = batches.prefetch(0, None, ahead=4)
-    begun.wait()
-    stream._waiting[1].add_done_callback(lambda _: given_up.set())
-    closing = threading.Thread(target=stream.close)
-    closing.start()
-    was_given_up = given_up.wait(20)
-    go_on.set()
-    closing.join()
-    assert was_given_up
-    assert batches.asked == [0]
-    assert not threads()
-
-
-def test_prefetch_raises_what_went_wrong(single, folder):
-    def lose_picture(step):
-        if step == 2:
-            (folder / "a.png").unlink()
-
-    batches = Counting(single, lose_picture)
-    stream = batches.prefetch(0, None, ahead=2)
-    next(stream)
-    next(stream)
-    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: .*a\.png' cannot be opened"):
-        next(stream)
-    assert not threads()
-    assert next(stream, None) is None
-
-
-def test_prefetch_ends_on_interrupt(single):
-    def interrupt(step):
-        if step == 1:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    batches = Counting(single, interrupt)
-
-    def train():
-        with batches.prefetch(0, None, ahead=1) as stream:
-            for _ in stream:
-                pass
-
-    with pytest.raises(KeyboardInterrupt):
-        train()
-    assert not threads()

@@ -247,6 +247,7 @@ def test_picture_that_has_changed_since_it_was_checked(folder, processor):
         batches_of(data, batch_size=1)[0]
 
 
+XMP = b'<x tiff:Orientation="6"/>'
 KINDS = {
     "png": PNG,
     "turned.png": TURNED_PNG,
@@ -254,10 +255,8 @@ KINDS = {
         f"turned.{kind}": encode(Image.new("RGB", (9, 14)), kind, exif=exif(TURNED))
         for kind in ("jpeg", "tiff", "webp")
     },
-    # Pillow turns TIFF by its own tag alone, whatever is written elsewhere.
-    "upright.tiff": encode(
-        Image.new("RGB", (9, 14)), "tiff", tiffinfo={700: b'<x tiff:Orientation="6"/>'}
-    ),
+    "xmp.tiff": encode(Image.new("RGB", (9, 14)), "tiff", tiffinfo={700: XMP}),
+    "both.tiff": encode(Image.new("RGB", (9, 14)), "tiff", tiffinfo={700: XMP, 274: TURNED}),
     "mirrored.jpeg": encode(Image.new("RGB", (9, 14)), "jpeg", exif=exif(2)),
     "gif": encode(Image.new("P", (9, 14)), "gif"),
     "bmp": encode(Image.new("L", (9, 14)), "bmp"),

@@ -115,3 +115,13 @@ def batches_of(data, pad_to_multiple=1, cache_bytes=0, **settings):
     return Batches(
         data, plan_of(data, **settings), pad_to_multiple=pad_to_multiple, cache_bytes=cache_bytes
     )
+
+
+def assert_same_batch(one, other):
+    for name in ("input_ids", "labels", "loss_mask"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert (one.pixel_values is None) == (other.pixel_values is None)
+    if one.pixel_values is not None:
+        for name in ("pixel_values", "image_masks", "image_input_idx"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.sources == other.sources

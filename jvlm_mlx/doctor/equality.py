@@ -12,9 +12,11 @@ from ..settings.blocks import AttentionSettings, BlockSettings, MLPSettings, Nor
 from ..settings.model import ConnectorSettings, DecoderSettings, ModelSettings, TowerSettings
 from .findings import Finding
 
-TOLERANCES = {mx.float32: 2e-3, mx.bfloat16: 0.15}
-"""Of logits that deviate by about 1. GPUs multiply float32 in parts of fewer bits, and bfloat16
-has 8; a wrong kernel is off by the whole deviation."""
+TOLERANCES = {mx.float32: 0.02, mx.bfloat16: 0.25}
+"""Of logits that deviate by about 1. Some GPUs round factors to 11 bits in float32, which moves the
+largest by 0.005; bfloat16 has 8 bits, which moves it by 0.08 on a CPU. Three to four times as much
+is allowed, since sums in another order round elsewhere. A kernel that leaves out a mask or a
+position, or takes a wrong head, is off by more than twice the larger of the two."""
 
 _LAYER_NORM = NormSettings(kind="layer", eps=1e-6, bias=True)
 _RMS_NORM = NormSettings(kind="rms", eps=1e-6, bias=False)

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import RequestError, TrainingError
 from .metrics import read_metrics
 
@@ -58,11 +61,9 @@ def write_chart(metrics: Path, file: Path) -> None:
         raise TrainingError(f"{file} cannot be written: {error}") from error
 
 
-def _smooth(losses: list[float]) -> list[float]:
-    """Return a moving average that begins with the first value."""
-    width = max(1, len(losses) // 20)
-    smoothed: list[float] = []
-    for loss in losses:
-        before = smoothed[-1] if smoothed else loss
-        smoothed.append(before + (loss - before) / width)
-    return smoothed
+def _smooth(losses: list[float]) -> npt.NDArray[np.float64]:
+    """Return the mean of each loss and those around it, fewer of them at both ends."""
+    width = 2 * (len(losses) // 50) + 1
+    window = np.ones(width)
+    sums = np.convolve(losses, window, mode="same")
+    return sums / np.convolve(np.ones(len(losses)), window, mode="same")

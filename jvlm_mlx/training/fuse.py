@@ -112,16 +112,19 @@ def fused_parameters(model: Model) -> Arrays:
     for path, array in flat(model.parameters()).items():
         if not path.startswith(skipped):
             arrays[path] = array
+    weights: Arrays = {}
     for path, layer in layers.items():
-        arrays[f"{path}.weight"] = _weight(layer, model.dtype).astype(model.dtype)
+        weights[path] = _weight(layer, model.dtype)
     for path, adapter in adapted.items():
         weight = _weight(adapter.linear, mx.float32)
         fused = weight + adapter.scale * (adapter.lora_a @ adapter.lora_b).T
         if "m" in adapter:
             fused = fused * (adapter.m / mx.linalg.norm(fused, axis=1))[:, None]
-        arrays[f"{path}.weight"] = fused.astype(model.dtype)
-        if "bias" in adapter.linear:
-            arrays[f"{path}.bias"] = adapter.linear.bias
+        weights[path], layers[path] = fused, adapter.linear
+    for path, weight in weights.items():
+        arrays[f"{path}.weight"] = weight.astype(model.dtype)
+        if "bias" in layers[path]:
+            arrays[f"{path}.bias"] = layers[path].bias
     return arrays
 
 

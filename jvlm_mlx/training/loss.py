@@ -1,5 +1,6 @@
 """The loss: cross entropy of the answers' tokens, and of nothing else."""
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -98,23 +99,25 @@ def loss_sum(model: Model, inputs: Inputs) -> mx.array:
 
 
 def _cross_entropy(model: Model, hidden: mx.array, targets: mx.array) -> mx.array:
-    def piece(head: Any, hidden: mx.array, targets: mx.array) -> mx.array:
-        _head(model).update(head)
+    head = _head(model)
+
+    def piece(parameters: Any, hidden: mx.array, targets: mx.array) -> mx.array:
+        head.update(parameters)
         logits = model.head(hidden).astype(mx.float32)
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
 
+    parameters = head.trainable_parameters()
     step = max(1, MAX_LOGITS // model.settings.decoder.vocab_size)
-    head = _head(model).trainable_parameters()
     if len(targets) <= step:
-        return piece(head, hidden, targets)
-    # Kept for the way back, all logits would be in memory at once.
-    once_more = mx.checkpoint(piece)
-    starts = range(0, len(targets), step)
-    return sum(
-        (once_more(head, hidden[i : i + step], targets[i : i + step]) for i in starts),
-        mx.array(0.0),
-    )
+        return piece(parameters, hidden, targets)
+    total = mx.array(0.0)
+    for start in range(0, len(targets), step):
+        # Kept for the way back, all logits would be in memory at once. Targets are no argument
+        # of what is differentiated, since they are no numbers.
+        some = partial(piece, targets=targets[start : start + step])
+        total = total + mx.checkpoint(some)(parameters, hidden[start : start + step])
+    return total
 
 
 def _head(model: Model) -> Any:

@@ -46,7 +46,9 @@ class TrainingBatch:
     """Tokens to be learned."""
 
 
-def expand(row: TrainingRow, images: Sequence[ProcessedImage], image_token: int) -> tuple[Row, Any]:
+def expand(
+    row: TrainingRow, images: Sequence[ProcessedImage], image_token: int
+) -> tuple[Row, NDArray[np.int32]]:
     """Put the tokens of pictures in place of their placeholders.
 
     Returns:

@@ -1,8 +1,8 @@
 """Batches of a plan: made on demand, or ahead of time in the background."""
 
-from collections import deque
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
 
 from ...errors import DataError, RequestError
@@ -93,8 +93,12 @@ class Batches:
 class Prefetch:
     """An iterator over batches that are made in the background. Close it, or use `with`.
 
-    What goes wrong in the background is raised where the batch is asked for.
+    Work begins with the first batch that is asked for. What goes wrong in the background is
+    raised where the batch is asked for.
     """
+
+    # Simple queues and a flag, and not a pool of the standard library: an interrupt at the wrong
+    # moment leaves one of its locks taken, and the program never ends.
 
     def __init__(self, batches: Batches, start: int, stop: int | None, ahead: int) -> None:
         if ahead < 1:
@@ -102,36 +106,58 @@ class Prefetch:
         self._batches = batches
         self._next = start
         self._stop = stop
-        self._waiting: deque[Future[TrainingBatch]] = deque()
-        self._pool = ThreadPoolExecutor(1, "training-batches")
+        self._outstanding = 0
+        self._closed = False
+        self._wanted: SimpleQueue[int | None] = SimpleQueue()
+        self._made: SimpleQueue[TrainingBatch | BaseException] = SimpleQueue()
         for _ in range(ahead):
-            self._submit()
+            self._ask()
+        self._thread: threading.Thread | None = None
 
-    def _submit(self) -> None:
+    def _ask(self) -> None:
         if self._stop is None or self._next < self._stop:
-            self._waiting.append(self._pool.submit(self._batches.__getitem__, self._next))
+            self._wanted.put(self._next)
             self._next += 1
+            self._outstanding += 1
+
+    def _work(self) -> None:
+        while (step := self._wanted.get()) is not None and not self._closed:
+            try:
+                self._made.put(self._batches[step])
+            except BaseException as error:  # handed to whoever asks for the batch
+                self._made.put(error)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         return self
 
     def __next__(self) -> TrainingBatch:
         """Return the next batch."""
-        if not self._waiting:
-            self.close()
-            raise StopIteration
         try:
-            batch = self._waiting.popleft().result()
+            if not self._outstanding:
+                raise StopIteration
+            if self._thread is None:
+                # Only now: what is made before `with` begins, nothing would close.
+                self._thread = threading.Thread(
+                    target=self._work, name="training-batches", daemon=True
+                )
+                self._thread.start()
+            made = self._made.get()
+            if isinstance(made, BaseException):
+                raise made
         except BaseException:
             self.close()
             raise
-        self._submit()
-        return batch
+        self._outstanding -= 1
+        self._ask()
+        return made
 
     def close(self) -> None:
-        """Give up what has not been made yet, and end the thread."""
-        self._waiting.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Give up what has not been made yet, and wait for the thread to end."""
+        self._closed = True
+        self._outstanding = 0
+        self._wanted.put(None)
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
 
     def __enter__(self) -> "Prefetch":
         return self

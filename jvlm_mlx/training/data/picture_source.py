@@ -44,7 +44,7 @@ def locate(source: Any, folder: Path) -> str:
 def picture_size(source: str) -> tuple[int, int]:
     """Return width and height of a picture as it stands upright.
 
-    Only the beginning of a file is read. A picture in an address is decoded.
+    Only the beginning of a file is read, unless it is TIFF. A picture in an address is decoded.
 
     Raises:
         ImageError: there is no such picture, or it cannot be one.
@@ -63,8 +63,9 @@ def picture_size(source: str) -> tuple[int, int]:
                 raise ImageError(
                     f"{name} is too large: {width} x {height} pixels; at most {limit} are decoded"
                 )
-            # Pillow turns TIFF itself, and gives the size that it will have.
-            sideways = picture.format != "TIFF" and _orientation(picture) in _SIDEWAYS
+            if picture.format == "TIFF":
+                return decoded_size(source)  # Pillow turns these itself, while it decodes.
+            sideways = _orientation(picture) in _SIDEWAYS
     except ImageError:
         raise
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.

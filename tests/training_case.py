@@ -1,0 +1,115 @@
+"""What the tests of training share: a few rows, settings, and batches of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+
+from jvlm_mlx.training import FeedSettings, PartSettings, TrainingSettings, training_feed
+from jvlm_mlx.training.data import DataLimits, prepare_data, read_mixture
+from jvlm_mlx.training.processes import Processes
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 60, 230)}
+QUESTION = "Which colour?"
+
+
+def write_rows(folder):
+    """Write pictures of one colour each, questions about them, and a mixture with texts."""
+    rows = []
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (60, 60), colour).save(folder / f"{name}.png")
+        content = [{"type": "image", "path": f"{name}.png"}, {"type": "text", "text": QUESTION}]
+        rows.append(_row(content, name))
+    texts = [_row(f"{a} + {b}?", str(a + b)) for a in range(2) for b in range(2)]
+    for name, some in (("colours", rows), ("sums", texts)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    sources = [
+        {"name": "colours", "path": "colours.jsonl", "kind": "instructions", "weight": 1.0},
+        {"name": "sums", "path": "sums.jsonl", "kind": "text", "weight": 1.0},
+    ]
+    (folder / "mixture.json").write_text(json.dumps({"sources": sources}))
+    return folder / "mixture.json"
+
+
+def _row(content, answer):
+    return {
+        "messages": [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+def make_data(file, processor):
+    limits = DataLimits(max_length=400, max_crops=1, min_pixels=None, max_pixels=None)
+    return prepare_data(read_mixture(file), processor, limits)
+
+
+def feed_settings(**changes):
+    values = {
+        "batch_size": 4,
+        "seed": 0,
+        "text_share": 0.5,
+        "single_source": False,
+        "single_source_batches": 0,
+        "bucket_batches": 1,
+        "pad_to_multiple": 1,
+        "cache_bytes": 10**8,
+    }
+    return FeedSettings(**values | changes)
+
+
+def make_feed(file, processor, **changes):
+    return training_feed(make_data(file, processor), feed_settings(**changes), Processes())
+
+
+def part(**changes):
+    values = {
+        "trainable": True,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "decay": "constant",
+        "floor": 0.0,
+    }
+    return PartSettings(**values | changes)
+
+
+def make_settings(**changes):
+    values = {
+        "vision_tower": part(),
+        "connector": part(),
+        "decoder": part(),
+        "steps": 10,
+        "accumulate": 1,
+        "parallel": 1,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "max_grad_norm": None,
+        "dtype": "float32",
+        "gradient_checkpointing": False,
+        "compile": False,
+        "seed": 0,
+        "validate_every": None,
+        "save_every": None,
+        "keep": 2,
+        "report_every": 1,
+        "adapter": None,
+    }
+    return TrainingSettings(**values | changes)
+
+
+def joined(batches):
+    """One batch with the rows of several of the same length and number of tiles."""
+    first = batches[0]
+    fields = {}
+    for field in dataclasses.fields(first):
+        values = [getattr(batch, field.name) for batch in batches]
+        if isinstance(values[0], np.ndarray):
+            fields[field.name] = np.concatenate(values)
+        elif isinstance(values[0], int):
+            fields[field.name] = sum(values)
+        else:
+            fields[field.name] = values[0] if values[0] is None else sum(values, ())
+    return type(first)(**fields)
