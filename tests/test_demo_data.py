@@ -11,7 +11,7 @@ from jvlm_mlx.errors import DataError
 from jvlm_mlx.training.data.mixture import read_mixture
 from jvlm_mlx.training.data.rows import read_conversation, read_lines
 
-PICTURES, HELD_OUT, TEXTS = 32, 8, 7
+PICTURES, HELD_OUT, TEXTS, PAGES = 32, 8, 7, 16
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_every_row_is_in_the_file_of_its_task(folder):
     assert {task for tasks in SOURCES.values() for task in tasks} == {*TASKS} - {"text_only"}
     assert len(rows_of(folder / "captions.jsonl")) == PICTURES
     assert len(rows_of(folder / "text.jsonl")) == TEXTS
+    assert len(rows_of(folder / "pages.jsonl")) == PAGES
     assert len(rows_of(folder / "valid.jsonl")) == HELD_OUT
 
 
@@ -55,7 +56,7 @@ def test_every_row_can_be_trained_on(folder):
             assert len(conversation.pictures) == (path.stem != "text")
             named.update(conversation.pictures)
     assert named == {str(path) for path in (folder / "pictures").iterdir()}
-    assert len(named) == PICTURES + HELD_OUT
+    assert len(named) == PAGES + PICTURES + HELD_OUT
 
 
 def test_rows_and_pictures_are_those_of_the_examples(folder):
@@ -111,16 +112,20 @@ def test_held_out_pictures_are_never_trained_on(folder):
 def test_mixtures_name_all_files(folder):
     first, second = (read_mixture(folder / f"stage{stage}.json") for stage in (1, 2))
     assert [(one.name, one.kind) for one in first.sources] == [
+        ("pages", "captions"),
         ("captions", "captions"),
         ("text", "text"),
     ]
     assert [(one.name, one.kind) for one in second.sources] == [
         *((name, "instructions") for name in SOURCES),
+        ("pages", "captions"),
+        ("captions", "captions"),
         ("text", "text"),
     ]
     # The weights are the shares of the rows, so that all are seen equally often.
-    rows = [len(rows_of(one.path)) for one in second.sources[:-1]]
-    weights = [one.weight for one in second.sources[:-1]]
+    asked = second.sources[: len(SOURCES)]
+    rows = [len(rows_of(one.path)) for one in asked]
+    weights = [one.weight for one in asked]
     assert [weight * PICTURES for weight in weights] == [sum(weights) * count for count in rows]
 
 
@@ -129,6 +134,8 @@ def test_few_pictures_name_no_missing_source(tmp_path):
     assert [one.name for one in read_mixture(tmp_path / "few" / "stage2.json").sources] == [
         "scenes",
         "print",
+        "pages",
+        "captions",
         "text",
     ]
 
@@ -179,7 +186,7 @@ def test_the_command_writes_and_then_refuses(tmp_path, capsys):
     output = tmp_path / "data"
     flags = ("--pictures", 3, "--seed", 1, "--held-out", 2)
     assert run(output, *flags) == 0
-    assert len(list((output / "pictures").iterdir())) == 5
+    assert len(list((output / "pictures").iterdir())) == 2 + 3 + 2
     assert capsys.readouterr() == ("", "")  # no progress: nobody is watching
     assert run(output, *flags) == 1
     said = capsys.readouterr().err

@@ -85,8 +85,8 @@ def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, r
         json.dumps({"prompt": QUESTION, "images": [str(picture)]})
     )
     code, stdout, _ = run(
-        capsys, "batch", "--model", model, "--adapter-path", out, "--input",
-        tmp_path / "asked.jsonl", "--output", tmp_path / "answers.jsonl", "--max-crops", 1, "-m", 4,
+        capsys, "batch", "--model", model, "--adapter-path", out, tmp_path / "asked.jsonl",
+        "-o", tmp_path / "answers.jsonl", "--max-crops", 1, "-m", 4,
     )  # fmt: skip
     assert code == EXIT_OK
     answer = json.loads((tmp_path / "answers.jsonl").read_text())

@@ -1,7 +1,7 @@
 """Writes what the demo model is trained on: pictures, rows of questions, and mixtures.
 
-Captions of all pictures are the first stage; questions, and texts without a picture, the second.
-Held-out rows have pictures of their own.
+Transcripts of crowded pages and captions of all pictures are the first stage; questions, some
+pages, and texts without a picture, the second. Held-out rows have pictures of their own.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ..errors import DataError
 from .command import positive, run_command
 from .example import Example
 from .phrases import PHRASES
-from .tasks import examples
+from .tasks import examples, page_at
 
 SOURCES = {
     "scenes": ("colour", "shape", "count", "position"),
@@ -33,9 +33,10 @@ _PICTURE_TASKS = (
     "colour", "number", "form", "count", "small_number", "bar_value", "position", "word",
     "form", "shape", "small_number", "bar_largest", "count", "word", "form", "bar_value",
 )  # fmt: skip
+_PICTURES_PER_PAGE = 2
 _TEXTS_PER_PICTURE = 5
 _TEXT_TASKS = ("text_only",)
-_CAPTIONS, _TEXT, _VALID = "captions", "text", "valid"
+_PAGES, _CAPTIONS, _TEXT, _VALID = "pages", "captions", "text", "valid"
 _TEXT_SOURCE = (_TEXT, "text", 1.0)
 
 
@@ -70,13 +71,21 @@ def write_data(
 def _write_folder(
     folder: Path, pictures: int, seed: int, held_out: int, show_progress: bool
 ) -> None:
+    pages = -(-pictures // _PICTURES_PER_PAGE)
     texts = -(-pictures // _TEXTS_PER_PICTURE)
     source_of = {task: source for source, tasks in SOURCES.items() for task in tasks}
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*SOURCES, _CAPTIONS, _TEXT)}
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in (*SOURCES, _PAGES, _CAPTIONS, _TEXT)
+    }
     valid = []
     (folder / "pictures").mkdir(parents=True)
-    total = pictures + texts + held_out
+    total = pages + pictures + texts + held_out
     with tqdm(total=total, unit="row", leave=False, disable=not show_progress) as bar:
+        for place in range(pages):
+            example = page_at(seed, place)
+            picture = _save(example, folder, f"page-{place + 1:06d}")
+            rows[_PAGES].append(caption_row(example, picture))
+            bar.update()
         for place, example in enumerate(examples(seed, pictures, _PICTURE_TASKS)):
             picture = _save(example, folder, f"{place + 1:06d}")
             rows[source_of[example.task]].append(question_row(example, picture))
@@ -92,13 +101,17 @@ def _write_folder(
     for name, lines in rows.items():
         _write_rows(folder / f"{name}.jsonl", lines)
     _write_rows(folder / f"{_VALID}.jsonl", valid)
-    _write_mixture(folder / "stage1.json", [(_CAPTIONS, "captions", 1.0), _TEXT_SOURCE])
+    pages_source = (_PAGES, "captions", 3.0)
+    captions_source = (_CAPTIONS, "captions", 1.0)
+    _write_mixture(folder / "stage1.json", [pages_source, captions_source, _TEXT_SOURCE])
     instructions = [
         (name, "instructions", float(sum(task in tasks for task in _PICTURE_TASKS)))
         for name, tasks in SOURCES.items()
         if rows[name]
     ]
-    _write_mixture(folder / "stage2.json", [*instructions, _TEXT_SOURCE])
+    _write_mixture(
+        folder / "stage2.json", [*instructions, pages_source, captions_source, _TEXT_SOURCE]
+    )
 
 
 def question_row(example: Example, picture: str | None) -> dict[str, Any]:

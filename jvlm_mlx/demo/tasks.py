@@ -8,9 +8,10 @@ from PIL import Image
 
 from . import bar_chart, form, printed, scenes, text_only
 from .example import Example, Turn
+from .pages import PAGES, make_page
 from .phrases import LANGUAGES
 
-__all__ = ["LANGUAGES", "TASKS", "example_at", "examples", "is_held_out", "make_example"]
+__all__ = ["LANGUAGES", "TASKS", "example_at", "examples", "is_held_out", "make_example", "page_at"]
 
 TASKS = (*scenes.TASKS, *printed.TASKS, *bar_chart.TASKS, *form.TASKS, *text_only.TASKS)
 MOST_TURNS = 5
@@ -62,6 +63,16 @@ def example_at(
     while True:
         example = make_example(task, language, random)
         if example.picture is None or is_held_out(example.picture) == held_out:
+            return example
+
+
+def page_at(seed: int, place: int) -> Example:
+    """Return one page of a series, none of them held out: the kinds and languages in turn."""
+    random = Random(f"jvlm-mlx demo, seed {seed}, page {place}")
+    kind, language = PAGES[place % len(PAGES)], random.choice(LANGUAGES)
+    while True:
+        example = make_page(kind, language, random)
+        if example.picture is not None and not is_held_out(example.picture):
             return example
 
 

@@ -1,0 +1,103 @@
+"""Crowded pages and their transcripts: what the demo learns to see with.
+
+A page holds as much as there is room for, and its caption says all of it in reading order. So one
+page teaches as much as ten pictures with a question each, and the eye learns the order of a page
+before it learns to search.
+"""
+
+from random import Random
+
+from PIL import Image
+
+from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, text_width
+from .example import Example
+from .phrases import COLOURS, PHRASES, SHAPES
+from .scenes import jittered
+from .words import WORDS, random_number
+
+PAGES = ("shapes_page", "print_page", "small_print_page")
+
+_SIDE, _CELL = 72, 24
+_WIDE_SIDE = 128
+_LARGE_PRINT = (18, 19, 20)
+_COLUMNS = ((3, 61), (67, 125))
+"""Left and right of the columns of small print: no word is cut by the edge of a tile."""
+_LINES = 6
+
+
+def make_page(kind: str, language: str, random: Random) -> Example:
+    """Return a page with its caption and no questions.
+
+    Args:
+        kind: one of `PAGES`.
+        language: of the caption.
+        random: all chance comes from here.
+    """
+    if kind == "shapes_page":
+        picture, caption = _shapes(language, random)
+    elif kind == "print_page":
+        picture, caption = _print(random)
+    else:
+        picture, caption = _small_print(random)
+    return Example(kind, language, picture, (), caption)
+
+
+def _shapes(language: str, random: Random) -> tuple[Image.Image, str]:
+    """Return a shape in each of nine cells."""
+    phrases = PHRASES[language]
+    picture = new_picture(random, _SIDE, _SIDE)
+    said = []
+    for cell in range(9):
+        shape, colour = random.choice(SHAPES), random.choice(COLOURS)
+        size = random.randint(17, 19)
+        row, column = divmod(cell, 3)
+        left, top = (
+            place * _CELL + (_CELL - size) // 2 + random.randint(-2, 2) for place in (column, row)
+        )
+        draw_shape(picture, shape, jittered(colour, random), left, top, size)
+        noun = phrases.shapes[shape]
+        said.append(
+            phrases.object_in_caption.format(
+                colour=phrases.colours[colour].at_noun[noun.gender], shape=noun.name, place=""
+            ).strip()
+        )
+    return picture, ", ".join(said)
+
+
+def _print(random: Random) -> tuple[Image.Image, str]:
+    """Return three lines in large print, each a number or a word."""
+    picture = new_picture(random, _SIDE, _SIDE)
+    ink = random.choice(PRINT_INKS)
+    said = []
+    for line in range(3):
+        text = _something_printed(random)
+        sizes = [size for size in _LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
+        size = random.choice(sizes)
+        left = random.randint(2, _SIDE - 2 - text_width(text, size))
+        draw_text(picture, text, ink, left, line * _CELL + 18 + random.randint(-2, 3), size)
+        said.append(text)
+    return picture, ", ".join(said)
+
+
+def _small_print(random: Random) -> tuple[Image.Image, str]:
+    """Return two columns of small print, with gaps, on a page of two by two tiles."""
+    picture = new_picture(random, _WIDE_SIDE, _WIDE_SIDE)
+    ink = random.choice(PRINT_INKS)
+    said = []
+    height = _WIDE_SIDE // _LINES
+    for line in range(_LINES):
+        for start, end in _COLUMNS:
+            text = _something_printed(random)
+            if random.random() < 0.3 or text_width(text, SMALL_PRINT) > end - start:
+                continue
+            left = random.randint(start, end - text_width(text, SMALL_PRINT))
+            baseline = line * height + 14 + random.randint(-2, 3)
+            draw_text(picture, text, ink, left, baseline, SMALL_PRINT)
+            said.append(text)
+    return picture, ", ".join(said)
+
+
+def _something_printed(random: Random) -> str:
+    if random.random() < 0.5:
+        return random_number(random, random.randint(1, 3))
+    return random.choice(WORDS)
