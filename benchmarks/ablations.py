@@ -177,13 +177,13 @@ def share(accuracy: Accuracy, task: str) -> float:
 
 
 def write_mixture(data: Path, work: Path, *, with_text: bool) -> Path:
-    """Write captions and questions as one mixture, and return its file."""
-    captions = json.loads((data / "stage1.json").read_text(encoding="utf-8"))["sources"]
-    questions = json.loads((data / "stage2.json").read_text(encoding="utf-8"))["sources"]
-    total = sum(source["weight"] for source in questions if source["kind"] != "text")
-    sources = [source | {"weight": total / 4} for source in captions if source["kind"] != "text"]
-    sources += [source for source in questions if with_text or source["kind"] != "text"]
-    sources = [source | {"path": str((data / source["path"]).resolve())} for source in sources]
+    """Write captions and questions, with or without text, as one mixture; return its file."""
+    sources = json.loads((data / "stage2.json").read_text(encoding="utf-8"))["sources"]
+    sources = [
+        source | {"path": str((data / source["path"]).resolve())}
+        for source in sources
+        if with_text or source["kind"] != "text"
+    ]
     file = work / "mixture.json"
     file.write_text(json.dumps({"sources": sources}), encoding="utf-8")
     return file
