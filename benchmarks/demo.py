@@ -1,0 +1,110 @@
+"""How often the demo model is right, as it ships and with fewer bits, with and without tiles.
+
+    python -m benchmarks.demo --chart benchmarks/charts
+
+The questions are held out: none of their pictures was trained on.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jvlm_mlx import convert, load
+from jvlm_mlx.checkpoint.locate import locate_checkpoint
+from jvlm_mlx.demo.accuracy import Accuracy, measure_accuracy
+from jvlm_mlx.demo.tasks import LANGUAGES, TASKS
+
+from .common.machine import describe_machine
+from .common.report import bar_chart, json_line, table
+
+BITS = (8, 4, 3)
+_GROUP_SIZE = 32
+"""All widths of the demo are multiples of it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of the model, and how it does."""
+
+    name: str
+    weight_bytes: int
+    accuracy: Accuracy
+
+    @property
+    def by_task(self) -> dict[str, float]:
+        """Share of right answers, by task."""
+        scores = {task: self.accuracy.of(task=task) for task in TASKS}
+        return {task: score.right / score.asked for task, score in scores.items()}
+
+    @property
+    def mean(self) -> float:
+        """Mean over all tasks."""
+        return sum(self.by_task.values()) / len(TASKS)
+
+
+def measure_forms(model: str, bits: Sequence[int], examples: int) -> list[Row]:
+    """Measure a model as it is, without tiles, and with fewer bits."""
+    folder = locate_checkpoint(model)
+    rows = [
+        _measure("as it is", folder, examples, without_tiles=False),
+        _measure("without tiles", folder, examples, without_tiles=True),
+    ]
+    with tempfile.TemporaryDirectory() as work:
+        for each in bits:
+            target = Path(work) / f"{each}-bit"
+            convert(folder, target, quantize=True, q_bits=each, q_group_size=_GROUP_SIZE)
+            rows.append(_measure(f"{each}-bit", target, examples, without_tiles=False))
+    return rows
+
+
+def _measure(name: str, folder: Path, examples: int, *, without_tiles: bool) -> Row:
+    model, processor = load(folder, dtype="float32")
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    accuracy = measure_accuracy(model, processor, without_tiles=without_tiles, count=examples)
+    return Row(name, size, accuracy)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the measurements as a Markdown table: a row for each task."""
+    lines = [(task, *(f"{row.by_task[task]:.1%}" for row in rows)) for task in TASKS]
+    lines.append(("mean", *(f"{row.mean:.1%}" for row in rows)))
+    lines.append(("weights, MB", *(f"{row.weight_bytes / 1e6:.2f}" for row in rows)))
+    return table(("task", *(row.name for row in rows)), lines)
+
+
+def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="demo", help="checkpoint of the demo's architecture")
+    parser.add_argument("--bits", type=int, nargs="*", default=BITS)
+    parser.add_argument("--examples", type=int, default=200, help="questions of each task")
+    parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
+    options = parser.parse_args(arguments)
+    rows = measure_forms(options.model, options.bits, options.examples)
+    say(rows[0].accuracy.table())
+    say("")
+    say(report(rows))
+    if options.chart:
+        bars = {row.name: [100 * row.by_task[task] for task in TASKS] for row in rows}
+        bar_chart(options.chart / "demo.png", "right answers, held out", "%", TASKS, bars)
+    languages = {
+        language: rows[0].accuracy.of(language=language)._asdict() for language in LANGUAGES
+    }
+    content = {row.name: {"bytes": row.weight_bytes, **row.by_task} for row in rows}
+    say(
+        json_line(
+            "demo",
+            {
+                "machine": describe_machine(),
+                "examples": options.examples,
+                "languages": languages,
+                **content,
+            },
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

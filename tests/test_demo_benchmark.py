@@ -1,0 +1,37 @@
+"""The report on the demo measures every form of the model."""
+
+import json
+
+import pytest
+
+from benchmarks import demo
+from jvlm_mlx.demo.tasks import TASKS
+from jvlm_mlx.demo.untrained import write_untrained
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_untrained(folder / "untrained", 0)
+    said = []
+    chart = str(folder / "charts")
+    arguments = ["--model", str(folder / "untrained"), "--examples", "1", "--bits", "4"]
+    demo.main([*arguments, "--chart", chart], said.append)
+    assert (folder / "charts" / "demo.png").stat().st_size > 1000
+    return said
+
+
+def test_every_task_has_a_row_and_every_form_a_column(said):
+    lines = said[2].splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [*TASKS, "mean", "weights, MB"]
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == [
+        "as it is",
+        "without tiles",
+        "4-bit",
+    ]
+
+
+def test_fewer_bits_are_fewer_bytes(said):
+    result = json.loads(said[-1])
+    assert 0.1 < result["4-bit"]["bytes"] / result["as it is"]["bytes"] < 0.25
+    assert sum(score["asked"] for score in result["languages"].values()) == len(TASKS)
