@@ -204,7 +204,6 @@ def training_settings(steps: int, learning_rate: float, seed: int) -> TrainingSe
         decoder=part(learning_rate, warmup),
         steps=steps,
         accumulate=1,
-        parallel=1,
         betas=(0.9, 0.98),
         eps=1e-8,
         weight_decay=0.01,

@@ -14,7 +14,9 @@ from training_case import QUESTION, write_rows
 
 from jvlm_mlx.command_line.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_verb
 from jvlm_mlx.command_line.train_options import DEFAULTS, training_settings
+from jvlm_mlx.command_line.train_progress import TrainingBars
 from jvlm_mlx.training.metrics import read_metrics
+from jvlm_mlx.training.report import StepReport
 
 ROOT = Path(__file__).parents[1]
 
@@ -327,3 +329,19 @@ def test_two_processes_learn_what_one_does(capsys, arguments, tmp_path):
         assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
         assert together["target_tokens"] == alone["target_tokens"]
     assert (tmp_path / "both" / "config.json").is_file()
+
+
+def test_the_bar_shows_loss_and_memory(capsys):
+    report = StepReport(
+        step=3, loss=1.2345, validation_loss=2.5, gradient_norm=1.0, learning_rates={},
+        target_tokens=3, tokens_per_second=3.0, pictures_per_second=1.0, seconds=1.0,
+        peak_memory=1_500_000_000,
+    )  # fmt: skip
+    with TrainingBars(True) as bars:
+        bars.training(5, 2)(report)
+    shown = capsys.readouterr().err
+    assert "3/5" in shown
+    assert "loss=1.234, memory=1.5 GB, validation=2.500" in shown
+    with TrainingBars(False) as bars:
+        bars.training(5, 2)(report)
+    assert capsys.readouterr().err == ""

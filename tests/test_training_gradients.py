@@ -223,9 +223,8 @@ def test_logits_in_pieces_give_the_same(make_trainer, batch, monkeypatch):
     assert_close(pieces_gradients, gradients, 1e-4)
 
 
-@pytest.mark.parametrize("parallel", [1, 2])
-def test_accumulation_equals_one_large_batch(make_trainer, batch, feed, parallel):
-    trainer = make_trainer(parallel=parallel)
+def test_accumulation_equals_one_large_batch(make_trainer, batch, feed):
+    trainer = make_trainer()
     # Rows with different numbers of targets: a mean of means would be another number.
     rows = [cut(batch, slice(row, row + 1)) for row in range(3)]
     assert len({row.num_targets for row in rows}) > 1

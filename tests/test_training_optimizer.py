@@ -155,7 +155,6 @@ def test_the_norm_is_over_all_parts():
         ({"dtype": "float16"}, "dtype float16 is not one of float32, bfloat16"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"max_grad_norm": -1.0}, "max_grad_norm -1.0 must be above 0"),
-        ({"compile": True, "parallel": 2}, "compile works with parallel 1"),
         (
             {name: part(trainable=False) for name in ("vision_tower", "connector", "decoder")},
             "every part is frozen",

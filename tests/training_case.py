@@ -82,7 +82,6 @@ def make_settings(**changes):
         "decoder": part(),
         "steps": 10,
         "accumulate": 1,
-        "parallel": 1,
         "betas": (0.9, 0.95),
         "eps": 1e-8,
         "weight_decay": 0.01,

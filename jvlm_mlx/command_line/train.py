@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 _FREE = (
-    "output", "parallel", "gradient_checkpointing", "validation", "validate_every", "save_every",
+    "output", "gradient_checkpointing", "validation", "validate_every", "save_every",
     "keep", "report_every", "picture_cache", "chart",
 )  # fmt: skip
 """Options that may differ when a run goes on: the weights do not depend on them."""

@@ -74,8 +74,6 @@ _LENGTH = (
     Option("steps", None, "updates of the weights", int),
     Option("epochs", None, "instead of steps: how often all rows are seen", float),
     Option("accumulate", 1, "batches that make up one update", int, metavar="BATCHES"),
-    Option("parallel", 1, "batches of an update computed side by side; on the CPU, one a core",
-           int, metavar="BATCHES"),
     Option("seed", 0, "of the order of rows and of dropout", int),
 )  # fmt: skip
 _OPTIMIZER = (
@@ -250,7 +248,6 @@ def training_settings(values: Mapping[str, Any], steps: int) -> TrainingSettings
         decoder=_part_settings(values, "decoder", steps),
         steps=steps,
         accumulate=values["accumulate"],
-        parallel=values["parallel"],
         betas=(values["betas"][0], values["betas"][1]),
         eps=values["eps"],
         weight_decay=values["weight_decay"],

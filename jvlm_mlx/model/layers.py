@@ -74,7 +74,10 @@ class MLP(nn.Module):
         x = self.up(x)
         if self._gated:
             value, gate = mx.split(x, 2, axis=-1)
-            if self._activation is nn.silu and cpu.is_cpu_float32(gate):
-                return self.down(cpu.silu_gate(gate, value))
+            if cpu.is_cpu_float32(gate):
+                if self._activation is nn.silu:
+                    return self.down(cpu.silu_gate(gate, value))
+                # A function with a gradient of its own cannot be compiled for any shape.
+                return self.down(self._activation(gate) * value)
             return self.down(self._gate(gate, value))
         return self.down(self._activation(x))

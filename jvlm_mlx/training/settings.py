@@ -86,9 +86,6 @@ class TrainingSettings:
     """Updates of the weights."""
     accumulate: int
     """Batches whose gradients make up one update."""
-    parallel: int
-    """Batches of one update that are computed side by side: on the CPU each on a core of its
-    own, at the cost of their memory."""
     betas: tuple[float, float]
     """Of AdamW."""
     eps: float
@@ -119,7 +116,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for part in PARTS:
             self.part(part).check(part)
-        counts = ("steps", "accumulate", "parallel", "keep", "report_every")
+        counts = ("steps", "accumulate", "keep", "report_every")
         for name in (*counts, "validate_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -134,8 +131,6 @@ class TrainingSettings:
             raise RequestError(f"weight_decay {self.weight_decay} must not be negative")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise RequestError(f"max_grad_norm {self.max_grad_norm} must be above 0")
-        if self.compile and self.parallel > 1:
-            raise RequestError("compile works with parallel 1: compiled batches share one stream")
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
 

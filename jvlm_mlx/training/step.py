@@ -59,9 +59,6 @@ class Trainer:
         # One kernel for all that AdamW does to a parameter.
         state = self.optimizer.state
         self._update = mx.compile(self._clip_and_update, inputs=state, outputs=state)
-        self._streams = [
-            mx.new_stream(mx.default_device()) for _ in range(settings.parallel)
-        ] if settings.parallel > 1 else []  # fmt: skip
         adapter = settings.adapter
         self._dropouts = use_keyed_dropout(model, adapter.dropout if adapter else 0.0)
         self.put_back()
@@ -84,8 +81,7 @@ class Trainer:
     def gradients(self, batches: Sequence[Inputs], number: int) -> tuple[mx.array, Arrays]:
         """Return mean loss and gradients over the targets of all batches together.
 
-        `settings.parallel` batches are in the works at a time, each on a stream of its own. On
-        the CPU that is a thread of its own, and so a core.
+        One batch is computed after the other, so memory is that of one.
 
         Args:
             batches: from `loss.prepare`.
@@ -95,34 +91,25 @@ class Trainer:
         targets = sum(len(inputs["targets"]) for inputs in batches)
         share = mx.array(1.0 / self._processes.sum(targets))
         loss, gradients = mx.array(0.0), dict[str, mx.array]()
-        width = max(1, len(self._streams))
         self.model.train()
         try:
             with checkpointed_layers(self.model, self.settings.gradient_checkpointing):
-                for start in range(0, len(batches), width):
-                    for place, inputs in enumerate(batches[start : start + width]):
-                        batch = (start + place) * self._processes.count + self._processes.rank
-                        key = batch_key(self.settings.seed, number, batch)
-                        part_loss, part = self._on_stream(place, inputs, share, key)
-                        loss = loss + part_loss
-                        gradients = {
-                            path: gradients[path] + array if gradients else array
-                            for path, array in part.items()
-                        }
-                    if start + width < len(batches):
-                        # Activations of these batches are free before the next ones begin.
+                for place, inputs in enumerate(batches):
+                    if place:
+                        # Activations of the last batch are free before the next one begins.
                         mx.eval(loss, gradients)
+                    batch = place * self._processes.count + self._processes.rank
+                    key = batch_key(self.settings.seed, number, batch)
+                    more, added = self._differentiate(self.parameters, inputs, share, key)
+                    loss = loss + more
+                    gradients = {
+                        path: gradients[path] + array if gradients else array
+                        for path, array in added.items()
+                    }
         finally:
             self.model.eval()
             self.put_back()
         return loss, gradients
-
-    def _on_stream(
-        self, place: int, inputs: Inputs, share: mx.array, key: mx.array
-    ) -> tuple[mx.array, Arrays]:
-        stream = self._streams[place] if self._streams else mx.default_stream(mx.default_device())
-        with mx.stream(stream):
-            return self._differentiate(self.parameters, inputs, share, key)
 
     def _clip_and_update(self, gradients: Arrays, parameters: Arrays) -> tuple[mx.array, Arrays]:
         norm = gradient_norm(gradients)
