@@ -8,13 +8,14 @@ from pathlib import Path
 
 # No test may reach the network, and none depends on what a machine has cached.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
 
 import jvlm_mlx
+
+# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
