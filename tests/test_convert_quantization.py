@@ -21,6 +21,7 @@ import jvlm_mlx
 from benchmarks.random_checkpoint import write_random_checkpoint
 from jvlm_mlx.checkpoint.files import CheckpointFiles
 from jvlm_mlx.checkpoint.load import read_settings
+from jvlm_mlx.checkpoint.quantization import Quantization, pack, unpack
 from jvlm_mlx.checkpoint.weights import Checkpoint
 from jvlm_mlx.convert import convert
 from jvlm_mlx.convert import weights as weights_module
@@ -103,6 +104,20 @@ def test_values_are_rounded_to_the_type_before_they_are_packed(grouped, tmp_path
     # The other order packs other numbers, so the comparison above can tell them apart.
     unrounded = mx.quantize(head, group_size=32, bits=4)[0]
     assert not mx.array_equal(unrounded, expected[0]).item()
+
+
+def test_an_odd_number_of_groups_is_packed_as_in_a_larger_whole():
+    """Which blocks of rows may have, though no layer does."""
+    form = Quantization(group_size=16, bits=4, mode="nvfp4")
+    values = mx.random.normal((4, 48), key=mx.random.key(0))
+    whole = mx.quantize(values, 16, 4, "nvfp4")
+    for array, expected in zip(pack(values[:3], form), whole, strict=True):
+        assert array.shape == (3, expected.shape[1])
+        assert mx.array_equal(array, expected[:3]).item()
+    unpacked = mx.dequantize(*whole, group_size=16, bits=4, mode="nvfp4")
+    found = unpack([array[:3] for array in whole], form, mx.float32)
+    assert found.shape == (3, 48)
+    assert mx.array_equal(found, unpacked[:3]).item()
 
 
 def test_norms_positions_marks_and_patches_are_never_quantized(grouped, tmp_path):

@@ -257,8 +257,10 @@ def test_the_card_takes_the_measured_quality_and_keeps_it(verification, quantize
     convert(folder, tmp_path / "again")
     assert bytes_of(tmp_path / "again") == bytes_of(folder)
     # What is measured no longer holds for other weights.
-    convert(folder, tmp_path / "plain", dequantize=True)
-    assert "Measured quality" not in (tmp_path / "plain" / "README.md").read_text()
+    for name, options in (("plain", {"dequantize": True}), ("half", {"dtype": "bfloat16"})):
+        convert(folder, tmp_path / name, **options)
+        assert "Measured quality" not in (tmp_path / name / "README.md").read_text()
+        assert config_of(tmp_path / name)["jvlm_mlx"]["quality"] is None
 
 
 def test_the_card_of_others_is_not_touched(verification, golden_folder):
