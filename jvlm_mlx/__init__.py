@@ -21,11 +21,14 @@ from .checkpoint.load import load  # noqa: E402
 from .convert import Conversion, convert  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
+    ConversionError,
+    DataError,
     ImageError,
     JvlmError,
     PromptError,
     RequestError,
     SessionError,
+    TrainingError,
     UnsupportedSettingError,
 )
 from .generate import (  # noqa: E402
@@ -48,6 +51,8 @@ __all__ = [
     "ChatSession",
     "CheckpointError",
     "Conversion",
+    "ConversionError",
+    "DataError",
     "EncodedImage",
     "GenerationCaches",
     "GenerationOptions",
@@ -61,6 +66,7 @@ __all__ = [
     "PromptError",
     "RequestError",
     "SessionError",
+    "TrainingError",
     "UnsupportedSettingError",
     "__version__",
     "convert",

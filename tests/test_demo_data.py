@@ -6,12 +6,13 @@ from PIL import Image
 from jvlm_mlx.demo import data
 from jvlm_mlx.demo.command import run_command
 from jvlm_mlx.demo.data import SOURCES, caption_row, question_row, write_data
+from jvlm_mlx.demo.pages import PAGES
 from jvlm_mlx.demo.tasks import TASKS, examples, is_held_out
 from jvlm_mlx.errors import DataError
 from jvlm_mlx.training.data.mixture import read_mixture
 from jvlm_mlx.training.data.rows import read_conversation, read_lines
 
-PICTURES, HELD_OUT, TEXTS, PAGES = 32, 8, 7, 16
+PICTURES, HELD_OUT, TEXTS, PAGES_OF_A_KIND = 32, 8, 7, 6
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def test_every_row_is_in_the_file_of_its_task(folder):
     assert {task for tasks in SOURCES.values() for task in tasks} == {*TASKS} - {"text_only"}
     assert len(rows_of(folder / "captions.jsonl")) == PICTURES
     assert len(rows_of(folder / "text.jsonl")) == TEXTS
-    assert len(rows_of(folder / "pages.jsonl")) == PAGES
+    for kind in PAGES:
+        assert len(rows_of(folder / f"{kind}.jsonl")) == PAGES_OF_A_KIND
     assert len(rows_of(folder / "valid.jsonl")) == HELD_OUT
 
 
@@ -56,7 +58,7 @@ def test_every_row_can_be_trained_on(folder):
             assert len(conversation.pictures) == (path.stem != "text")
             named.update(conversation.pictures)
     assert named == {str(path) for path in (folder / "pictures").iterdir()}
-    assert len(named) == PAGES + PICTURES + HELD_OUT
+    assert len(named) == len(PAGES) * PAGES_OF_A_KIND + PICTURES + HELD_OUT
 
 
 def test_rows_and_pictures_are_those_of_the_examples(folder):
@@ -110,15 +112,18 @@ def test_held_out_pictures_are_never_trained_on(folder):
 
 
 def test_mixtures_name_all_files(folder):
-    first, second = (read_mixture(folder / f"stage{stage}.json") for stage in (1, 2))
+    pages, first, second = (
+        read_mixture(folder / f"{name}.json") for name in ("pages", "stage1", "stage2")
+    )
+    assert [one.name for one in pages.sources] == list(PAGES)
     assert [(one.name, one.kind) for one in first.sources] == [
-        ("pages", "captions"),
+        *((kind, "captions") for kind in PAGES),
         ("captions", "captions"),
         ("text", "text"),
     ]
     assert [(one.name, one.kind) for one in second.sources] == [
         *((name, "instructions") for name in SOURCES),
-        ("pages", "captions"),
+        *((kind, "captions") for kind in PAGES),
         ("captions", "captions"),
         ("text", "text"),
     ]
@@ -134,7 +139,7 @@ def test_few_pictures_name_no_missing_source(tmp_path):
     assert [one.name for one in read_mixture(tmp_path / "few" / "stage2.json").sources] == [
         "scenes",
         "print",
-        "pages",
+        *PAGES,
         "captions",
         "text",
     ]
@@ -186,7 +191,7 @@ def test_the_command_writes_and_then_refuses(tmp_path, capsys):
     output = tmp_path / "data"
     flags = ("--pictures", 3, "--seed", 1, "--held-out", 2)
     assert run(output, *flags) == 0
-    assert len(list((output / "pictures").iterdir())) == 2 + 3 + 2
+    assert len(list((output / "pictures").iterdir())) == 4 + 3 + 2
     assert capsys.readouterr() == ("", "")  # no progress: nobody is watching
     assert run(output, *flags) == 1
     said = capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Writes what the demo model is trained on: pictures, rows of questions, and mixtures.
 
-Transcripts of crowded pages and captions of all pictures are the first stage; questions, some
-pages, and texts without a picture, the second. Held-out rows have pictures of their own.
+The release began with a tower and a decoder that had learned elsewhere. What theirs is here are
+transcripts of crowded pages, one kind after the other, then all of them. Captions of all pictures
+are the first stage after that; questions, some pages, and texts without a picture, the second.
+Held-out rows have pictures of their own.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -17,6 +20,7 @@ from huggingface_hub.utils import tqdm
 from ..errors import DataError
 from .command import positive, run_command
 from .example import Example
+from .pages import PAGES
 from .phrases import PHRASES
 from .tasks import examples, page_at
 
@@ -33,11 +37,12 @@ _PICTURE_TASKS = (
     "colour", "number", "form", "count", "small_number", "bar_value", "position", "word",
     "form", "shape", "small_number", "bar_largest", "count", "word", "form", "bar_value",
 )  # fmt: skip
-_PICTURES_PER_PAGE = 2
+_PICTURES_PER_PAGE = 6
 _TEXTS_PER_PICTURE = 5
 _TEXT_TASKS = ("text_only",)
-_PAGES, _CAPTIONS, _TEXT, _VALID = "pages", "captions", "text", "valid"
+_CAPTIONS, _TEXT, _VALID = "captions", "text", "valid"
 _TEXT_SOURCE = (_TEXT, "text", 1.0)
+_PAGE_SOURCES = [(kind, "captions", 1.0) for kind in PAGES]
 
 
 def write_data(
@@ -75,16 +80,16 @@ def _write_folder(
     texts = -(-pictures // _TEXTS_PER_PICTURE)
     source_of = {task: source for source, tasks in SOURCES.items() for task in tasks}
     rows: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in (*SOURCES, _PAGES, _CAPTIONS, _TEXT)
+        name: [] for name in (*SOURCES, *PAGES, _CAPTIONS, _TEXT)
     }
     valid = []
     (folder / "pictures").mkdir(parents=True)
-    total = pages + pictures + texts + held_out
+    total = pages * len(PAGES) + pictures + texts + held_out
     with tqdm(total=total, unit="row", leave=False, disable=not show_progress) as bar:
-        for place in range(pages):
-            example = page_at(seed, place)
-            picture = _save(example, folder, f"page-{place + 1:06d}")
-            rows[_PAGES].append(caption_row(example, picture))
+        for kind, place in itertools.product(PAGES, range(pages)):
+            example = page_at(seed, place, kind)
+            picture = _save(example, folder, f"{kind}-{place + 1:06d}")
+            rows[kind].append(caption_row(example, picture))
             bar.update()
         for place, example in enumerate(examples(seed, pictures, _PICTURE_TASKS)):
             picture = _save(example, folder, f"{place + 1:06d}")
@@ -101,16 +106,16 @@ def _write_folder(
     for name, lines in rows.items():
         _write_rows(folder / f"{name}.jsonl", lines)
     _write_rows(folder / f"{_VALID}.jsonl", valid)
-    pages_source = (_PAGES, "captions", 3.0)
-    captions_source = (_CAPTIONS, "captions", 1.0)
-    _write_mixture(folder / "stage1.json", [pages_source, captions_source, _TEXT_SOURCE])
+    _write_mixture(folder / "pages.json", _PAGE_SOURCES)
+    captions_source = (_CAPTIONS, "captions", 4.0)
+    _write_mixture(folder / "stage1.json", [*_PAGE_SOURCES, captions_source, _TEXT_SOURCE])
     instructions = [
         (name, "instructions", float(sum(task in tasks for task in _PICTURE_TASKS)))
         for name, tasks in SOURCES.items()
         if rows[name]
     ]
     _write_mixture(
-        folder / "stage2.json", [*instructions, pages_source, captions_source, _TEXT_SOURCE]
+        folder / "stage2.json", [*instructions, *_PAGE_SOURCES, captions_source, _TEXT_SOURCE]
     )
 
 
@@ -169,7 +174,7 @@ def _write_mixture(path: Path, sources: Iterable[tuple[str, str, float]]) -> Non
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be new")
-    parser.add_argument("--pictures", type=positive, default=60000, help="pictures to train on")
+    parser.add_argument("--pictures", type=positive, default=48000, help="pictures to train on")
     parser.add_argument("--held-out", type=positive, default=500, help="pictures to validate with")
     parser.add_argument("--seed", type=int, default=0, help="the same gives the same data")
 

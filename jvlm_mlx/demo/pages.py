@@ -2,7 +2,7 @@
 
 A page holds as much as there is room for, and its caption says all of it in reading order. So one
 page teaches as much as ten pictures with a question each, and the eye learns the order of a page
-before it learns to search.
+before it learns to search. All transcripts are in English: an eye learns once.
 """
 
 from random import Random
@@ -15,53 +15,65 @@ from .phrases import COLOURS, PHRASES, SHAPES
 from .scenes import jittered
 from .words import WORDS, random_number
 
-PAGES = ("shapes_page", "print_page", "small_print_page")
+PAGES = ("shapes_page", "signs_page", "print_page", "small_print_page")
+"""From the easiest to the hardest."""
 
+_LANGUAGE = "en"
 _SIDE, _CELL = 72, 24
 _WIDE_SIDE = 128
 _LARGE_PRINT = (18, 19, 20)
 _COLUMNS = ((3, 61), (67, 125))
 """Left and right of the columns of small print: no word is cut by the edge of a tile."""
 _LINES = 6
+_SIGNS = (*"0123456789" * 2, *sorted(set("".join(WORDS))))
 
 
-def make_page(kind: str, language: str, random: Random) -> Example:
+def make_page(kind: str, random: Random) -> Example:
     """Return a page with its caption and no questions.
 
     Args:
         kind: one of `PAGES`.
-        language: of the caption.
         random: all chance comes from here.
     """
     if kind == "shapes_page":
-        picture, caption = _shapes(language, random)
+        picture, caption = _cells(random, signs=0.0)
+    elif kind == "signs_page":
+        picture, caption = _cells(random, signs=0.75)
     elif kind == "print_page":
         picture, caption = _print(random)
     else:
         picture, caption = _small_print(random)
-    return Example(kind, language, picture, (), caption)
+    return Example(kind, _LANGUAGE, picture, (), caption)
 
 
-def _shapes(language: str, random: Random) -> tuple[Image.Image, str]:
-    """Return a shape in each of nine cells."""
-    phrases = PHRASES[language]
+def _cells(random: Random, *, signs: float) -> tuple[Image.Image, str]:
+    """Return nine cells, each with a shape or, with that probability, a letter or digit."""
     picture = new_picture(random, _SIDE, _SIDE)
+    ink = random.choice(PRINT_INKS)
     said = []
     for cell in range(9):
-        shape, colour = random.choice(SHAPES), random.choice(COLOURS)
-        size = random.randint(17, 19)
         row, column = divmod(cell, 3)
-        left, top = (
-            place * _CELL + (_CELL - size) // 2 + random.randint(-2, 2) for place in (column, row)
-        )
-        draw_shape(picture, shape, jittered(colour, random), left, top, size)
-        noun = phrases.shapes[shape]
-        said.append(
-            phrases.object_in_caption.format(
-                colour=phrases.colours[colour].at_noun[noun.gender], shape=noun.name, place=""
-            ).strip()
-        )
+        right, down = (place * _CELL + random.randint(-2, 2) for place in (column, row))
+        if random.random() < signs:
+            sign, size = random.choice(_SIGNS), random.choice(_LARGE_PRINT)
+            left = right + (_CELL - text_width(sign, size)) // 2
+            draw_text(picture, sign, ink, left, down + 19, size)
+            said.append(sign)
+        else:
+            shape, colour = random.choice(SHAPES), random.choice(COLOURS)
+            size = random.randint(17, 19)
+            margin = (_CELL - size) // 2
+            inked = jittered(colour, random)
+            draw_shape(picture, shape, inked, right + margin, down + margin, size)
+            said.append(_name(shape, colour))
     return picture, ", ".join(said)
+
+
+def _name(shape: str, colour: str) -> str:
+    phrases = PHRASES[_LANGUAGE]
+    noun = phrases.shapes[shape]
+    words = phrases.colours[colour].at_noun[noun.gender]
+    return phrases.object_in_caption.format(colour=words, shape=noun.name, place="").strip()
 
 
 def _print(random: Random) -> tuple[Image.Image, str]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from . import bar_chart, form, printed, scenes, text_only
 from .example import Example, Turn
-from .pages import PAGES, make_page
+from .pages import make_page
 from .phrases import LANGUAGES
 
 __all__ = ["LANGUAGES", "TASKS", "example_at", "examples", "is_held_out", "make_example", "page_at"]
@@ -66,12 +66,11 @@ def example_at(
             return example
 
 
-def page_at(seed: int, place: int) -> Example:
-    """Return one page of a series, none of them held out: the kinds and languages in turn."""
-    random = Random(f"jvlm-mlx demo, seed {seed}, page {place}")
-    kind, language = PAGES[place % len(PAGES)], random.choice(LANGUAGES)
+def page_at(seed: int, place: int, kind: str) -> Example:
+    """Return one page of the series of its kind, none of them held out."""
+    random = Random(f"jvlm-mlx demo, seed {seed}, {kind} {place}")
     while True:
-        example = make_page(kind, language, random)
+        example = make_page(kind, random)
         if example.picture is not None and not is_held_out(example.picture):
             return example
 

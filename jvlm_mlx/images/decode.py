@@ -20,7 +20,7 @@ def decode(stream: IO[bytes], name: str) -> Image.Image:
         ImageError: it is no picture, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
-        picture = _identify(stream)
+        picture = identify(stream)
         if picture is None:
             raise ImageError(f"{name} is no picture of a format that Pillow reads")
         limit = Image.MAX_IMAGE_PIXELS
@@ -59,7 +59,7 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Leave the printing resolution: nobody asks for it, and damaged metadata would warn."""
 
 
-def _identify(stream: IO[bytes]) -> Image.Image | None:
+def identify(stream: IO[bytes]) -> Image.Image | None:
     """Open a picture with the first format that takes it; its pixels are not decoded yet."""
     prefix = stream.read(16)
     for register_formats in (Image.preinit, Image.init):  # the common ones first, then all

@@ -29,11 +29,11 @@ def turn_upright(picture: Image.Image) -> Image.Image:
     """Return a loaded picture upright; it is the same object if it stands so already."""
     if picture.format == "TIFF":
         return picture  # Pillow turns these while it loads them.
-    turn = _TURNS.get(_orientation(picture) or 1)
+    turn = _TURNS.get(orientation(picture) or 1)
     return picture if turn is None else picture.transpose(turn)
 
 
-def _orientation(picture: Image.Image) -> int | None:
+def orientation(picture: Image.Image) -> int | None:
     """Look in the EXIF block, in PNG's older text form of it, and in XMP, as Pillow does."""
     exif = picture.info.get("exif")
     if exif is None and (text := picture.info.get("Raw profile type exif")):

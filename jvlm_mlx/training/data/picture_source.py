@@ -6,8 +6,8 @@ from typing import Any
 from PIL import Image
 
 from ...errors import DataError, ImageError
-from ...images.decode import _identify, reason
-from ...images.orientation import _orientation
+from ...images.decode import identify, reason
+from ...images.orientation import orientation
 from ...images.source import open_image, source_name
 
 _SIDEWAYS = (5, 6, 7, 8)
@@ -54,7 +54,7 @@ def picture_size(source: str) -> tuple[int, int]:
     name = source_name(source)
     try:
         with Path(source).open("rb") as stream:
-            picture = _identify(stream)
+            picture = identify(stream)
             if picture is None:
                 raise ImageError(f"{name} is no picture of a format that Pillow reads")
             width, height = picture.size
@@ -65,7 +65,7 @@ def picture_size(source: str) -> tuple[int, int]:
                 )
             if picture.format == "TIFF":
                 return decoded_size(source)  # Pillow turns these itself, while it decodes.
-            sideways = _orientation(picture) in _SIDEWAYS
+            sideways = orientation(picture) in _SIDEWAYS
     except ImageError:
         raise
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
