@@ -20,6 +20,8 @@ _PAPERS: tuple[Ink, ...] = ((255, 255, 255), (242, 242, 242))
 
 _OVERSAMPLING = 4
 _LETTER_GAP = 1
+LARGE_PRINT = (18, 20)
+"""Font sizes with capitals of 13 and 14 pixels."""
 SMALL_PRINT = 12
 """Font size with capitals of 9 pixels: gone in a thumbnail of two tiles in a row."""
 

@@ -9,7 +9,15 @@ from random import Random
 
 from PIL import Image
 
-from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, text_width
+from .drawing import (
+    LARGE_PRINT,
+    PRINT_INKS,
+    SMALL_PRINT,
+    draw_shape,
+    draw_text,
+    new_picture,
+    text_width,
+)
 from .example import Example
 from .phrases import COLOURS, PHRASES, SHAPES
 from .scenes import jittered
@@ -21,7 +29,6 @@ PAGES = ("shapes_page", "signs_page", "print_page", "small_print_page")
 _LANGUAGE = "en"
 _SIDE, _CELL = 72, 24
 _WIDE_SIDE = 128
-_LARGE_PRINT = (18, 19, 20)
 _COLUMNS = ((3, 61), (67, 125))
 """Left and right of the columns of small print: no word is cut by the edge of a tile."""
 _LINES = 6
@@ -55,9 +62,9 @@ def _cells(random: Random, *, signs: float) -> tuple[Image.Image, str]:
         row, column = divmod(cell, 3)
         right, down = (place * _CELL + random.randint(-2, 2) for place in (column, row))
         if random.random() < signs:
-            sign, size = random.choice(_SIGNS), random.choice(_LARGE_PRINT)
+            sign, size = random.choice(_SIGNS), random.choice(LARGE_PRINT)
             left = right + (_CELL - text_width(sign, size)) // 2
-            draw_text(picture, sign, ink, left, down + 19, size)
+            draw_text(picture, sign, ink, left, (down + 19) // 2 * 2, size)
             said.append(sign)
         else:
             shape, colour = random.choice(SHAPES), random.choice(COLOURS)
@@ -83,10 +90,10 @@ def _print(random: Random) -> tuple[Image.Image, str]:
     said = []
     for line in range(3):
         text = _something_printed(random)
-        sizes = [size for size in _LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
+        sizes = [size for size in LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
         size = random.choice(sizes)
         left = random.randint(2, _SIDE - 2 - text_width(text, size))
-        draw_text(picture, text, ink, left, line * _CELL + 18 + random.randint(-2, 3), size)
+        draw_text(picture, text, ink, left, line * _CELL + random.randrange(16, 22, 2), size)
         said.append(text)
     return picture, ", ".join(said)
 
@@ -103,7 +110,7 @@ def _small_print(random: Random) -> tuple[Image.Image, str]:
             if random.random() < 0.3 or text_width(text, SMALL_PRINT) > end - start:
                 continue
             left = random.randint(start, end - text_width(text, SMALL_PRINT))
-            baseline = line * height + 14 + random.randint(-2, 3)
+            baseline = line * height // 2 * 2 + random.randrange(12, 18, 2)
             draw_text(picture, text, ink, left, baseline, SMALL_PRINT)
             said.append(text)
     return picture, ", ".join(said)

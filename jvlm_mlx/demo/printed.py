@@ -4,7 +4,15 @@ from random import Random
 
 from PIL import Image
 
-from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, text_width
+from .drawing import (
+    LARGE_PRINT,
+    PRINT_INKS,
+    SMALL_PRINT,
+    draw_shape,
+    draw_text,
+    new_picture,
+    text_width,
+)
 from .example import Turn
 from .phrases import COLOURS, PHRASES, SHAPES
 from .scenes import Thing, describe_things, jittered, thing_turns
@@ -13,8 +21,6 @@ from .words import WORDS, random_number
 TASKS = ("number", "word", "small_number")
 
 _SIDE = 72
-_LARGE_PRINT = (18, 19, 20)
-"""Font sizes with capitals of 13 and 14 pixels."""
 _WIDE_SIDE = 128
 _WIDE_CELL = 42
 # Left edges of a small number by column of cells; nowhere a tile ends inside it.
@@ -38,10 +44,10 @@ def make_large_print(
             text = random_number(random, random.randint(2, 3))
         else:
             text = random.choice(WORDS)
-        sizes = [size for size in _LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
+        sizes = [size for size in LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
         size = random.choice(sizes)
         left = random.randint(2, _SIDE - 2 - text_width(text, size))
-        baseline = line * height + height // 2 + 7 + random.randint(-6, 6)
+        baseline = line * height + height // 2 + random.randrange(2, 14, 2)
         draw_text(picture, text, ink, left, baseline, size)
         turn, caption = print_turn(kind, kind, text, language)
         turns.append(turn)
