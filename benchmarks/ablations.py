@@ -3,8 +3,9 @@
     python -m benchmarks.ablations --work WORK --chart benchmarks/charts     # overnight
     python -m benchmarks.ablations --work WORK --steps 300 --pictures 5000   # a first look
 
-All variants see the same rows in the same order, from the same kind of random weights, for the
-same number of steps. What is finished is kept in WORK, so a run that was cut off goes on.
+All variants begin with the tower of the demo, as the release began with SigLIP2, and with a random
+connector and decoder. They see the same rows in the same order for the same number of steps. What
+is finished is kept in WORK, so a run that was cut off goes on.
 """
 
 import argparse
@@ -112,8 +113,15 @@ class MeanPooling(nn.Module):
         return self.out(windows.mean(axis=1))
 
 
-def build(variant: Variant, folder: Path, seed: int) -> tuple[Model, Processor]:
-    """Return a variant's untrained model; `folder` gets its checkpoint."""
+def build(variant: Variant, folder: Path, seed: int, tower: str) -> tuple[Model, Processor]:
+    """Return a variant before its training; `folder` gets its checkpoint.
+
+    Args:
+        variant: what to build.
+        folder: must be new.
+        seed: of connector and decoder.
+        tower: checkpoint of the demo's architecture, whose tower is taken.
+    """
     write_untrained(
         folder,
         seed,
@@ -121,16 +129,18 @@ def build(variant: Variant, folder: Path, seed: int) -> tuple[Model, Processor]:
         feature_layers=variant.feature_layers,
     )
     model, processor = load(folder)
+    taught, _ = load(tower, dtype="float32")
+    model.vision_tower.update(taught.vision_tower.parameters())
     if variant.pooling == "mean":
-        tower = model.settings.tower
-        pooling = MeanPooling(tower.feature_size, tower.hidden_size)
+        settings = model.settings.tower
+        pooling = MeanPooling(settings.feature_size, settings.hidden_size)
         model.connector.update_modules({"pooling": pooling})
     return model, processor
 
 
 def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Namespace) -> Outcome:
     """Train and measure one variant."""
-    model, processor = build(variant, work / "untrained", arguments.seed)
+    model, processor = build(variant, work / "untrained", arguments.seed, arguments.tower)
     settings = training_settings(arguments.steps, arguments.learning_rate, arguments.seed)
     limits = DataLimits(max_length=4096, max_crops=None, min_pixels=None, max_pixels=None)
     mixture = write_mixture(data, work, with_text=variant.text_share > 0)
@@ -242,12 +252,13 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--pictures", type=int, default=60000, help="pictures to train on")
+    parser.add_argument("--pictures", type=int, default=48000, help="pictures to train on")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each variant")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--examples", type=int, default=200, help="questions of each task")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower", default="demo", help="checkpoint whose tower all begin with")
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
     options = parser.parse_args(arguments)
     data = options.work / "data"

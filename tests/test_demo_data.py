@@ -127,6 +127,13 @@ def test_mixtures_name_all_files(folder):
         ("captions", "captions"),
         ("text", "text"),
     ]
+    last = read_mixture(folder / "questions.json")
+    assert [one.name for one in last.sources] == [
+        *SOURCES,
+        "print_page",
+        "small_print_page",
+        "text",
+    ]
     # The weights are the shares of the rows, so that all are seen equally often.
     asked = second.sources[: len(SOURCES)]
     rows = [len(rows_of(one.path)) for one in asked]

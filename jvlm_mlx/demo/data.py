@@ -1,8 +1,9 @@
 """Writes what the demo model is trained on: pictures, rows of questions, and mixtures.
 
-The release began with a tower and a decoder that had learned elsewhere. What theirs is here are
-transcripts of crowded pages, one kind after the other, then all of them. Captions of all pictures
-are the first stage after that; questions, some pages, and texts without a picture, the second.
+The release began with a tower and a decoder that had learned elsewhere; in place of that stand
+transcripts of crowded pages. Captions of all pictures are the first stage. In the second are
+questions, pages, captions, and texts without a picture, and at its end hardly anything but
+questions, for one transcript outweighs many short answers.
 Held-out rows have pictures of their own.
 """
 
@@ -42,6 +43,8 @@ _TEXTS_PER_PICTURE = 5
 _TEXT_TASKS = ("text_only",)
 _CAPTIONS, _TEXT, _VALID = "captions", "text", "valid"
 _TEXT_SOURCE = (_TEXT, "text", 1.0)
+_QUESTION_WEIGHTS = {"scenes": 8.0, "print": 5.0, "charts": 4.0, "forms": 3.0}
+_READ_TO_THE_END = ("print_page", "small_print_page")
 _PAGE_SOURCES = [(kind, "captions", 1.0) for kind in PAGES]
 
 
@@ -117,6 +120,9 @@ def _write_folder(
     _write_mixture(
         folder / "stage2.json", [*instructions, *_PAGE_SOURCES, captions_source, _TEXT_SOURCE]
     )
+    asked = [(name, kind, _QUESTION_WEIGHTS[name]) for name, kind, _ in instructions]
+    read = [(name, "captions", 0.5) for name in _READ_TO_THE_END]
+    _write_mixture(folder / "questions.json", [*asked, *read, _TEXT_SOURCE])
 
 
 def question_row(example: Example, picture: str | None) -> dict[str, Any]:

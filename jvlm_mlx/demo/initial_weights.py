@@ -92,8 +92,8 @@ def _look_around(weights: dict[str, mx.array], model: Model) -> None:
     for layer in range(len(_NEIGHBOURS), len(model.vision_tower.layers)):
         # A patch attends first to what is like itself.
         path = f"vision_tower.layers.{layer}.attention.qkv.weight"
-        queries, _, values = mx.split(weights[path], 3)
-        weights[path] = mx.concatenate([queries, queries, values])
+        queries, _, values = np.split(np.array(weights[path]), 3)
+        weights[path] = _array(np.concatenate([queries, queries, values]))
 
 
 def _pool_apart(weights: dict[str, mx.array], model: Model) -> None:
@@ -185,5 +185,5 @@ def _deviation(path: str, shape: tuple[int, ...], num_layers: int) -> float:
     return deviation / 2 if path.startswith("lm_head") else deviation
 
 
-def _array(values: FloatArray) -> mx.array:
+def _array(values: NDArray[Any]) -> mx.array:
     return mx.array(values.astype(np.float32))
