@@ -3,7 +3,7 @@
 The release began with a tower and a decoder that had learned elsewhere; in place of that stand
 transcripts of crowded pages. Captions of all pictures are the first stage. In the second are
 questions, pages, captions, and texts without a picture, and at its end hardly anything but
-questions, for one transcript outweighs many short answers.
+questions, for one transcript outweighs many short answers; what learns last are places.
 Held-out rows have pictures of their own.
 """
 
@@ -41,10 +41,17 @@ _PICTURE_TASKS = (
 _PICTURES_PER_PAGE = 6
 _TEXTS_PER_PICTURE = 5
 _TEXT_TASKS = ("text_only",)
-_CAPTIONS, _TEXT, _VALID = "captions", "text", "valid"
+_CAPTIONS, _SCENE_CAPTIONS, _TEXT, _VALID = "captions", "scene_captions", "text", "valid"
 _TEXT_SOURCE = (_TEXT, "text", 1.0)
-_QUESTION_WEIGHTS = {"scenes": 8.0, "print": 5.0, "charts": 4.0, "forms": 3.0}
-_READ_TO_THE_END = ("print_page", "small_print_page")
+# What stage 2 ends with: weights by source.
+_QUESTIONS = {
+    "scenes": 8.0, "print": 5.0, "charts": 4.0, "forms": 3.0,
+    "print_page": 0.5, "small_print_page": 0.5, "text": 1.0,
+}  # fmt: skip
+_PLACES = {
+    "scenes": 8.0, "scene_captions": 5.0, "print": 4.0, "charts": 2.0, "forms": 4.0,
+    "small_print_page": 0.5, "text": 1.0,
+}  # fmt: skip
 _PAGE_SOURCES = [(kind, "captions", 1.0) for kind in PAGES]
 
 
@@ -83,7 +90,7 @@ def _write_folder(
     texts = -(-pictures // _TEXTS_PER_PICTURE)
     source_of = {task: source for source, tasks in SOURCES.items() for task in tasks}
     rows: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in (*SOURCES, *PAGES, _CAPTIONS, _TEXT)
+        name: [] for name in (*SOURCES, *PAGES, _CAPTIONS, _SCENE_CAPTIONS, _TEXT)
     }
     valid = []
     (folder / "pictures").mkdir(parents=True)
@@ -98,6 +105,8 @@ def _write_folder(
             picture = _save(example, folder, f"{place + 1:06d}")
             rows[source_of[example.task]].append(question_row(example, picture))
             rows[_CAPTIONS].append(caption_row(example, picture))
+            if source_of[example.task] == "scenes":
+                rows[_SCENE_CAPTIONS].append(caption_row(example, picture))
             bar.update()
         for example in examples(seed, texts, _TEXT_TASKS):
             rows[_TEXT].append(question_row(example, None))
@@ -120,9 +129,15 @@ def _write_folder(
     _write_mixture(
         folder / "stage2.json", [*instructions, *_PAGE_SOURCES, captions_source, _TEXT_SOURCE]
     )
-    asked = [(name, kind, _QUESTION_WEIGHTS[name]) for name, kind, _ in instructions]
-    read = [(name, "captions", 0.5) for name in _READ_TO_THE_END]
-    _write_mixture(folder / "questions.json", [*asked, *read, _TEXT_SOURCE])
+    for file, weights in (("questions", _QUESTIONS), ("places", _PLACES)):
+        sources = [(name, _kind(name), weight) for name, weight in weights.items() if rows[name]]
+        _write_mixture(folder / f"{file}.json", sources)
+
+
+def _kind(source: str) -> str:
+    if source == _TEXT:
+        return "text"
+    return "instructions" if source in SOURCES else "captions"
 
 
 def question_row(example: Example, picture: str | None) -> dict[str, Any]:
