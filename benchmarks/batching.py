@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--chart", type=Path, help="write a PNG; needs matplotlib")
+    parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
     arguments = parser.parse_args()
     rows = make_rows(arguments.rows, arguments.tiles, arguments.max_tokens)
     results = []
@@ -115,7 +115,7 @@ def main() -> int:
     if arguments.chart:
         sizes = [one["batch_size"] for one in results]
         line_chart(
-            arguments.chart,
+            arguments.chart / "batching.png",
             "Throughput by batch size",
             "batch size",
             "tokens/s",

@@ -6,7 +6,8 @@
 
 Weights are random unless a checkpoint is given; time does not depend on them. Each stage is
 shown as a share of what this machine's matrix products (tower, connector, prefill) or weight
-streaming (decode) reach in the same run.
+streaming (decode) reach in the same run; both are measured before every turn of requests, since a
+shared machine is not equally fast all the time.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from jvlm_mlx.model import Model
 from jvlm_mlx.settings.model import ModelSettings
 
 from .common.geometry import random_model, released_settings
-from .common.limits import Limits, measure_limits
+from .common.limits import Limits, measure_limits, median_limits
 from .common.machine import describe_machine
 from .common.photos import TILES
 from .common.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
@@ -41,15 +42,25 @@ _SUMS = {TOWER_AND_CONNECTOR: ("tower", "connector"), FIRST_TOKEN: STAGES[1:-1]}
 
 
 def run_stages(
-    pipelines: dict[str, Pipeline], *, warmup: int, repeats: int, decode_steps: int
-) -> dict[str, dict[str, Timing]]:
-    """Run whole requests in turn, A B A B, and return timings by pipeline and stage.
+    pipelines: dict[str, Pipeline],
+    *,
+    warmup: int,
+    repeats: int,
+    decode_steps: int,
+    dtype: mx.Dtype,
+) -> tuple[dict[str, dict[str, Timing]], Limits]:
+    """Run whole requests in turn, A B A B, and return timings by pipeline and stage, and limits.
 
-    Sums (`tower + connector`, `first token`) are of the stages of one request.
+    Sums (`tower + connector`, `first token`) are of the stages of one request. Limits are measured
+    with arrays of `dtype` before every turn that counts; the medians are returned.
     """
+    limits: list[Limits] = []
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in pipelines}
     peaks: dict[str, dict[str, int]] = {name: {} for name in pipelines}
     for turn in range(warmup + repeats):
+        if turn >= warmup:
+            limits.append(measure_limits(dtype))
+            mx.clear_cache()
         for name, pipeline in pipelines.items():
             taken: dict[str, list[float]] = {}
             for stage, work in pipeline.stages().items():
@@ -70,13 +81,14 @@ def run_stages(
                 peaks[name][total] = max(peaks[name][part] for part in parts)
             for stage, values in taken.items():
                 seconds[name].setdefault(stage, []).extend(values)
-    return {
+    times = {
         name: {
             stage: Timing(tuple(values), peaks[name][stage])
             for stage, values in seconds[name].items()
         }
         for name in pipelines
     }
+    return times, median_limits(limits)
 
 
 def shares(
@@ -114,22 +126,21 @@ def main() -> None:
     size = dtype.size
     machine = describe_machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    limits = measure_limits(dtype)
-    print(f"limits: {limits}")
     peer = _peer(model) if arguments.against else None
     for tiles in arguments.tiles:
         own = OwnPipeline(model, tiles, arguments.tile_group_size)
         pipelines: dict[str, Pipeline] = {OWN: own}
         if peer is not None:
             pipelines[PEER] = PeerPipeline(peer, tiles)
-        times = run_stages(
+        times, limits = run_stages(
             pipelines,
             warmup=arguments.warmup,
             repeats=arguments.repeats,
             decode_steps=arguments.decode_steps,
+            dtype=dtype,
         )
         share = {name: shares(model.settings, own, times[name], limits, size) for name in pipelines}
-        print(f"\n{tiles} tiles, {own.length} tokens")
+        print(f"\n{tiles} tiles, {own.length} tokens; limits: {limits}")
         print(_table(times, share))
         result = {
             name: {stage: timing.summary() for stage, timing in times[name].items()}

@@ -1,6 +1,8 @@
 """What this machine can do at best, measured in the same run as what is compared with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import mlx.core as mx
 
@@ -49,4 +51,12 @@ def measure_limits(dtype: mx.Dtype = mx.float32, repeats: int = 5) -> Limits:
     return Limits(
         matmul=2 * _SIDE**3 / min(timings["matmul"].seconds),
         streaming=total / min(timings["streaming"].seconds),
+    )
+
+
+def median_limits(measured: Sequence[Limits]) -> Limits:
+    """Return the median of each rate, to be held against median times."""
+    return Limits(
+        matmul=median(limits.matmul for limits in measured),
+        streaming=median(limits.streaming for limits in measured),
     )
