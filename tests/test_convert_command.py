@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(grouped, tmp_path, capsys):
         (["--hf-path", grouped, "--mlx-path", tmp_path / "out", "--recipe", "mixed"],
          "recipe is for quantization; add quantize (-q), too"),
         (["--hf-path", tmp_path / "nowhere", "--mlx-path", tmp_path / "out"], "there is no folder"),
-        (["inspect", tmp_path / "nowhere"], "there is no folder and no file"),
+        (["inspect", tmp_path / "nowhere"], "there is no folder"),
         (["verify", grouped, tmp_path / "nowhere"], "there is no folder"),
     ):  # fmt: skip
         code, out, error = run(capsys, *arguments)

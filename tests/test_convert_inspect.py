@@ -3,11 +3,14 @@
 import json
 import os
 
+import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
+import jvlm_mlx
 from benchmarks.random_checkpoint import (
     RELEASED,
     random_tensors,
@@ -175,8 +178,17 @@ def test_a_file_alone(grouped, tmp_path):
     assert json.loads(json.dumps(as_json(inspection)))["layout"] == "own"
 
 
+def test_the_demo_and_a_repository(grouped, monkeypatch):
+    model, _ = jvlm_mlx.load("demo")
+    assert inspect("demo").weights == sum(
+        array.size for _, array in tree_flatten(model.parameters())
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(grouped))
+    assert inspect("someone/jina-vlm").parts == inspect(grouped).parts
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no folder and no file"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         inspect(tmp_path / "nowhere")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="holds no Jina-VLM"):

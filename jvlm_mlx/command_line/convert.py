@@ -87,7 +87,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="DIR_OR_FILE", help="folder, file or repository")
+    parser.add_argument("path", metavar="DIR_OR_FILE", help="folder, file, repository or demo")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(work=_inspect)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import CheckpointFiles, StoredTensor
+from ..checkpoint.locate import locate_checkpoint
 from ..checkpoint.names import PARTS, Layout, detect_layout, part_of
 from ..checkpoint.quantization import infer_quantization, quantizable_layers
 from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
@@ -76,21 +77,22 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Look at a folder or a single safetensors file. No weights are read.
+    """Look at a checkpoint or a single safetensors file. No weights are read.
 
     A single file is understood best with its config.json beside it: without, packed weights
     do not tell how many numbers they hold.
 
+    Args:
+        path: a file, or what `load` takes; a repository is downloaded.
+
     Raises:
-        CheckpointError: it cannot be read, or holds something else.
+        CheckpointError: it is not there, cannot be read, or holds something else.
     """
     place = Path(path).expanduser()
-    if place.is_dir():
-        files = CheckpointFiles(place)
-    elif place.is_file():
+    if place.is_file():
         files = CheckpointFiles(place.parent, only=place)
     else:
-        raise CheckpointError(f"there is no folder and no file {path}")
+        files = CheckpointFiles(locate_checkpoint(path))
     layout = detect_layout(files.tensors)
     if layout is None:
         names = ", ".join(sorted(files.tensors)[:3])
