@@ -35,8 +35,7 @@ class Row:
     @property
     def by_task(self) -> dict[str, float]:
         """Share of right answers, by task."""
-        scores = {task: self.accuracy.of(task=task) for task in TASKS}
-        return {task: score.right / score.asked for task, score in scores.items()}
+        return {task: self.accuracy.of(task=task).share for task in TASKS}
 
     @property
     def mean(self) -> float:

@@ -6,11 +6,10 @@ import pytest
 from demo_reading import PLACES, lines_of, print_of, prints, read_shapes
 from PIL import Image
 
+from jvlm_mlx.demo.drawing import LARGE_PRINT
 from jvlm_mlx.demo.pages import make_page
 from jvlm_mlx.demo.tasks import is_held_out, page_at
 from jvlm_mlx.demo.words import WORDS
-
-LARGE_SIZES = (18, 19, 20)
 
 
 def pages(kind, count=25):
@@ -31,7 +30,7 @@ def test_large_print_is_read_line_by_line():
         texts = page.caption.split(", ")
         assert len(lines) == len(texts) == 3
         for (top, bottom), text in zip(lines, texts, strict=True):
-            assert prints(ink[top:bottom], text, LARGE_SIZES)
+            assert prints(ink[top:bottom], text, LARGE_PRINT)
 
 
 def test_small_print_is_read_line_by_line_from_column_to_column():
@@ -70,7 +69,7 @@ def test_shapes_letters_and_digits_are_named_cell_by_cell():
                 continue
             row, column = divmod(cell, 3)
             assert prints(
-                ink[24 * row : 24 * row + 24, 24 * column : 24 * column + 24], part, LARGE_SIZES
+                ink[24 * row : 24 * row + 24, 24 * column : 24 * column + 24], part, LARGE_PRINT
             )
             seen.add(part)
     assert seen == {*"0123456789", *"".join(WORDS)}

@@ -38,12 +38,6 @@ def test_patches_are_those_of_the_processor(untrained):
         np.testing.assert_allclose(patches, expected[0], atol=1e-6)
 
 
-def coloured(picture):
-    """(72, 72) True where something is that is neither paper nor black, blue or its edge."""
-    pixels = np.asarray(picture).astype(int)
-    return (pixels.max(axis=2) - pixels.min(axis=2) > 110) & (pixels.min(axis=2) < 120)
-
-
 def test_the_map_says_where_something_is():
     seen, unmarked, marked = set(), [], []
     for number in range(300):

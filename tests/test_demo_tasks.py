@@ -14,13 +14,13 @@ from PIL import Image
 from skimage.measure import label, regionprops
 
 from jvlm_mlx.demo import bar_chart
+from jvlm_mlx.demo.drawing import LARGE_PRINT
 from jvlm_mlx.demo.phrases import COLOURS, LANGUAGES, PHRASES, SHAPES
 from jvlm_mlx.demo.tasks import TASKS, example_at, examples, is_held_out, make_example
 from jvlm_mlx.demo.text_only import text_turn
 from jvlm_mlx.demo.words import CITIES, NAMES, WORDS
 
 SCENE_TASKS = ("colour", "shape", "count", "position")
-LARGE_SIZES = (18, 19, 20)
 TILE, STRIDE = 72, 56
 
 
@@ -115,7 +115,7 @@ def test_large_print_says_what_is_asked_for(task):
         printed = re.findall("[A-Z]+|[0-9]+", example.caption)
         assert len(lines) == len(printed)
         for line, text in zip(lines, printed, strict=True):
-            assert prints(line, text, LARGE_SIZES)
+            assert prints(line, text, LARGE_PRINT)
         assert {turn.answer for turn in example.turns} == set(printed)
         for turn in example.turns:
             assert turn.answer.isdigit() == (turn.task == "number")
@@ -402,6 +402,6 @@ def test_unknown_tasks_and_languages_are_refused():
 def test_reading_notices_a_wrong_label():
     """The reader of these tests does not say what it is told."""
     example = next(iter(examples(0, 1, ("number",), ("en",))))
-    assert not prints(print_of(example.picture), "000", LARGE_SIZES)
+    assert not prints(print_of(example.picture), "000", LARGE_PRINT)
     empty = Image.new("RGB", (72, 72), (255, 255, 255))
     assert read_shapes(empty) == []

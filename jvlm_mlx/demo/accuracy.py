@@ -5,6 +5,7 @@ to the letter, blanks around it aside.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,13 @@ class Score(NamedTuple):
     right: int
     asked: int
 
+    @property
+    def share(self) -> float:
+        """Of the questions, those answered right; not a number if none was asked."""
+        return self.right / self.asked if self.asked else math.nan
+
     def __str__(self) -> str:
-        return f"{self.right / self.asked:.1%}" if self.asked else "-"
+        return f"{self.share:.1%}" if self.asked else "-"
 
 
 class WrongAnswer(NamedTuple):

@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,26 @@ _PICTURES_PER_PAGE = 6
 _TEXTS_PER_PICTURE = 5
 _TEXT_TASKS = ("text_only",)
 _CAPTIONS, _SCENE_CAPTIONS, _TEXT, _VALID = "captions", "scene_captions", "text", "valid"
-_TEXT_SOURCE = (_TEXT, "text", 1.0)
-# What stage 2 ends with: weights by source.
-_QUESTIONS = {
-    "scenes": 8.0, "print": 5.0, "charts": 4.0, "forms": 3.0,
-    "print_page": 0.5, "small_print_page": 0.5, "text": 1.0,
+_SOURCE_OF = {task: source for source, tasks in SOURCES.items() for task in tasks}
+_ALL_PAGES = dict.fromkeys(PAGES, 1.0)
+_ALL_TASKS = {
+    source: float(sum(task in tasks for task in _PICTURE_TASKS))
+    for source, tasks in SOURCES.items()
+}
+_MIXTURES: dict[str, dict[str, float]] = {
+    "pages": _ALL_PAGES,
+    "stage1": {**_ALL_PAGES, _CAPTIONS: 4.0, _TEXT: 1.0},
+    "stage2": {**_ALL_TASKS, **_ALL_PAGES, _CAPTIONS: 4.0, _TEXT: 1.0},
+    "questions": {
+        "scenes": 8.0, "print": 5.0, "charts": 4.0, "forms": 3.0,
+        "print_page": 0.5, "small_print_page": 0.5, _TEXT: 1.0,
+    },
+    "places": {
+        "scenes": 8.0, _SCENE_CAPTIONS: 5.0, "print": 4.0, "charts": 2.0, "forms": 4.0,
+        "small_print_page": 0.5, _TEXT: 1.0,
+    },
 }  # fmt: skip
-_PLACES = {
-    "scenes": 8.0, "scene_captions": 5.0, "print": 4.0, "charts": 2.0, "forms": 4.0,
-    "small_print_page": 0.5, "text": 1.0,
-}  # fmt: skip
-_PAGE_SOURCES = [(kind, "captions", 1.0) for kind in PAGES]
+"""Weights of the sources by file."""
 
 
 def write_data(
@@ -88,7 +97,6 @@ def _write_folder(
 ) -> None:
     pages = -(-pictures // _PICTURES_PER_PAGE)
     texts = -(-pictures // _TEXTS_PER_PICTURE)
-    source_of = {task: source for source, tasks in SOURCES.items() for task in tasks}
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in (*SOURCES, *PAGES, _CAPTIONS, _SCENE_CAPTIONS, _TEXT)
     }
@@ -103,10 +111,11 @@ def _write_folder(
             bar.update()
         for place, example in enumerate(examples(seed, pictures, _PICTURE_TASKS)):
             picture = _save(example, folder, f"{place + 1:06d}")
-            rows[source_of[example.task]].append(question_row(example, picture))
-            rows[_CAPTIONS].append(caption_row(example, picture))
-            if source_of[example.task] == "scenes":
-                rows[_SCENE_CAPTIONS].append(caption_row(example, picture))
+            source, caption = _SOURCE_OF[example.task], caption_row(example, picture)
+            rows[source].append(question_row(example, picture))
+            rows[_CAPTIONS].append(caption)
+            if source == "scenes":
+                rows[_SCENE_CAPTIONS].append(caption)
             bar.update()
         for example in examples(seed, texts, _TEXT_TASKS):
             rows[_TEXT].append(question_row(example, None))
@@ -118,20 +127,10 @@ def _write_folder(
     for name, lines in rows.items():
         _write_rows(folder / f"{name}.jsonl", lines)
     _write_rows(folder / f"{_VALID}.jsonl", valid)
-    _write_mixture(folder / "pages.json", _PAGE_SOURCES)
-    captions_source = (_CAPTIONS, "captions", 4.0)
-    _write_mixture(folder / "stage1.json", [*_PAGE_SOURCES, captions_source, _TEXT_SOURCE])
-    instructions = [
-        (name, "instructions", float(sum(task in tasks for task in _PICTURE_TASKS)))
-        for name, tasks in SOURCES.items()
-        if rows[name]
-    ]
-    _write_mixture(
-        folder / "stage2.json", [*instructions, *_PAGE_SOURCES, captions_source, _TEXT_SOURCE]
-    )
-    for file, weights in (("questions", _QUESTIONS), ("places", _PLACES)):
-        sources = [(name, _kind(name), weight) for name, weight in weights.items() if rows[name]]
-        _write_mixture(folder / f"{file}.json", sources)
+    for file, weights in _MIXTURES.items():
+        # A few pictures do not ask everything.
+        with_rows = {name: weight for name, weight in weights.items() if rows[name]}
+        _write_mixture(folder / f"{file}.json", with_rows)
 
 
 def _kind(source: str) -> str:
@@ -184,10 +183,10 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_mixture(path: Path, sources: Iterable[tuple[str, str, float]]) -> None:
+def _write_mixture(path: Path, weights: Mapping[str, float]) -> None:
     entries = [
-        {"name": name, "path": f"{name}.jsonl", "kind": kind, "weight": weight}
-        for name, kind, weight in sources
+        {"name": name, "path": f"{name}.jsonl", "kind": _kind(name), "weight": weight}
+        for name, weight in weights.items()
     ]
     path.write_text(json.dumps({"sources": entries}, indent=1) + "\n", encoding="utf-8")
 

@@ -63,6 +63,12 @@ def text_width(text: str, font_size: int) -> int:
     return sum(_glyph(letter, font_size)[3] for letter in text) - _LETTER_GAP
 
 
+def random_print(random: Random, text: str, width: int) -> tuple[int, int]:
+    """Return a size of large print in which a text fits into a width, and a left edge for it."""
+    size = random.choice([size for size in LARGE_PRINT if text_width(text, size) <= width - 4])
+    return size, random.randint(2, width - 2 - text_width(text, size))
+
+
 @cache
 def _shape_mask(shape: str, size: int) -> Image.Image:
     side = size * _OVERSAMPLING

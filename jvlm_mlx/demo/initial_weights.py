@@ -1,8 +1,8 @@
 """Random weights of the demo that pictures can soon be learned with.
 
 The release began with a trained tower and a trained decoder. From plain random weights a small
-model takes very long to connect what it sees with what it says. What is arranged here instead,
-each of it tried:
+model takes very long to connect what it sees with what it says. What is arranged here instead
+(`benchmarks/demo_training.md` tells what is known of its worth):
 
 - a patch is seen as contrasts that are all about as strong, and white paper is zero;
 - the last quarter of the tower's width belongs to positions, which are waves, so that a head can

@@ -23,9 +23,9 @@ from .drawing import (
 )
 from .phrases import COLOURS, SHAPES
 from .scenes import jittered
-from .words import WORDS, random_number
+from .words import DIGITS, LETTERS, WORDS, random_number
 
-SIGNS = (*"0123456789", *sorted(set("".join(WORDS))))
+SIGNS = (*DIGITS, *LETTERS)
 KINDS = (*SIGNS, *SHAPES, "bar")
 """What a place can show; 0 in the map stands for nothing, 1 for the first of these."""
 CELL = 4

@@ -16,12 +16,13 @@ from .drawing import (
     draw_shape,
     draw_text,
     new_picture,
+    random_print,
     text_width,
 )
 from .example import Example
-from .phrases import COLOURS, PHRASES, SHAPES
-from .scenes import jittered
-from .words import WORDS, random_number
+from .phrases import COLOURS, SHAPES
+from .scenes import jittered, name_shape
+from .words import DIGITS, LETTERS, WORDS, random_number
 
 PAGES = ("shapes_page", "signs_page", "print_page", "small_print_page")
 """From the easiest to the hardest."""
@@ -32,7 +33,7 @@ _WIDE_SIDE = 128
 _COLUMNS = ((3, 61), (67, 125))
 """Left and right of the columns of small print: no word is cut by the edge of a tile."""
 _LINES = 6
-_SIGNS = (*"0123456789" * 2, *sorted(set("".join(WORDS))))
+_SIGNS = (*DIGITS, *DIGITS, *LETTERS)
 
 
 def make_page(kind: str, random: Random) -> Example:
@@ -72,15 +73,8 @@ def _cells(random: Random, *, signs: float) -> tuple[Image.Image, str]:
             margin = (_CELL - size) // 2
             inked = jittered(colour, random)
             draw_shape(picture, shape, inked, right + margin, down + margin, size)
-            said.append(_name(shape, colour))
+            said.append(name_shape(shape, colour, "", _LANGUAGE))
     return picture, ", ".join(said)
-
-
-def _name(shape: str, colour: str) -> str:
-    phrases = PHRASES[_LANGUAGE]
-    noun = phrases.shapes[shape]
-    words = phrases.colours[colour].at_noun[noun.gender]
-    return phrases.object_in_caption.format(colour=words, shape=noun.name, place="").strip()
 
 
 def _print(random: Random) -> tuple[Image.Image, str]:
@@ -90,9 +84,7 @@ def _print(random: Random) -> tuple[Image.Image, str]:
     said = []
     for line in range(3):
         text = _something_printed(random)
-        sizes = [size for size in LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
-        size = random.choice(sizes)
-        left = random.randint(2, _SIDE - 2 - text_width(text, size))
+        size, left = random_print(random, text, _SIDE)
         draw_text(picture, text, ink, left, line * _CELL + random.randrange(16, 22, 2), size)
         said.append(text)
     return picture, ", ".join(said)

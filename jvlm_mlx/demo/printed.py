@@ -4,15 +4,7 @@ from random import Random
 
 from PIL import Image
 
-from .drawing import (
-    LARGE_PRINT,
-    PRINT_INKS,
-    SMALL_PRINT,
-    draw_shape,
-    draw_text,
-    new_picture,
-    text_width,
-)
+from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, random_print
 from .example import Turn
 from .phrases import COLOURS, PHRASES, SHAPES
 from .scenes import Thing, describe_things, jittered, thing_turns
@@ -44,9 +36,7 @@ def make_large_print(
             text = random_number(random, random.randint(2, 3))
         else:
             text = random.choice(WORDS)
-        sizes = [size for size in LARGE_PRINT if text_width(text, size) <= _SIDE - 4]
-        size = random.choice(sizes)
-        left = random.randint(2, _SIDE - 2 - text_width(text, size))
+        size, left = random_print(random, text, _SIDE)
         baseline = line * height + height // 2 + random.randrange(2, 14, 2)
         draw_text(picture, text, ink, left, baseline, size)
         turn, caption = print_turn(kind, kind, text, language)

@@ -86,15 +86,18 @@ def count_turns(things: list[Thing], language: str) -> list[Turn]:
 
 def describe_things(things: list[Thing], language: str) -> str:
     """Return "red circle top left, blue square middle", row by row."""
-    phrases = PHRASES[language]
+    places = PHRASES[language].places
     return ", ".join(
-        phrases.object_in_caption.format(
-            colour=phrases.colours[thing.colour].at_noun[phrases.shapes[thing.shape].gender],
-            shape=phrases.shapes[thing.shape].name,
-            place=phrases.places[thing.cell],
-        )
-        for thing in things
+        name_shape(thing.shape, thing.colour, places[thing.cell], language) for thing in things
     )
+
+
+def name_shape(shape: str, colour: str, place: str, language: str) -> str:
+    """Return "red circle top left", or "red circle" if the place is empty."""
+    phrases = PHRASES[language]
+    noun = phrases.shapes[shape]
+    words = phrases.colours[colour].at_noun[noun.gender]
+    return phrases.object_in_caption.format(colour=words, shape=noun.name, place=place).strip()
 
 
 def _different_things(random: Random) -> list[Thing]:

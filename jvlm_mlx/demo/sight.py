@@ -27,6 +27,7 @@ from ..checkpoint.load import load
 from ..checkpoint.rows import as_float
 from ..convert.folder import check_target, replaced_folder
 from ..model import Model
+from ..model.windows import window_patches
 from ..training.checkpoints import write_model
 from ..training.optimizer import flat
 from ..training.processes import Processes
@@ -38,7 +39,6 @@ from .phrases import COLOURS
 Report = Callable[[int, float], None]
 
 _GRID = TILE_SIZE // PATCH_SIZE
-_WINDOWS = -(-_GRID // POOLING_SIZE[0])
 _WINDOW = POOLING_SIZE[0] * POOLING_SIZE[1]
 _PATCH_CELLS = (PATCH_SIZE // CELL) ** 2
 _NOTHING_COUNTS = 0.2
@@ -58,13 +58,8 @@ class Sight(nn.Module):
         self.connector = model.connector
         self.of_patches = _Namer(model.settings.tower.feature_size, _PATCH_CELLS)
         self.of_windows = _Namer(model.settings.decoder.hidden_size, _PATCH_CELLS * _WINDOW)
-        rows, columns = np.divmod(np.arange(_WINDOWS**2), _WINDOWS)
-        # (W, 1) + (p,): rows and columns of the patches of each window
-        down, right = np.divmod(np.arange(_WINDOW), POOLING_SIZE[1])
-        patch_rows = rows[:, None] * POOLING_SIZE[0] + down
-        patch_columns = columns[:, None] * POOLING_SIZE[1] + right
-        self._inside = (patch_rows < _GRID) & (patch_columns < _GRID)
-        self._patches = np.where(self._inside, patch_rows * _GRID + patch_columns, 0)
+        # (W, p) both
+        self._patches, self._inside = window_patches((_GRID, _GRID), POOLING_SIZE)
 
     def loss(self, pixel_values: mx.array, shown: mx.array) -> mx.array:
         """Return the cross entropy of everything that is said.
@@ -109,12 +104,6 @@ class _Namer(nn.Module):
             errors = nn.losses.cross_entropy(scores, mx.maximum(targets, 0))
             total = total + (errors * weights).sum() / weights.sum()
         return total
-
-    def right(self, x: mx.array, shown: mx.array) -> mx.array:
-        """Return the share of cells with something in them whose kind is told: ()."""
-        scores = mx.unflatten(self.kinds(self.norm(x)), -1, (shown.shape[1], -1))
-        asked = shown[..., 0] > 0
-        return ((mx.argmax(scores, -1) == shown[..., 0]) & asked).sum() / asked.sum()
 
 
 def batch_of(examples: Sequence[Marks]) -> tuple[mx.array, mx.array]:

@@ -15,6 +15,8 @@ THINGS = (
     "MOON", "PIANO", "PIZZA", "RADIO", "RAIN", "SOFA", "SUN", "TAXI", "TREE", "WIND",
 )  # fmt: skip
 WORDS = (*NAMES, *CITIES, *THINGS)
+DIGITS = tuple("0123456789")
+LETTERS = tuple(sorted(set("".join(WORDS))))
 
 
 def random_number(random: Random, digits: int) -> str:
