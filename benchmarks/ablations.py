@@ -3,9 +3,9 @@
     python -m benchmarks.ablations --work WORK --chart benchmarks/charts     # overnight
     python -m benchmarks.ablations --work WORK --steps 300 --pictures 5000   # a first look
 
-All variants begin with the tower of the demo, as the release began with SigLIP2, and with a random
-connector and decoder. They see the same rows in the same order for the same number of steps. What
-is finished is kept in WORK, so a run that was cut off goes on.
+All variants begin with the tower and the decoder of the demo, as the release began with SigLIP2 and
+Qwen3, and with a connector that has learned nothing. They see the same rows in the same order for
+the same number of steps. What is finished is kept in WORK, so a run that was cut off goes on.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from jvlm_mlx import Model, Processor, load
-from jvlm_mlx.demo.accuracy import Accuracy, measure_accuracy
+from jvlm_mlx.demo.accuracy import measure_accuracy
 from jvlm_mlx.demo.architecture import FEATURE_LAYERS, POOLING_SIZE
 from jvlm_mlx.demo.data import write_data
 from jvlm_mlx.demo.tasks import TASKS
@@ -113,14 +113,14 @@ class MeanPooling(nn.Module):
         return self.out(windows.mean(axis=1))
 
 
-def build(variant: Variant, folder: Path, seed: int, tower: str) -> tuple[Model, Processor]:
+def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model, Processor]:
     """Return a variant before its training; `folder` gets its checkpoint.
 
     Args:
         variant: what to build.
         folder: must be new.
-        seed: of connector and decoder.
-        tower: checkpoint of the demo's architecture, whose tower is taken.
+        seed: of the connector.
+        start: checkpoint of the demo's architecture, of which all but the connector is taken.
     """
     write_untrained(
         folder,
@@ -129,8 +129,10 @@ def build(variant: Variant, folder: Path, seed: int, tower: str) -> tuple[Model,
         feature_layers=variant.feature_layers,
     )
     model, processor = load(folder)
-    taught, _ = load(tower, dtype="float32")
-    model.vision_tower.update(taught.vision_tower.parameters())
+    taught, _ = load(start, dtype="float32")
+    parts = taught.parameters()
+    del parts["connector"]
+    model.update(parts)
     if variant.pooling == "mean":
         settings = model.settings.tower
         pooling = MeanPooling(settings.feature_size, settings.hidden_size)
@@ -140,7 +142,7 @@ def build(variant: Variant, folder: Path, seed: int, tower: str) -> tuple[Model,
 
 def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Namespace) -> Outcome:
     """Train and measure one variant."""
-    model, processor = build(variant, work / "untrained", arguments.seed, arguments.tower)
+    model, processor = build(variant, work / "untrained", arguments.seed, arguments.start)
     settings = training_settings(arguments.steps, arguments.learning_rate, arguments.seed)
     limits = DataLimits(max_length=4096, max_crops=None, min_pixels=None, max_pixels=None)
     mixture = write_mixture(data, work, with_text=variant.text_share > 0)
@@ -167,23 +169,18 @@ def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Na
         validation=None, resume=False, should_stop=lambda: False, progress=reports.append,
     )  # fmt: skip
     accuracy = measure_accuracy(model, processor, count=arguments.examples)
+    by_task = {task: accuracy.of(task=task).share for task in TASKS}
     last = reports[-max(1, len(reports) // 10) :]
     return Outcome(
         picture_accuracy=statistics.mean(
-            share(accuracy, task) for task in TASKS if task not in _TEXT_TASKS
+            share for task, share in by_task.items() if task not in _TEXT_TASKS
         ),
-        text_accuracy=statistics.mean(share(accuracy, task) for task in _TEXT_TASKS),
-        by_task={task: share(accuracy, task) for task in TASKS},
+        text_accuracy=statistics.mean(by_task[task] for task in _TEXT_TASKS),
+        by_task=by_task,
         picture_tokens=processor.image_layout(*_PICTURE).num_tokens,
         seconds_per_step=statistics.median(report.seconds for report in reports),
         loss=statistics.mean(report.loss for report in last),
     )
-
-
-def share(accuracy: Accuracy, task: str) -> float:
-    """Return the share of right answers in a task."""
-    score = accuracy.of(task=task)
-    return score.right / score.asked
 
 
 def write_mixture(data: Path, work: Path, *, with_text: bool) -> Path:
@@ -210,7 +207,7 @@ def training_settings(steps: int, learning_rate: float, seed: int) -> TrainingSe
     warmup = steps // 15
     return TrainingSettings(
         vision_tower=part(learning_rate, warmup),
-        connector=part(2 * learning_rate, warmup // 3),
+        connector=part(4 * learning_rate, warmup // 3),
         decoder=part(learning_rate, warmup),
         steps=steps,
         accumulate=1,
@@ -255,10 +252,10 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser.add_argument("--pictures", type=int, default=48000, help="pictures to train on")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each variant")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--examples", type=int, default=200, help="questions of each task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower", default="demo", help="checkpoint whose tower all begin with")
+    parser.add_argument("--start", default="demo", help="checkpoint that all begin with")
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
     options = parser.parse_args(arguments)
     data = options.work / "data"
