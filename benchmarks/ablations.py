@@ -228,7 +228,7 @@ def training_settings(steps: int, learning_rate: float, seed: int) -> TrainingSe
 
 
 def report(outcomes: dict[str, Outcome]) -> str:
-    """Return the outcomes as a Markdown table."""
+    """Return the outcomes as Markdown tables: all in all, and by task."""
     rows = [
         (
             name,
@@ -241,7 +241,10 @@ def report(outcomes: dict[str, Outcome]) -> str:
         for name, outcome in outcomes.items()
     ]
     header = ("variant", "pictures", "text", "tokens a picture", "s a step", "loss")
-    return table(header, rows)
+    tasks = [
+        (task, *(f"{outcome.by_task[task]:.1%}" for outcome in outcomes.values())) for task in TASKS
+    ]
+    return f"{table(header, rows)}\n\n{table(('task', *outcomes), tasks)}"
 
 
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:

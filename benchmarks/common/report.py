@@ -39,7 +39,6 @@ def bar_chart(
     axes.set_yticks([index + 0.4 - height / 2 for index in range(len(labels))], labels)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.legend()
     _save(axes, file)
 
 
@@ -55,7 +54,6 @@ def line_chart(
     for name, (x, y) in lines.items():
         axes.plot(x, y, marker="o", label=name)
     axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
-    axes.legend()
     _save(axes, file)
 
 
@@ -69,4 +67,6 @@ def _axes(title: str) -> Any:
 
 def _save(axes: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Below the axes, where it covers nothing.
+    axes.figure.legend(loc="outside lower center", ncols=5)
     axes.figure.savefig(file, dpi=100)
