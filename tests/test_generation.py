@@ -460,6 +460,15 @@ def test_nothing_is_printed(tiny, shapes, capfd):
         {"min_p": 2},
         {"top_k": -1},
         {"repetition_penalty": 0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": float("nan")},
+        {"min_p": float("nan")},
+        {"repetition_penalty": float("nan")},
+        {"presence_penalty": float("inf")},
+        {"frequency_penalty": float("nan")},
+        {"temperature": 0.7, "seed": -1},
+        {"temperature": 0.7, "seed": 2**64},
         {"kv_bits": 7},
         {"kv_bits": 4, "max_kv_size": 4000},
         {"stop": [""]},
@@ -469,10 +478,17 @@ def test_nothing_is_printed(tiny, shapes, capfd):
     ],
 )
 def test_impossible_options_are_refused_before_any_work(tiny, shapes, options):
-    name = next(iter(options))
+    name = "seed" if "seed" in options else next(iter(options))
     with pytest.raises(RequestError, match=name) as caught:
         jvlm_mlx.stream_generate(*tiny, QUESTION, shapes, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_more_likeliest_tokens_than_there_are_is_all_of_them(tiny, shapes):
+    sampled = {"temperature": 0.7, "seed": 5, "max_tokens": 4, "stop_token_ids": ()}
+    expected = jvlm_mlx.generate(*tiny, QUESTION, shapes, **sampled)
+    found = jvlm_mlx.generate(*tiny, QUESTION, shapes, **sampled, top_k=10**6)
+    assert found.token_ids == expected.token_ids
 
 
 def test_pictures_and_places_must_fit(tiny, shapes):

@@ -1,5 +1,6 @@
 """What a caller may ask of one answer, checked before any work starts."""
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -81,6 +82,13 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; it must be at least 1")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+                     "frequency_penalty"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise RequestError(f"{name} is {value}; it must be a finite number")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
         for name in ("temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} is {getattr(self, name)}; it must not be negative")

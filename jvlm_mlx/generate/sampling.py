@@ -34,7 +34,7 @@ def make_sampler(options: GenerationOptions) -> Sampler:
     if options.min_p > 0:
         filters.append(partial(apply_min_p, min_p=options.min_p))
     if options.top_k > 0:
-        filters.append(partial(apply_top_k, top_k=options.top_k))
+        filters.append(partial(_keep_top_k, top_k=options.top_k))
     key = mx.random.key(secrets.randbits(63) if options.seed is None else options.seed)
 
     def sample(logprobs: mx.array) -> mx.array:
@@ -45,6 +45,11 @@ def make_sampler(options: GenerationOptions) -> Sampler:
         return mx.random.categorical(logprobs * (1 / options.temperature), key=draw)
 
     return sample
+
+
+def _keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
+    # mlx-lm's filter refuses as many as there are, which is all of them.
+    return apply_top_k(logprobs, top_k=top_k) if top_k < logprobs.shape[-1] else logprobs
 
 
 def make_penalties(
