@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .reader import SettingsReader, boolean, integer, number
+from ..errors import CheckpointError
+from .reader import SettingsReader, boolean, number, positive, size
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 
@@ -28,7 +29,7 @@ class NormSettings:
             config.refuse("bias", True, "false, since an RMSNorm has none")
         return cls(
             kind="layer" if kind == "default" else kind,
-            eps=config.read("eps", number),
+            eps=config.read("eps", positive),
             bias=bias,
         )
 
@@ -78,8 +79,13 @@ class AttentionSettings:
             config.only(key, False)
         # Scores are always computed in float32 by fused attention, so `fp32` asks for nothing.
         config.harmless("fp32", "dropout")
-        heads = config.read("n_heads", integer)
-        head_dim = config.read("head_dim", integer, hidden_size // heads)
+        heads = config.read("n_heads", size)
+        head_dim = config.read("head_dim", size, hidden_size // heads)
+        key_value_heads = config.read("n_kv_heads", size, heads)
+        if heads % key_value_heads:
+            raise CheckpointError(
+                f"{config.name('n_kv_heads')} {key_value_heads} does not divide n_heads {heads}"
+            )
         q_norm = config.read("q_lnorm", boolean, False)
         k_norm = config.read("k_lnorm", boolean, False)
         if q_norm or k_norm:
@@ -90,7 +96,7 @@ class AttentionSettings:
         config.harmless("lnorm_config")
         return cls(
             num_attention_heads=heads,
-            num_key_value_heads=config.read("n_kv_heads", integer, heads),
+            num_key_value_heads=key_value_heads,
             head_dim=head_dim,
             scale=config.read("softmax_scale", number, head_dim**-0.5),
             projection_biases=(
@@ -122,9 +128,9 @@ class MLPSettings:
         """Read an `ffn_config` or `mlp_projector_config` object."""
         config.only("inner_lnorm", False)
         config.harmless("lnorm_config")
-        ratio = config.read("ratio", number, 4.0)
+        ratio = config.read("ratio", positive, 4.0)
         return cls(
-            intermediate_size=config.read("size", integer, int(ratio * hidden_size)),
+            intermediate_size=config.read("size", size, int(ratio * hidden_size)),
             activation=config.choice("activation_type", ACTIVATIONS),
             gated=config.read("gated_activation", boolean),
             bias=config.read("bias", boolean),

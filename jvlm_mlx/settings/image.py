@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import CheckpointError, RequestError
-from .reader import SettingsReader, boolean, integer, integers, number, numbers
+from .reader import SettingsReader, boolean, integer, integers, number, numbers, size, sizes
 
 MOST_TILES = 1000
 """Far more than any context holds; keeps a mistyped limit from listing millions of grids."""
@@ -161,32 +161,32 @@ class ImageSettings:
         config.harmless("padding_value", "auto_map", "image_processor_type", "processor_class")
         config.harmless("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
 
-        tile_size = config.read("base_input_size", integers)
+        tile_size = config.read("base_input_size", sizes)
         margins = config.read("overlap_margins", integers)
         if len(tile_size) != 2 or len(margins) != 2:
             raise CheckpointError(
                 f"{config.name('base_input_size')} and overlap_margins must have two numbers each"
             )
         # Newer files repeat the two areas under `size`; the plain names win, as in the original.
-        size: dict[str, int | None] = {"shortest_edge": None, "longest_edge": None}
+        areas: dict[str, int | None] = {"shortest_edge": None, "longest_edge": None}
         if "size" in config:
             section = config.section("size")
-            size = {key: section.read(key, integer, None) for key in size}
+            areas = {key: section.read(key, integer, None) for key in areas}
 
         def area(key: str, alias: str) -> int:
-            value = config.read(key, integer, size[alias])
+            value = config.read(key, integer, areas[alias])
             if value is None:
                 raise CheckpointError(f"{config.name(key)} is missing")
             return value
 
         settings = cls(
             tile_size=(tile_size[0], tile_size[1]),
-            patch_size=config.read("patch_size", integer),
+            patch_size=config.read("patch_size", size),
             overlap_margins=(margins[0], margins[1]),
             max_crops=config.read("max_crops", integer),
             min_pixels=area("min_pixels", "shortest_edge"),
             max_pixels=area("max_pixels", "longest_edge"),
-            pooling_size=(config.read("pooling_h", integer), config.read("pooling_w", integer)),
+            pooling_size=(config.read("pooling_h", size), config.read("pooling_w", size)),
             use_column_tokens=config.read("use_column_tokens", boolean, True),
             do_resize=config.read("do_resize", boolean, True),
             interpolation=config.choice("interpolation", ("bilinear", "bicubic")),

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .blocks import AttentionSettings, BlockSettings, MLPSettings
-from .reader import SettingsReader, boolean, integer, integers, number
+from .reader import SettingsReader, boolean, count, integers, positive, size, sizes
 
 MODEL_TYPES = ("jvlm", "jina_vlm")
 
@@ -83,11 +83,11 @@ class TowerSettings:
         config.only("n_channels", 3)
         # Interpolation of the position table is for sizes other than the trained one only.
         config.harmless("model_type", "patch_dropout", "positional_interpolation")
-        hidden_size = config.read("hidden_size", integer)
-        num_layers = config.read("n_layers", integer)
+        hidden_size = config.read("hidden_size", size)
+        num_layers = config.read("n_layers", size)
         final_norm = config.read("post_lnorm", boolean)
-        size = config.read("input_size", integers)
-        if len(size) != 2:
+        image_size = config.read("input_size", sizes)
+        if len(image_size) != 2:
             raise CheckpointError(f"{config.name('input_size')} must have two numbers")
         states = num_layers + final_norm
         layers = config.read("vit_layers", integers)
@@ -100,8 +100,8 @@ class TowerSettings:
             hidden_size=hidden_size,
             num_hidden_layers=num_layers,
             block=BlockSettings.read(config.section("block_config"), hidden_size),
-            image_size=(size[0], size[1]),
-            patch_size=config.read("patch_size", integer),
+            image_size=(image_size[0], image_size[1]),
+            patch_size=config.read("patch_size", size),
             num_channels=3,
             patch_embedding_bias=config.read("patch_embedding_bias", boolean, True),
             final_norm=final_norm,
@@ -137,9 +137,9 @@ class ConnectorSettings:
         return cls(
             pad_embed="padding_embed_type" in config,
             pooling=AttentionSettings.read(pooling, tower.hidden_size),
-            pooling_size=(config.read("pooling_h", integer), config.read("pooling_w", integer)),
+            pooling_size=(config.read("pooling_h", size), config.read("pooling_w", size)),
             projector=MLPSettings.read(config.section("mlp_projector_config"), tower.hidden_size),
-            output_size=vision.read("output_size", integer),
+            output_size=vision.read("output_size", size),
         )
 
 
@@ -170,13 +170,13 @@ class DecoderSettings:
         config.only("rope", True)
         config.only("partial_rotary_factor", 1.0)
         config.harmless("model_type", "embedding_dropout", "tie_word_embeddings")
-        hidden_size = config.read("hidden_size", integer)
-        num_layers = config.read("n_layers", integer, config.read("num_hidden_layers", integer, 0))
+        hidden_size = config.read("hidden_size", size)
+        num_layers = config.read("n_layers", size, config.read("num_hidden_layers", size, 0))
         if num_layers < 1:
             raise CheckpointError(f"{config.name('n_layers')} is missing")
-        vocab_size = config.read("vocab_size", integer)
-        context_size = config.read("max_position_embeddings", integer, 0) or config.read(
-            "max_sequence_length", integer
+        vocab_size = config.read("vocab_size", size)
+        context_size = config.read("max_position_embeddings", size, 0) or config.read(
+            "max_sequence_length", size
         )
         config.harmless("max_sequence_length")
         return cls(
@@ -184,10 +184,10 @@ class DecoderSettings:
             num_hidden_layers=num_layers,
             block=BlockSettings.read(config.section("block_config"), hidden_size),
             vocab_size=vocab_size,
-            embedding_size=config.read("embedding_size", integer, vocab_size),
-            additional_vocab_size=config.read("additional_vocab_size", integer, 0),
+            embedding_size=config.read("embedding_size", size, vocab_size),
+            additional_vocab_size=config.read("additional_vocab_size", count, 0),
             scale_embeddings=config.read("normalize_input_embeds", boolean, False),
-            rope_theta=config.read("rope_theta", number),
+            rope_theta=config.read("rope_theta", positive),
             rope_scaling=_read_rope_scaling(config),
             context_size=context_size,
         )

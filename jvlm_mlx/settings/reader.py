@@ -6,6 +6,7 @@ ignored in silence.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +25,31 @@ def integer(value: Any) -> int:
     return value
 
 
+def size(value: Any) -> int:
+    """Accept a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TypeError("a whole number above 0")
+    return value
+
+
+def count(value: Any) -> int:
+    """Accept a whole number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("a whole number that is not negative")
+    return value
+
+
 def number(value: Any) -> float:
-    """Accept a JSON number (not a boolean)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Accept a JSON number (not a boolean, and not what Python reads beyond JSON)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError("a number")
+    return float(value)
+
+
+def positive(value: Any) -> float:
+    """Accept a number above 0."""
+    if number(value) <= 0:
+        raise TypeError("a number above 0")
     return float(value)
 
 
@@ -50,6 +72,13 @@ def integers(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise TypeError("a list of whole numbers")
     return tuple(integer(item) for item in value)
+
+
+def sizes(value: Any) -> tuple[int, ...]:
+    """Accept a list of whole numbers above 0."""
+    if not isinstance(value, list):
+        raise TypeError("a list of whole numbers above 0")
+    return tuple(size(item) for item in value)
 
 
 def numbers(value: Any) -> tuple[float, ...]:
