@@ -497,3 +497,23 @@ def test_pictures_and_places_must_fit(tiny, shapes):
         jvlm_mlx.stream_generate(*tiny, [message], [shapes, shapes])
     with pytest.raises(PromptError):
         jvlm_mlx.stream_generate(*tiny, [message])
+
+
+def test_a_token_beyond_the_table_is_refused(tmp_path, golden_folder):
+    """What stands behind the table in memory would be read as its embedding."""
+    folder = tmp_path / "more"
+    shutil.copytree(golden_folder / "tiny", folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] += [
+        content["added_tokens"][-1]
+        | {"id": number, "content": f"<extra {number}>", "special": False}
+        for number in range(518, 529)
+    ]
+    file.write_text(json.dumps(content))
+    loaded = jvlm_mlx.load(folder)
+    assert answer(loaded, prompt="<extra 527>", max_tokens=1).token_ids
+    with pytest.raises(PromptError, match="token 528, but the model knows 528 tokens"):
+        answer(loaded, prompt="<extra 528>")
+    (row,) = jvlm_mlx.generate_batch(*loaded, [{"prompt": "<extra 528>"}])
+    assert "token 528" in row.error

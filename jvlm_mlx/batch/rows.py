@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import RequestError
 from ..generate.options import GenerationOptions
+from ..images.decode import reason
+from ..images.source import source_name
 from .request import BatchRequest
 
 _OPTIONS = {field.name: field.type for field in dataclasses.fields(GenerationOptions)}
@@ -37,7 +39,7 @@ class Row:
         """
         try:
             content = json.loads(self.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"row {self.number} is no JSON: {error}") from None
         if not isinstance(content, dict):
             raise RequestError(f"row {self.number} is no JSON object")
@@ -100,7 +102,7 @@ class Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file; empty lines are passed over.
+    """Yield the rows of a file; empty lines and marks of the byte order are passed over.
 
     Raises:
         RequestError: the file cannot be read.
@@ -108,7 +110,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                text = line.decode("utf-8", "replace").strip()
+                text = line.decode("utf-8-sig", "replace").strip()
                 if text:
                     yield Row(number, text)
     except OSError as error:
@@ -148,12 +150,10 @@ def _with_paths(messages: Any, folder: Path) -> Any:
         return messages  # what is wrong with them is said where they are read
 
     def located(part: Any) -> Any:
-        if not isinstance(part, dict):
+        if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
             return part
         return {
-            key: _locate(value, folder)
-            if part.get("type") == "image" and key != "type" and isinstance(value, str)
-            else value
+            key: value if key == "type" else _locate_value(value, folder)
             for key, value in part.items()
         }
 
@@ -165,7 +165,22 @@ def _with_paths(messages: Any, folder: Path) -> Any:
     ]
 
 
+def _locate_value(value: Any, folder: Path) -> Any:
+    """Locate what a part says of its picture: the source, or an object with it under `url`."""
+    if isinstance(value, dict) and isinstance(value.get("url"), str):
+        return {**value, "url": _locate(value["url"], folder)}
+    return _locate(value, folder) if isinstance(value, str) else value
+
+
 def _locate(source: str, folder: Path) -> str:
+    """Return a path from the folder, or an address as it is.
+
+    Raises:
+        RequestError: it is in the home folder of a user who does not exist.
+    """
     if source.lower().startswith(_ADDRESSES):
         return source
-    return str(folder / Path(source).expanduser())
+    try:
+        return str(folder / Path(source).expanduser())
+    except RuntimeError as error:
+        raise RequestError(f"{source_name(source)} cannot be opened: {reason(error)}") from None

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from ..errors import JvlmError, RequestError
-from ..generate.answer import Answer, Cancelled, check_pictures
+from ..generate.answer import Answer, Cancelled, check_fit
 from ..generate.memory import device_turns, wired_limit
 from ..generate.options import GenerationOptions
 from ..generate.prefill import PromptReader
@@ -131,10 +131,10 @@ class _Batch:
                 while more or self._rows:
                     while more and len(self._rows) < self._batch_size:
                         self._check_cancelled()
-                        index, request = next(waiting, (-1, None))
-                        if request is None:
+                        following = next(waiting, None)
+                        if following is None:
                             more = False
-                        elif (answer := self._begin(batch, index, request)) is not None:
+                        elif (answer := self._begin(batch, *following)) is not None:
                             yield answer
                     self._check_cancelled()
                     if self._rows:
@@ -220,7 +220,7 @@ class _Batch:
         options: GenerationOptions,
         start: float,
     ) -> None:
-        check_pictures(self._model, prepared)
+        check_fit(self._model, prepared)
         prompt = prepared.token_ids
         max_tokens = answer_length(self._model, len(prompt), options)
         transcript = Transcript(self._processor, prepared, options, max_tokens, start)

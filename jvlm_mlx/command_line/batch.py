@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..batch.output import AnswerFile
 from ..batch.request import BatchAnswer, BatchRequest
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--image-folder", type=Path, metavar="DIR",
-        help="where relative paths of pictures start; else the folder of FILE.jsonl",
+        help="where relative paths of pictures start; else the folder of FILE.jsonl, or the current"
+        " one if the questions come through a pipe",
     )  # fmt: skip
     parser.add_argument(
         "--retry-errors", action="store_true", help="ask rows again that ended with an error"
@@ -53,17 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answer all rows, and return the exit code: 1 if there were errors."""
+    """Answer all rows, and return the exit code: 1 if there are errors among the answers."""
     options = generation_options(arguments)
-    settings = json.dumps(
-        {"model": arguments.model, "revision": arguments.revision, "dtype": arguments.dtype}
-        | options,
-        sort_keys=True,
-    )
-    folder = arguments.file.parent if arguments.image_folder is None else arguments.image_folder
+    settings = _settings(arguments, options)
+    folder = _picture_folder(arguments)
+    # Read once, for the questions may come through a pipe; and before the output is opened, so
+    # that a mistake here leaves no empty file there.
+    rows = _read_questions(arguments.file)
+    if _is_same_file(arguments.file, arguments.output):
+        raise RequestError(f"{arguments.output} is the file of questions: choose another output")
     answered = failed = 0
     with AnswerFile(arguments.output, retry_errors=arguments.retry_errors) as output:
-        total, done = _survey(arguments.file, output, settings)
+        waiting = [row for row in rows if not output.has(row, row.digest(settings))]
+        done = len(rows) - len(waiting)
+        failed_before = sum(map(output.has_error, rows))
         asked: dict[int, Row] = {}
         indices = itertools.count()
 
@@ -72,12 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
             output.add(row, row.digest(settings), answer)
             answered += answer.error is None
             failed += answer.error is not None
-            bars.rows(done + answered + failed, total)
+            bars.rows(done + answered + failed, len(rows))
 
         def requests() -> Iterator[BatchRequest]:
-            for row in read_rows(arguments.file):
-                if output.has(row, row.digest(settings)):
-                    continue
+            for row in waiting:
                 try:
                     request = row.request(folder)
                 except RequestError as error:
@@ -88,9 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         with ProgressBars(wants_progress(arguments.quiet)) as bars:
             interrupted = False
-            if done < total:
+            if waiting:
                 model, processor = load_model(arguments, bars)
-                bars.rows(done, total)
+                bars.rows(done, len(rows))
                 try:
                     for answer in generate_batch(
                         model,
@@ -103,29 +106,58 @@ def run(arguments: argparse.Namespace) -> int:
                         write(asked.pop(answer.index), answer)
                 except KeyboardInterrupt:
                     interrupted = True
-    print(
-        f"{answered} answered, {failed} failed, {done} done before, of {total} rows",
-        file=sys.stderr,
-    )
+    kept = f"{done} done before" + (f" ({failed_before} of them failed)" if failed_before else "")
+    print(f"{answered} answered, {failed} failed, {kept}, of {len(rows)} rows", file=sys.stderr)
     if interrupted:
         print("the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return EXIT_ERROR if failed else EXIT_OK
+    return EXIT_ERROR if failed or failed_before else EXIT_OK
 
 
-def _survey(path: Path, output: AnswerFile, settings: str) -> tuple[int, int]:
-    """Return how many rows there are and how many are done, before the model is loaded.
+def _settings(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
+    """Return, as a text, what every answer depends on beside its question."""
+    settings = {
+        "model": arguments.model,
+        "revision": arguments.revision,
+        "dtype": arguments.dtype,
+        **options,
+    }
+    # Absent if not given, so that files of answers stay valid that are older than these.
+    for name in ("adapter_path", "image_folder"):
+        path: Path | None = getattr(arguments, name)
+        if path is not None:
+            settings[name] = str(path.resolve())
+    return json.dumps(settings, sort_keys=True)
+
+
+def _picture_folder(arguments: argparse.Namespace) -> Path:
+    """Return where relative paths of pictures start."""
+    if arguments.image_folder is not None:
+        return Path(arguments.image_folder)
+    # What the shell passes as a file has no folder of its own: /dev/stdin, or /dev/fd/63.
+    passed = any(arguments.file.absolute().is_relative_to(root) for root in ("/dev", "/proc"))
+    return Path() if passed else Path(arguments.file.parent)
+
+
+def _read_questions(path: Path) -> list[Row]:
+    """Return all rows of a file.
 
     Raises:
-        RequestError: two rows have the same id, or the output belongs to other questions.
+        RequestError: it cannot be read, or two rows have the same id.
     """
+    rows = list(read_rows(path))
     numbers: dict[str | int, int] = {}
-    done = 0
-    for row in read_rows(path):
-        if row.key in numbers:
+    for row in rows:
+        number = numbers.setdefault(row.key, row.number)
+        if number != row.number:
             raise RequestError(
-                f"rows {numbers[row.key]} and {row.number} of {path} have the same id {row.key!r}"
+                f"rows {number} and {row.number} of {path} have the same id {row.key!r}"
             )
-        numbers[row.key] = row.number
-        done += output.has(row, row.digest(settings))
-    return len(numbers), done
+    return rows
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is missing, usually the output
+        return False

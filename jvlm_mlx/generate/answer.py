@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
+from ..errors import PromptError
 from ..model import Model
 from ..processor import Processor
 from ..reuse.caches import GenerationCaches
@@ -26,12 +27,20 @@ class Cancelled(Exception):  # noqa: N818 - a signal, not an error
     """Leaves the work when the caller's flag is set."""
 
 
-def check_pictures(model: Model, prepared: PreparedPrompt) -> None:
-    """Refuse pictures that another model has encoded.
+def check_fit(model: Model, prepared: PreparedPrompt) -> None:
+    """Refuse a prompt that was made for another model.
 
     Raises:
-        ImageError: names the picture.
+        ImageError: another model has encoded a picture; names it.
+        PromptError: the model has no embedding of a token. MLX would read beyond the table.
     """
+    rows = model.decoder.embedding.weight.shape[0]
+    highest = int(prepared.token_ids.max(initial=0))
+    if highest >= rows:
+        raise PromptError(
+            f"the prompt has token {highest}, but the model knows {rows} tokens; take tokenizer"
+            " and weights from the same checkpoint"
+        )
     encoded = [one for one in prepared.pictures if isinstance(one, EncodedImage)]
     if encoded:
         fingerprint = model_of(model)
@@ -68,7 +77,7 @@ class Answer:
         cancel: threading.Event | None,
         start: float,
     ) -> None:
-        check_pictures(model, prepared)
+        check_fit(model, prepared)
         self._model = model
         self._prepared: PreparedPrompt | None = prepared
         self._options = options
