@@ -409,6 +409,11 @@ def test_folders_and_repositories_that_are_not_there(tmp_path):
         locate_checkpoint(tmp_path, revision="main")
 
 
+@pytest.mark.parametrize("name", ["~nosuch/model", "x" * 300, "owner/" + "x" * 300])
+def test_names_that_cannot_be_looked_up_are_one_line(name):
+    assert name[:50] in refusal(name)
+
+
 def test_hub_offline_without_cache(tmp_path):
     """A fresh process, so that the Hub library reads the environment given here."""
     code = "import jvlm_mlx; jvlm_mlx.load('somebody/something')"

@@ -357,3 +357,6 @@ def test_a_folder_without_adapter_is_named(bases, tmp_path):
         jvlm_mlx.load(bases["plain"], adapter_path=tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"holds no adapter: it has no adapter_config\.json"):
         jvlm_mlx.load(bases["plain"], adapter_path=tmp_path)
+    for name in ("~nosuch", "x" * 300):
+        with pytest.raises(CheckpointError, match=name[:50]):
+            jvlm_mlx.load(bases["plain"], adapter_path=name)

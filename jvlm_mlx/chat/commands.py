@@ -3,14 +3,15 @@
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import RequestError
+from ..checkpoint.locate import local_path
+from ..errors import ImageError, RequestError, SessionError
 from ..generate.options import GenerationOptions
 from ..generate.pictures import Picture, open_picture
 from ..generate.results import GenerationPiece
 from ..generate.summary import summarize
+from ..images.source import is_address, source_name
 from ..model import Model
 from ..processor import Processor
 from .session import ChatSession
@@ -37,6 +38,7 @@ class Conversation:
         self.processor = processor
         self.session = session
         self.options = options
+        """That go before those of a conversation that is loaded."""
         self.pending: list[Picture] = []
         self.last_piece: GenerationPiece | None = None
         """Of the last answer."""
@@ -57,7 +59,7 @@ class Conversation:
 
     def add_images(self, sources: list[str]) -> str:
         """Open pictures for the next question; either all of them are taken or none."""
-        limits = GenerationOptions(**self.options).image_limits
+        limits = GenerationOptions(**self.session.options).image_limits
         opened = [open_picture(self.processor, source, limits) for source in sources]
         self.pending += opened
         return "\n".join(_describe(picture) for picture in opened)
@@ -66,13 +68,23 @@ class Conversation:
 def _image(conversation: Conversation, rest: str) -> str:
     if not rest:
         raise RequestError("/image needs a path or an address: /image photo.jpg")
-    if Path(rest).expanduser().exists():
+    if _is_path(rest):
         return conversation.add_images([rest])
     try:
         # Terminals write a dropped file's name with backslashes or quotes.
         return conversation.add_images(shlex.split(rest))
     except ValueError as error:
-        raise RequestError(f"/image: {error} in {rest}") from None
+        raise RequestError(f"/image: {error} in {source_name(rest)}") from None
+
+
+def _is_path(text: str) -> bool:
+    """Return whether all of a text, spaces and quotes included, is the path of something."""
+    if is_address(text):
+        return False
+    try:
+        return local_path(text, ImageError).exists()
+    except ImageError:
+        return False  # several paths, perhaps; opening them tells what is wrong
 
 
 def _images(conversation: Conversation, _: str) -> str:
@@ -90,7 +102,7 @@ def _reset(conversation: Conversation, _: str) -> str:
 def _save(conversation: Conversation, rest: str) -> str:
     if not rest:
         raise RequestError("/save needs a file: /save talk.session")
-    path = Path(rest).expanduser()
+    path = local_path(rest, SessionError)
     conversation.session.save(path)
     return f"saved to {path}"
 
@@ -99,7 +111,7 @@ def _load(conversation: Conversation, rest: str) -> str:
     if not rest:
         raise RequestError("/load needs a file: /load talk.session")
     conversation.session = ChatSession.load(
-        Path(rest).expanduser(),
+        local_path(rest, SessionError),
         conversation.model,
         conversation.processor,
         caches=conversation.session.caches,

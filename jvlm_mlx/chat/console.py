@@ -60,18 +60,20 @@ def _react(
     if shown is not None:
         print(shown, file=sys.stderr)
         return
+    session = conversation.session
+    before = len(session.history)
     with _stoppable() as cancel:
-        answer = conversation.session.ask(
-            line, conversation.pending, progress=progress, cancel=cancel
-        )
-        with closing(answer):
-            for piece in answer:
-                close_progress()
-                conversation.last_piece = piece
-                if piece.token is not None:
-                    # The pictures are part of the conversation now.
-                    conversation.pending = []
-                print(piece.text, end="", flush=True)
+        answer = session.ask(line, conversation.pending, progress=progress, cancel=cancel)
+        try:
+            with closing(answer):
+                for piece in answer:
+                    close_progress()
+                    conversation.last_piece = piece
+                    print(piece.text, end="", flush=True)
+        finally:
+            if len(session.history) > before:
+                # The pictures are part of the conversation now.
+                conversation.pending = []
     close_progress()
     print(flush=True)
     if cancel.is_set():

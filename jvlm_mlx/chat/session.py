@@ -63,6 +63,11 @@ class ChatSession:
         self._answering = False
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options of every answer that were given or loaded; a copy."""
+        return dict(self._options)
+
+    @property
     def history(self) -> list[Message]:
         """The messages so far, pictures as `EncodedImage`; a copy."""
         # Pictures are shared: nothing can change them.
@@ -84,9 +89,9 @@ class ChatSession:
     ) -> Generator[GenerationPiece, None, None]:
         """Ask the next question and answer it, token by token.
 
-        Question and answer join the history when the answer ends. One that is left early, by
-        closing the iterator or setting `cancel`, stays as far as it has come; if nothing has
-        been said, the history is as before the question.
+        Question and answer join the history when the answer ends, even without a word. One that
+        is left early, by closing the iterator or setting `cancel`, stays as far as it has come;
+        if nothing has been said by then, the history is as before the question.
 
         Args:
             text: the question, or its parts, as in a message.
@@ -143,6 +148,7 @@ class ChatSession:
                 raise RequestError("the conversation has gone on since; ask the question again")
             self._answering = True
             said: list[str] = []
+            ended = False
             asked: Message | None = None
             try:
                 try:
@@ -165,10 +171,11 @@ class ChatSession:
                 asked = _with_pictures(question, encoded)
                 for piece in make_answer(encoded).pieces():
                     said.append(piece.text)
+                    ended = piece.finish_reason in ("stop", "length")
                     yield piece
             finally:
                 self._answering = False
-                if asked is not None and any(said):
+                if asked is not None and (ended or any(said)):
                     self._messages += [
                         asked,
                         {"role": "assistant", "content": "".join(said)},

@@ -76,6 +76,9 @@ def write_session(path: Path, session: SavedSession) -> None:
     tensors = tensors or {"empty": mx.zeros(1)}
     temporary: str | None = None
     try:
+        # A pipe or a device would be replaced by a file.
+        if path.exists() and not path.is_file():
+            raise SessionError(f"{path} is no regular file; give another name")
         handle, temporary = tempfile.mkstemp(".safetensors", f".{path.name}.", path.parent)
         os.close(handle)
         with device_turns:
@@ -84,10 +87,11 @@ def write_session(path: Path, session: SavedSession) -> None:
             os.fsync(written.fileno())
         Path(temporary).replace(path)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        if temporary is not None:
-            with suppress(OSError):
-                Path(temporary).unlink()
         raise SessionError(f"{path} cannot be written: {error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # it has its name already
+                Path(temporary).unlink()
 
 
 def read_session(path: Path, fingerprint: str, description: str) -> SavedSession:

@@ -20,6 +20,7 @@ from ..importing import import_mlx_lm
 from ..model import Model
 from ..settings.reader import read_json
 from .files import CheckpointFiles
+from .locate import local_path
 
 import_mlx_lm()
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402 - after its parent, imported with care
@@ -168,7 +169,7 @@ def load_adapter(model: Model, folder: str | Path) -> None:
         CheckpointError: the adapter does not fit the model: names the first array that is
             missing, surplus or misshapen.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder, CheckpointError)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}; give the folder of an adapter")
     add_adapters(model, AdapterConfig.read(folder), seed=0)

@@ -6,6 +6,7 @@ never code.
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, JvlmError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,33 @@ SETTINGS_FILES = (
 CARD_FILES = ("README.md", "LICENSE")
 """What a conversion tells about its source."""
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+MOST_LETTERS = 100
+"""Longest path that a message quotes in full, where it may be no path at all."""
+
+
+def local_path(path: str | Path, error_type: type[JvlmError]) -> Path:
+    """Return a path that can be looked up, with the home folder in place of `~`.
+
+    Args:
+        path: as the user wrote it; whether something is there does not matter.
+        error_type: what to raise.
+
+    Raises:
+        JvlmError: of this type; the user of a `~user` does not exist, the path is too long, or
+            its folder may not be read.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            expanded.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        name = str(path)
+        name = name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}…"
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise error_type(f"{name} cannot be looked up: {reason}") from None
+    return expanded
 
 
 class _SilentBar(tqdm):
@@ -79,7 +107,7 @@ def locate_checkpoint(
     name = str(path_or_repo)
     if path_or_repo == DEMO:
         return _locate_demo(revision)
-    folder = Path(name).expanduser()
+    folder = local_path(name, CheckpointError)
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{name} is a local folder, which has no revision {revision!r}")

@@ -12,14 +12,15 @@ from pathlib import Path
 from ..chat.commands import Conversation, describe_session
 from ..chat.console import run_console
 from ..chat.session import ChatSession
-from ..errors import RequestError
+from ..checkpoint.locate import local_path
+from ..errors import RequestError, SessionError
 from .main import EXIT_OK
 from .model_arguments import (
     add_cache_argument,
     add_generation_arguments,
     add_model_arguments,
     caches,
-    generation_options,
+    given_options,
     load_model,
 )
 from .progress import ProgressBars, wants_progress
@@ -46,12 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk, and return the exit code."""
     if arguments.load and arguments.system is not None:
         raise RequestError("--load: the saved conversation has its own system message")
-    options = generation_options(arguments)
+    options = given_options(arguments)
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
         shared = caches(arguments)
         if arguments.load:
-            session = ChatSession.load(arguments.load, model, processor, caches=shared, **options)
+            file = local_path(arguments.load, SessionError)
+            session = ChatSession.load(file, model, processor, caches=shared, **options)
             print(describe_session(session), file=sys.stderr)
         else:
             session = ChatSession(model, processor, arguments.system, caches=shared, **options)
@@ -74,10 +76,22 @@ def _line_editing(history: Path | None) -> Iterator[None]:
         yield
         return
     if history is not None:
-        with suppress(FileNotFoundError):
-            readline.read_history_file(history)
+        try:
+            with suppress(FileNotFoundError):
+                readline.read_history_file(history)
+        except OSError as error:
+            # What cannot be read is no history, and must not be written over.
+            _warn_of_history(history, "read", error)
+            history = None
     try:
         yield
     finally:
         if history is not None:
-            readline.write_history_file(history)
+            try:
+                readline.write_history_file(history)
+            except OSError as error:
+                _warn_of_history(history, "written", error)
+
+
+def _warn_of_history(history: Path, action: str, error: OSError) -> None:
+    print(f"warning: the history {history} cannot be {action}: {error.strerror}", file=sys.stderr)

@@ -96,6 +96,8 @@ def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
         if sys.stdin.isatty():
             raise RequestError("there is no question: give one with -p, or on standard input")
         prompt = sys.stdin.read().strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise RequestError(f"the question on standard input is no {sys.stdin.encoding} text")
     if not prompt and not images:
         raise RequestError("there is nothing to answer: give a question with -p, or a picture")
     return images, prompt

@@ -1,17 +1,23 @@
 """`jvlm VERB`, and the same verbs as `python -m jvlm_mlx.VERB`."""
 
 import argparse
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from ..errors import JvlmError
 from ..version import __version__
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+_OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `jvlm` and return its exit code."""
+    return _with_output(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="jvlm", description="Jina-VLM on Apple Silicon: pictures and questions in, text out."
     )
@@ -65,6 +75,11 @@ def run_verb(name: str, arguments: Sequence[str] | None = None, *, prog: str | N
     A user's mistake is one line on standard error and exit code 1 (2 for flags that do not
     exist); Ctrl-C is 130; a reader of the output that went away, like `head`, is no error.
     """
+    with _input():
+        return _with_output(lambda: _run_verb(name, arguments, prog))
+
+
+def _run_verb(name: str, arguments: Sequence[str] | None, prog: str | None) -> int:
     verb = VERBS[name]
     module = importlib.import_module(f".{verb.module}", __package__)
     parser = argparse.ArgumentParser(
@@ -86,9 +101,79 @@ def run_verb(name: str, arguments: Sequence[str] | None = None, *, prog: str | N
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes standard output once more at exit, into the same closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
     finally:
         logger.removeHandler(handler)
+
+
+@contextmanager
+def _input() -> Iterator[None]:
+    """Let bytes that are no text arrive as lone surrogates; without standard input, have none."""
+    if sys.stdin is None:  # closed by whoever started this process
+        with Path(os.devnull).open(encoding="utf-8") as sys.stdin:
+            try:
+                yield
+            finally:
+                sys.stdin = None
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):  # something has been read already
+            sys.stdin.reconfigure(errors="surrogateescape")
+    yield
+
+
+def _with_output(run: Callable[[], int]) -> int:
+    """Run, and make sure that what was printed has been written; return the exit code."""
+    code = EXIT_OK
+    try:
+        try:
+            code = run()
+        except SystemExit:
+            _flush(sys.stdout)  # the help, for one
+            raise
+        _flush(sys.stdout)
+        return code
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            if _fails(stream):
+                _close(stream)
+        return code
+    except OSError as error:
+        reason = error.strerror or error
+        if _fails(sys.stdout):
+            _close(sys.stdout)
+            print(f"error: cannot write standard output: {reason}", file=sys.stderr)
+        elif _is_unbuffered() and error.errno in _OF_FULL_DISKS:
+            print(f"error: {reason}", file=sys.stderr)
+        elif error.filename is not None:
+            print(f"error: {error.filename}: {reason}", file=sys.stderr)
+        else:
+            raise
+        return EXIT_ERROR
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        stream.flush()
+
+
+def _fails(stream: TextIO | None) -> bool:
+    """Whether a stream takes nothing more: what it did not take then fails again."""
+    try:
+        _flush(stream)
+    except OSError:
+        return True
+    return False
+
+
+def _is_unbuffered() -> bool:
+    """Whether what standard output did not take is gone, so that nothing can fail again."""
+    return isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase)
+
+
+def _close(stream: TextIO) -> None:
+    """Let what is left go nowhere: Python flushes once more at exit, and would complain."""
+    with suppress(io.UnsupportedOperation):  # it is no file
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -1,6 +1,7 @@
 """Flags that every verb with a model shares, and how they become a model and options."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +82,39 @@ _HELP = {
     "min_pixels": "enlarge pictures of a smaller area",
     "max_pixels": "reduce pictures of a larger area",
 }
+_DEFAULTS = {
+    name: getattr(GenerationOptions(), name)
+    for _, name, _ in _FLAGS
+    if getattr(GenerationOptions(), name) not in (None, ())
+}
+"""Of the options that have one."""
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `GenerationOptions`; their defaults are its defaults."""
+    """Add the flags of `GenerationOptions`, whose defaults the help names.
+
+    Flags that are not given leave nothing behind: a saved conversation has options of its own.
+    """
     group = parser.add_argument_group("answer")
-    defaults = GenerationOptions()
     for flags, name, details in _FLAGS:
-        default = getattr(defaults, name)
-        if default is None or name == "stop":
-            default = argparse.SUPPRESS
-        group.add_argument(*flags, dest=name, default=default, help=_HELP[name], **details)
+        text = _HELP[name]
+        if name in _DEFAULTS:
+            text = f"{text} (default: {_DEFAULTS[name]})"
+        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **details)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that bounds what answers remember for later ones."""
     parser.add_argument(
-        "--cache-size", type=float, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
+        "--cache-size", type=_gigabytes, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
         help="memory for pictures and prompts that were seen before; 0 for none",
     )  # fmt: skip
+
+
+def _gigabytes(value: str) -> float:
+    if not math.isfinite(size := float(value)):
+        raise argparse.ArgumentTypeError(f"{value} is no size")
+    return size
 
 
 def caches(arguments: argparse.Namespace) -> GenerationCaches:
@@ -107,10 +122,15 @@ def caches(arguments: argparse.Namespace) -> GenerationCaches:
     return GenerationCaches(int(arguments.cache_size * 1e9))
 
 
-def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, by the names of `GenerationOptions`."""
     given = vars(arguments)
     return {name: given[name] for _, name, _ in _FLAGS if name in given}
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given or have a default, by the same names."""
+    return {**_DEFAULTS, **given_options(arguments)}
 
 
 def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model, Processor]:

@@ -75,6 +75,11 @@ def open_image(source: ImageSource) -> Image.Image:
     )
 
 
+def is_address(source: str) -> bool:
+    """Return whether a text is an address that `open_image` takes, and no path."""
+    return source.partition(":")[0].lower() in ("http", "https", "data", "file")
+
+
 def source_name(source: object) -> str:
     """Return what messages call the source."""
     if isinstance(source, str):
