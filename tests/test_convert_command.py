@@ -1,6 +1,7 @@
 """The terminal: `python -m convert`, its subcommands, uploads, and the model card."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_a_repository_is_named_with_its_revision(golden_folder, tmp_path, monkey
     assert metadata["base_model"] == "somebody/vlm"
     assert metadata["base_model_relation"] == "quantized"
     assert "`somebody/vlm` at revision `0123abcd`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_source_in_the_cache_is_named_by_its_repository(grouped, tmp_path):
+    snapshot = tmp_path / "models--somebody--vlm" / "snapshots" / "0123abcd"
+    shutil.copytree(grouped, snapshot)
+    convert(snapshot, tmp_path / "out")
+    record = config_of(tmp_path / "out")["jvlm_mlx"]
+    assert (record["source"], record["revision"]) == ("somebody/vlm", "0123abcd")
+    metadata = metadata_load(tmp_path / "out" / "README.md")
+    assert metadata["base_model"] == "somebody/vlm"
 
 
 class FakeHub:

@@ -155,6 +155,22 @@ def test_a_source_without_tokenizer_is_refused(tiny_copy, tmp_path):
     refused(CheckpointError, tiny_copy, target, "has no tokenizer.json")
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{", "unexpected '?end of template"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+        ("{{ messages[7].content }}", "has no element 7"),
+        ("{{ raise_exception('no questions, please') }}", "no questions, please"),
+        ("{% if messages[0].content[0].type == 'image' %}{{ 1 / 0 }}{% endif %}", "division"),
+    ],
+)
+def test_a_template_that_fails_is_refused(tiny_copy, existing, template, problem):
+    (tiny_copy / "chat_template.jinja").write_text(template)
+    message = f"tiny: the chat template fails: .*{problem}"
+    refused(CheckpointError, tiny_copy, existing, message, force=True)
+
+
 def test_a_record_that_contradicts_the_weights_is_refused(existing, tmp_path):
     from converting import edit_config
 

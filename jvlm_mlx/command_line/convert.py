@@ -18,9 +18,9 @@ from ..convert.inspect import as_json as inspection_json
 from ..convert.inspect import as_text as inspection_text
 from ..convert.inspect import inspect
 from ..convert.numbers import bytes_text, count_text
-from ..convert.plot import write_plot
+from ..convert.plot import check_plot, write_plot
 from ..convert.recipes import MODES, RECIPES
-from ..convert.report import as_json, as_text, update_card
+from ..convert.report import as_json, as_text, check_card, update_card
 from ..convert.tables import table
 from ..convert.verify import Bounds, verify
 from .main import EXIT_OK
@@ -147,6 +147,11 @@ def _summary(conversion: Conversion) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    # Known before minutes of measuring.
+    if arguments.plot is not None:
+        check_plot(arguments.plot)
+    if arguments.update_card:
+        check_card(arguments.converted, weights_only=arguments.weights_only)
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         verification = verify(
             arguments.source,
@@ -168,16 +173,18 @@ def _verify(arguments: argparse.Namespace) -> int:
             progress=bars.conversion,
         )
     if arguments.json:
-        print(json.dumps(as_json(verification), ensure_ascii=False))
+        print(json.dumps(as_json(verification), ensure_ascii=False, allow_nan=False))
     else:
         print(as_text(verification))
+    violations = verification.violations()
+    # Said before anything else can go wrong.
+    for violation in violations:
+        print(f"bound exceeded: {violation}", file=sys.stderr)
     if arguments.plot is not None:
         write_plot(verification, arguments.plot)
     if arguments.update_card:
         update_card(verification)
-    for violation in verification.violations():
-        print(f"bound exceeded: {violation}", file=sys.stderr)
-    return EXIT_VIOLATION if verification.violations() else EXIT_OK
+    return EXIT_VIOLATION if violations else EXIT_OK
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ class Agreement:
     """Kullback-Leibler divergence of the converted model's next-token distribution from the
     source's, in nats; the mean over steps."""
     kl_max: float
-    """The largest."""
+    """The largest. Both are NaN if one of the models gives no numbers."""
     top1: float
     """Share of steps in which both find the same token likeliest."""
     first_divergence: int | None
@@ -135,7 +135,8 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
     """Compare what two models made of the same question and the same answer."""
     logp, logq = (one.logprobs.astype(np.float64) for one in (expected, found))
     divergence = np.sum(np.exp(logp) * (logp - logq), axis=-1)
-    same = np.array(expected.tokens) == np.array(found.tokens)
+    # Where one of the two gives no numbers, its likeliest token is nobody's choice.
+    same = (np.array(expected.tokens) == np.array(found.tokens)) & ~np.isnan(divergence)
     cosines = None
     if expected.features is not None and found.features is not None:
         ours, theirs = (one.astype(np.float64) for one in (expected.features, found.features))
@@ -144,9 +145,10 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
     return Agreement(
         name=name,
         tokens=len(same),
-        # Rounding may bring the divergence of equal distributions below zero.
-        kl_mean=max(0.0, float(divergence.mean())),
-        kl_max=max(0.0, float(divergence.max())),
+        # Rounding may bring the divergence of equal distributions below zero. NaN stays NaN,
+        # which Python's own max would make zero.
+        kl_mean=float(np.maximum(divergence.mean(), 0.0)),
+        kl_max=float(np.maximum(divergence.max(), 0.0)),
         top1=float(same.mean()),
         first_divergence=None if same.all() else int(same.argmin()),
         feature_cosine=None if cosines is None else float(cosines.mean()),

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from ..checkpoint.names import PARTS
 from .numbers import bytes_text, count_text
+from .origin import is_repository
 from .plan import Plan
 from .recipes import RECIPES
 from .record import Record, quantization_entries
@@ -23,12 +24,12 @@ def model_card(plan: Plan, record: Record, metadata: dict[str, Any]) -> str:
         metadata: front matter of the source's own card; licence and languages are kept.
     """
     quantization = quantization_entries(plan)
-    is_repository = record.source.count("/") == 1
+    from_hub = is_repository(record.source)
     data = ModelCardData(
         library_name="mlx",
         pipeline_tag="image-text-to-text",
-        base_model=record.source if is_repository else None,
-        base_model_relation="quantized" if is_repository and quantization else None,
+        base_model=record.source if from_hub else None,
+        base_model_relation="quantized" if from_hub and quantization else None,
         tags=["mlx", "jina-vlm", "vision-language-model"],
         **{key: metadata[key] for key in _KEPT_METADATA if metadata.get(key)},
     )

@@ -50,6 +50,11 @@ def relative_error(errors: Sequence[TensorError]) -> float:
     return math.sqrt(difference / values) if values else math.inf
 
 
+def severity(error: float) -> float:
+    """Return what errors are ordered by: NaN, of values that are no numbers, is the worst."""
+    return math.inf if math.isnan(error) else error
+
+
 def compare_weights(
     source: Source, converted: Source, progress: Progress | None = None
 ) -> list[TensorError]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.load import load_processor, read_settings
-from ..checkpoint.locate import locate_checkpoint
+from ..checkpoint.locate import DEMO, local_path, locate_checkpoint
 from ..errors import ConversionError, RequestError
 from ..settings.reader import read_json
 from ..version import __version__
@@ -18,7 +18,8 @@ from .card import model_card
 from .check import Progress, check_values
 from .folder import check_free_space, check_target, replaced_folder
 from .options import ConversionOptions
-from .other_files import CARD, CONFIG, card_metadata, config_text, copy_files
+from .origin import origin
+from .other_files import CARD, CONFIG, card_metadata, check_template, config_text, copy_files
 from .plan import Plan, plan_conversion
 from .record import Record, output_config, read_record
 from .source import Source, open_source
@@ -103,7 +104,7 @@ def convert(
         check_target(target, folder, force=force)
     config = read_json(folder / "config.json")
     settings = read_settings(folder)
-    load_processor(folder, settings)
+    check_template(folder, load_processor(folder, settings))
     earlier = read_record(config)
     with open_source(folder, settings.model) as source:
         plan = plan_conversion(
@@ -152,7 +153,7 @@ def convert(
 def _target(mlx_path: str | Path | None, *, force: bool) -> Path:
     if mlx_path is None:
         raise RequestError("mlx_path is missing: the folder to write")
-    target = Path(mlx_path).expanduser()
+    target = local_path(mlx_path, ConversionError)
     # Known before a download of gigabytes starts.
     check_target(target, force=force)
     return target
@@ -177,8 +178,8 @@ def _has_zero_decoder_biases(source: Source) -> bool:
 def _make_record(
     hf_path: str, folder: Path, options: ConversionOptions, plan: Plan, earlier: Record | None
 ) -> Record:
-    is_local = Path(hf_path).expanduser().is_dir()
-    name, revision = (folder.resolve().name, None) if is_local else (hf_path, folder.name)
+    is_local = hf_path == DEMO or Path(hf_path).expanduser().is_dir()
+    name, revision = origin(folder) if is_local else (hf_path, folder.name)
     source_bytes = sum(plan.source_bytes.values())
     recipe = options.recipe_name if options.quantize else None
     if earlier is not None:

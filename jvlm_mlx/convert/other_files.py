@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import metadata_load
 
 from ..checkpoint.locate import CARD_FILES, SETTINGS_FILES, TOKENIZER_FILES
+from ..errors import CheckpointError, PromptError
+from ..processor import Processor
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,24 @@ def copy_files(source: Path, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, *SETTINGS_FILES, *CARD_FILES):
         if name not in (CONFIG, CARD) and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def check_template(folder: Path, processor: Processor) -> None:
+    """Refuse a chat template that fails at an ordinary question, and so at everything.
+
+    Args:
+        folder: of the checkpoint.
+        processor: of the checkpoint.
+
+    Raises:
+        CheckpointError: with what is wrong with it.
+    """
+    words = {"type": "text", "text": "What is this?"}
+    for content in ([words], [{"type": "image"}, words]):
+        try:
+            processor.apply_chat_template([{"role": "user", "content": content}])
+        except PromptError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
 
 
 def config_text(config: dict[str, Any]) -> str:

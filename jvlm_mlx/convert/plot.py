@@ -1,10 +1,37 @@
 """A plot of weight errors by layer."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
+from ..checkpoint.locate import local_path
 from ..errors import ConversionError, RequestError
 from .compare import relative_error
 from .verify import Verification
+
+
+def check_plot(file: Path) -> None:
+    """Refuse a plot that could not be written, before anything is measured for it.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+        ConversionError: the file cannot be written, or is of no kind that matplotlib writes.
+    """
+    kinds = _new_figure().canvas.get_supported_filetypes()
+    file = local_path(file, ConversionError)
+    kind = file.suffix[1:].lower()
+    if kind and kind not in kinds:
+        raise ConversionError(f"{file} cannot be written: no plot is a {file.suffix}; give a .png")
+    reason = None
+    if file.is_dir():
+        reason = errno.EISDIR
+    elif not file.parent.is_dir():
+        reason = errno.ENOTDIR if file.parent.exists() else errno.ENOENT
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        reason = errno.EACCES
+    if reason is not None:
+        raise ConversionError(f"{file} cannot be written: {os.strerror(reason)}")
 
 
 def write_plot(verification: Verification, file: Path) -> None:
@@ -14,14 +41,7 @@ def write_plot(verification: Verification, file: Path) -> None:
         RequestError: matplotlib is not installed.
         ConversionError: the file cannot be written.
     """
-    try:
-        # Not pyplot, which would choose a window system and keep a global state.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RequestError(
-            "a plot needs matplotlib: pip install 'jvlm-mlx[plot]', or leave out --plot"
-        ) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _new_figure()
     layers, others = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     rest = []
     for part, error in verification.weight_errors().items():
@@ -42,6 +62,22 @@ def write_plot(verification: Verification, file: Path) -> None:
     layers.set_ylim(bottom=0)
     figure.suptitle(f"{Path(verification.converted).name} against {verification.source}")
     try:
-        figure.savefig(file, dpi=150)
+        figure.savefig(local_path(file, ConversionError), dpi=150)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{file} cannot be written: {error}") from error
+
+
+def _new_figure() -> Any:
+    """Return an empty figure.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+    """
+    try:
+        # Not pyplot, which would choose a window system and keep a global state.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RequestError(
+            "a plot needs matplotlib: pip install 'jvlm-mlx[plot]', or leave out --plot"
+        ) from None
+    return Figure(figsize=(8, 4.5), layout="constrained")

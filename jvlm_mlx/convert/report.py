@@ -1,14 +1,20 @@
 """What `verify` measured: as tables, as JSON, and in the model card of the conversion."""
 
+import errno
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.load import read_settings
+from ..checkpoint.locate import DEMO, local_path
 from ..errors import ConversionError, RequestError
 from ..settings.reader import read_json
 from .card import model_card
+from .compare import severity
 from .options import ConversionOptions
+from .origin import origin
 from .other_files import CARD, CONFIG, card_metadata, config_text
 from .plan import plan_conversion
 from .record import KEY, read_record
@@ -21,7 +27,7 @@ def as_text(verification: Verification) -> str:
     """Return tables for the terminal."""
     worst = {
         part: max((one for one in verification.weights if one.part == part),
-                  key=lambda error: error.relative)
+                  key=lambda error: severity(error.relative))
         for part in verification.weight_errors()
     }  # fmt: skip
     sections = [
@@ -51,7 +57,7 @@ def as_text(verification: Verification) -> str:
         cosine = verification.feature_cosine
         rows.append((
             "all", str(verification.tokens), f"{verification.kl_mean:.3g}",
-            f"{max(answer.kl_max for answer in verification.answers):.3g}",
+            f"{max((answer.kl_max for answer in verification.answers), key=severity):.3g}",
             _percent(verification.top1 or 0.0), "", "" if cosine is None else f"{cosine:.5f}",
         ))  # fmt: skip
         head = ("question", "tokens", "KL mean", "KL max", "top-1", "diverges at", "cosine")
@@ -60,8 +66,8 @@ def as_text(verification: Verification) -> str:
 
 
 def as_json(verification: Verification) -> dict[str, Any]:
-    """Return everything that was measured."""
-    return {
+    """Return everything that was measured; None for what is no finite number."""
+    report: dict[str, Any] = _finite({
         "source": verification.source,
         "converted": verification.converted,
         "weight_error": verification.weight_errors(),
@@ -75,26 +81,62 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "feature_cosine": verification.feature_cosine,
         "bounds": asdict(verification.bounds),
         "violations": verification.violations(),
-    }
+    })  # fmt: skip
+    return report
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_card(converted: str, *, weights_only: bool) -> None:
+    """Refuse a card that could not be updated, before anything is measured for it.
+
+    Args:
+        converted: the conversion, as `verify` is given it.
+        weights_only: whether no questions are to be asked.
+
+    Raises:
+        RequestError: the conversion is no local folder that this package wrote, or no
+            questions are asked.
+        ConversionError: the folder cannot be written to.
+    """
+    if weights_only:
+        raise RequestError("the card shows what answers were like: do not leave out the questions")
+    if converted == DEMO:
+        # What is measured under this name is never a folder of the user's.
+        raise RequestError(f"{DEMO} comes with this package, and its card stays as it is")
+    folder = local_path(converted, RequestError)
+    config = read_json(folder / CONFIG) if folder.is_dir() else {}
+    if read_record(config) is None:
+        raise RequestError(f"{folder} is no local folder that jvlm convert wrote; it has no card")
+    if not os.access(folder, os.W_OK):
+        raise ConversionError(f"{folder} cannot be written: {os.strerror(errno.EACCES)}")
 
 
 def update_card(verification: Verification) -> None:
     """Write the measured quality into the conversion's model card and config.json.
 
     Raises:
-        RequestError: the conversion is no local folder that this package wrote, or no
-            questions were asked.
-        ConversionError: the folder cannot be written to.
+        RequestError: as `check_card`.
+        ConversionError: the folder cannot be written to, or what was measured is no number.
     """
-    folder = Path(verification.converted).expanduser()
-    if not verification.answers:
-        raise RequestError("the card shows what answers were like: do not leave out the questions")
-    config = read_json(folder / CONFIG) if folder.is_dir() else {}
-    if read_record(config) is None:
-        raise RequestError(f"{folder} is no local folder that jvlm convert wrote; it has no card")
+    check_card(verification.converted, weights_only=not verification.answers)
+    folder = local_path(verification.converted, RequestError)
+    config = read_json(folder / CONFIG)
+    for value in (verification.kl_mean, verification.feature_cosine):
+        if value is not None and not math.isfinite(value):
+            raise ConversionError(
+                f"the answers of {folder} are no numbers, so its card is left as it is"
+            )
     reference = verification.source.rstrip("/")
     if Path(reference).expanduser().is_dir():
-        reference = Path(reference).expanduser().resolve().name
+        reference, _ = origin(Path(reference).expanduser())
     config[KEY]["quality"] = {
         "reference": reference,
         "questions": len(verification.answers),

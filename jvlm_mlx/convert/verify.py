@@ -19,7 +19,7 @@ from .behaviour import (
     questions_of,
 )
 from .check import Progress
-from .compare import TensorError, compare_weights, relative_error
+from .compare import TensorError, compare_weights, relative_error, severity
 from .source import open_source
 
 DEFAULT_PICTURE_PROMPT = "Describe this picture."
@@ -40,8 +40,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and value < 0:
-                raise RequestError(f"{name} is {value}; it must not be negative")
+            # NaN is neither below nor above anything.
+            if value is not None and not value >= 0:
+                raise RequestError(f"{name} is {value}; it must be a number that is not negative")
 
     @property
     def need_answers(self) -> bool:
@@ -97,23 +98,20 @@ class Verification:
         return sum(value * weight for value, weight in weighted) / count if count else None
 
     def violations(self) -> list[str]:
-        """Return what exceeds the bounds, in words."""
+        """Return what exceeds the bounds, in words. What is no number (NaN) holds none."""
         bounds, found = self.bounds, []
-        worst = max(self.weight_errors().items(), key=lambda item: item[1])
-        if bounds.max_weight_error is not None and worst[1] > bounds.max_weight_error:
-            found.append(
-                f"weight error of {worst[0]} is {worst[1]:.4g}, above {bounds.max_weight_error:g}"
-            )
+        part, worst = max(self.weight_errors().items(), key=lambda item: severity(item[1]))
         for name, value, low, high in (
+            (f"weight error of {part}", worst, None, bounds.max_weight_error),
             ("KL divergence", self.kl_mean, None, bounds.max_kl),
             ("top-1 agreement", self.top1, bounds.min_top1, None),
             ("feature cosine", self.feature_cosine, bounds.min_cosine, None),
         ):
             if value is None:
                 continue
-            if high is not None and value > high:
+            if high is not None and not value <= high:
                 found.append(f"{name} is {value:.4g}, above {high:g}")
-            if low is not None and value < low:
+            if low is not None and not value >= low:
                 found.append(f"{name} is {value:.4g}, below {low:g}")
         return found
 
@@ -163,6 +161,12 @@ def verify(
         raise RequestError("weights_only asks no questions: leave out prompts, images and bounds")
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; it must be at least 1")
+    questions = [] if weights_only else _questions(prompts, images)
+    has_picture = any(question.image is not None for question in questions)
+    if bounds.min_cosine is not None and not has_picture:
+        raise RequestError(
+            "min_cosine is about pictures, but no question has one: add images, or leave it out"
+        )
     folders = [
         locate_checkpoint(source, revision=revision, show_progress=show_progress),
         locate_checkpoint(converted, show_progress=show_progress),
@@ -171,8 +175,7 @@ def verify(
     with open_source(folders[0], settings[0]) as ours, open_source(folders[1], settings[1]) as its:
         weights = compare_weights(ours, its, progress)
     answers: list[Agreement] = []
-    if not weights_only:
-        questions = _questions(prompts, images)
+    if questions:
         expected: list[Observation] | None = None
         for stage, folder in zip(("source", "converted"), folders, strict=True):
             observations = _observe(

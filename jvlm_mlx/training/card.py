@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from ..convert.origin import is_repository, origin
 from ..convert.other_files import card_metadata
 from ..version import __version__
 
@@ -19,17 +20,21 @@ def trained_card(source: Path, how: str) -> str:
         how: what was done, as in "trained" or "fused with adapters".
     """
     metadata = card_metadata(source)
+    kept = {key: metadata[key] for key in _KEPT_METADATA if metadata.get(key)}
+    name, revision = origin(source)
+    if is_repository(name):
+        kept["base_model"] = name
     data = ModelCardData(
         library_name="mlx",
         pipeline_tag="image-text-to-text",
         tags=["mlx", "jina-vlm", "vision-language-model"],
-        **{key: metadata[key] for key in _KEPT_METADATA if metadata.get(key)},
+        **kept,
     )
-    name = source.resolve().name
+    version = f" at revision `{revision}`" if revision else ""
     sections = (
         f"---\n{data.to_yaml()}\n---",
-        f"# {name}, {how}",
-        f"The weights of `{name}`, {how} by jvlm-mlx {__version__}.",
+        f"# {name.rsplit('/', 1)[-1]}, {how}",
+        f"The weights of `{name}`{version}, {how} by jvlm-mlx {__version__}.",
         "## Use",
         "    pip install jvlm-mlx\n"
         '    jvlm generate --model THIS_FOLDER_OR_REPOSITORY -i photo.jpg -p "What is this?"',

@@ -9,14 +9,15 @@ import mlx.nn as nn
 
 from ..checkpoint.adapters import adapted_layers
 from ..checkpoint.load import load
-from ..checkpoint.locate import locate_checkpoint
+from ..checkpoint.locate import local_path, locate_checkpoint
 from ..checkpoint.quantization import Quantization, unpack
 from ..checkpoint.weights import Progress
 from ..convert.conversion import convert
 from ..convert.folder import check_target, replaced_folder
+from ..convert.other_files import check_template
 from ..convert.padding import resized_shape
 from ..convert.record import read_record
-from ..errors import ConversionError, RequestError
+from ..errors import CheckpointError, ConversionError, RequestError
 from ..model import Model
 from ..settings.reader import read_json
 from .checkpoints import write_model
@@ -71,11 +72,13 @@ def fuse(
     for name, value in quantization.items():
         if value is not None and not quantize:
             raise RequestError(f"{name} is for quantization; add quantize (-q), too")
-    target = Path(output).expanduser()
-    check_target(target, force=force)
+    target = local_path(output, ConversionError)
+    adapter = local_path(adapter_path, CheckpointError)
+    check_target(target, adapter=adapter, force=force)
     source = locate_checkpoint(model_path, revision=revision, show_progress=show_progress)
-    check_target(target, source, force=force)
-    model, _ = load(source, dtype=dtype, adapter_path=adapter_path, progress=progress)
+    check_target(target, source, adapter=adapter, force=force)
+    model, processor = load(source, dtype=dtype, adapter_path=adapter, progress=progress)
+    check_template(source, processor)
     arrays = fused_parameters(model)
     try:
         if not quantize:
