@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from training_case import QUESTION, write_rows
 
-from jvlm_mlx.command_line.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_verb
+from jvlm_mlx.command_line.main import run_verb
 from jvlm_mlx.command_line.train_options import DEFAULTS, training_settings
 from jvlm_mlx.command_line.train_progress import TrainingBars
+from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.training.metrics import read_metrics
 from jvlm_mlx.training.report import StepReport
 
@@ -187,7 +188,7 @@ def test_an_output_that_exists_is_refused(capsys, arguments, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
     line = refused(capsys, *arguments, "--steps", 3)
-    assert line.endswith("out exists already; give another path, or --resume to go on")
+    assert line.endswith("out exists already; give another path")
 
 
 def test_steps_follow_from_epochs(capsys, arguments, tmp_path):

@@ -1,5 +1,6 @@
 """Which rows come in which batch, and what is in it."""
 
+import hashlib
 from collections import Counter
 
 import mlx.core as mx
@@ -119,6 +120,43 @@ def test_every_row_comes_once_before_any_comes_again(single_source, bucket_batch
         assert sorted(row for batch in epoch for _, row in batch) == list(range(24))
     # Other rows come together in every epoch.
     assert len({frozenset(map(frozenset, epoch)) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("single_source", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 24])
+@pytest.mark.parametrize("bucket_batches", [4, 5, 16])
+def test_every_epoch_of_a_single_file_has_all_its_rows(
+    single_source, batch_size, bucket_batches, single
+):
+    settings = {
+        "single_source": single_source, "batch_size": batch_size, "bucket_batches": bucket_batches
+    }  # fmt: skip
+    plan = plan_of(single, **settings)
+    length = plan.steps_per_epoch
+    epochs = [keys(plan, range(start, start + length)) for start in range(0, 3 * length, length)]
+    for epoch in epochs:
+        assert sorted(row for batch in epoch for _, row in batch) == list(range(24))
+    # From any step on, the batches are the same.
+    everything = [batch for epoch in epochs for batch in epoch]
+    for start in range(0, 3 * length, 5):
+        assert keys(plan_of(single, **settings), range(start, 3 * length)) == everything[start:]
+
+
+def test_a_batch_at_the_end_of_an_epoch_is_filled_with_rows_of_the_next(single):
+    plan = plan_of(single, batch_size=5, bucket_batches=3)
+    assert plan.steps_per_epoch == 5
+    for epochs in (1, 2, 7):
+        steps = range(5 * epochs)
+        counts = Counter(row for step in steps for row in plan.rows(step)[:, 1].tolist())
+        assert sum(counts.values()) == 25 * epochs
+        assert set(counts.values()) <= {epochs, epochs + 1}
+
+
+def test_the_order_of_a_weighted_mixture_is_that_of_earlier_versions(mixed):
+    """A demo model and begun runs depend on it."""
+    plan = plan_of(mixed, text_share=0.15, bucket_batches=16, seed=3)
+    found = hashlib.sha256(np.concatenate([plan.rows(step) for step in range(90)]).tobytes())
+    assert found.hexdigest() == ("39e7798b8dd911f6c5cd5aee5746b9630deae9cd037fe284d6a5f519a3394dee")
 
 
 def test_sources_smaller_than_a_draw_come_again(folder, processor):

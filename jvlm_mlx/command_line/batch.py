@@ -18,7 +18,7 @@ from ..batch.request import BatchAnswer, BatchRequest
 from ..batch.rows import Row, read_rows
 from ..batch.run import DEFAULT_BATCH_SIZE, generate_batch
 from ..errors import RequestError
-from .main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from ..exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .model_arguments import (
     add_cache_argument,
     add_generation_arguments,

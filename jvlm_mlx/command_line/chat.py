@@ -14,7 +14,7 @@ from ..chat.console import run_console
 from ..chat.session import ChatSession
 from ..checkpoint.locate import local_path
 from ..errors import RequestError, SessionError
-from .main import EXIT_OK
+from ..exit_codes import EXIT_OK
 from .model_arguments import (
     add_cache_argument,
     add_generation_arguments,

@@ -23,7 +23,7 @@ from ..convert.recipes import MODES, RECIPES
 from ..convert.report import as_json, as_text, check_card, update_card
 from ..convert.tables import table
 from ..convert.verify import Bounds, verify
-from .main import EXIT_OK
+from ..exit_codes import EXIT_OK
 from .progress import ProgressBars, wants_progress
 
 EXIT_VIOLATION = 3

@@ -14,7 +14,7 @@ from PIL import Image
 from ..demo.data import SOURCES
 from ..demo.tasks import LANGUAGES, example_at
 from ..errors import RequestError
-from .main import EXIT_OK
+from ..exit_codes import EXIT_OK
 
 _TASKS = tuple(task for tasks in SOURCES.values() for task in tasks)
 _DEFAULT_TASK = "small_number"

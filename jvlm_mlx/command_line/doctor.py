@@ -6,7 +6,7 @@ The exit code is 1 if something is wrong.
 import argparse
 
 from ..doctor import check_all
-from .main import EXIT_ERROR, EXIT_OK
+from ..exit_codes import EXIT_ERROR, EXIT_OK
 
 _WIDTH = 44
 

@@ -10,8 +10,8 @@ from ..checkpoint.load import DTYPES
 from ..checkpoint.locate import DEFAULT_REPOSITORY
 from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..convert.recipes import MODES, RECIPES
+from ..exit_codes import EXIT_OK
 from ..training.fuse import fuse
-from .main import EXIT_OK
 from .progress import ProgressBars, wants_progress
 
 

@@ -10,9 +10,9 @@ import sys
 from contextlib import closing
 
 from ..errors import RequestError
+from ..exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from ..generate import GenerationOptions, GenerationPiece, GenerationResult, stream_generate
 from ..generate.summary import summarize
-from .main import EXIT_INTERRUPTED, EXIT_OK
 from .model_arguments import (
     add_generation_arguments,
     add_model_arguments,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import JvlmError
+from ..exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from ..version import __version__
 
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 _OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 

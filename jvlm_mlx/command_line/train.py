@@ -5,17 +5,21 @@ and writes a checkpoint that --resume goes on from.
 """
 
 import argparse
+import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.adapters import CONFIG_NAME
 from ..checkpoint.load import load, load_processor, read_settings
-from ..checkpoint.locate import locate_checkpoint
+from ..checkpoint.locate import DEMO, locate_checkpoint
 from ..convert.other_files import CONFIG
 from ..errors import RequestError, TrainingError
+from ..exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from ..training import (
     FeedSettings,
     TrainingResult,
@@ -29,7 +33,6 @@ from ..training.checkpoints import RUN_FOLDER, saved_steps, step_folder, write_j
 from ..training.data import DataLimits, prepare_data, read_mixture
 from ..training.metrics import METRICS_NAME
 from ..training.processes import Processes
-from .main import EXIT_INTERRUPTED, EXIT_OK
 from .progress import wants_progress
 from .train_options import (
     DEFAULTS,
@@ -71,30 +74,27 @@ def run(arguments: argparse.Namespace) -> int:
         first = _newest(output)
     else:
         values = DEFAULTS | recipe | given
-        in_use = processes.is_first and output.exists()
-        if in_use and (not output.is_dir() or any(output.iterdir())):
-            raise RequestError(f"{output} exists already; give another path, or --resume to go on")
+        if processes.is_first:
+            _refuse_existing(output)
     if values["chart"]:
         require_matplotlib()  # not found missing at the end of a long run
     if values["data"] is None:
         raise RequestError("there is nothing to learn from: give a file with --data")
     with TrainingBars(wants_progress(arguments.quiet) and processes.is_first) as bars:
         result = _train(values, output, first, processes, bars)
+    if processes.is_first and result.finished:
+        print(f"written: {result.path}")
+    elif processes.is_first:
+        print(
+            f"stopped after step {result.step}, to go on with:"
+            f" python -m jvlm_mlx.train --output {shlex.quote(str(output))} --resume",
+            file=sys.stderr,
+        )
+    # Comes last: what was said holds, even if a chart cannot be drawn.
     if processes.is_first and values["chart"]:
         folder = output / RUN_FOLDER
         write_chart(folder / METRICS_NAME, folder / CHART_NAME)
-    if not result.finished and not processes.is_first:
-        return EXIT_INTERRUPTED
-    if not result.finished:
-        print(
-            f"stopped after step {result.step}, to go on with:"
-            f" python -m jvlm_mlx.train --output {output} --resume",
-            file=sys.stderr,
-        )
-        return EXIT_INTERRUPTED
-    if processes.is_first:
-        print(f"written: {result.path}")
-    return EXIT_OK
+    return EXIT_OK if result.finished else EXIT_INTERRUPTED
 
 
 _FREE = (
@@ -111,6 +111,22 @@ def _output(given: Values, recipe: Values) -> Path:
     return Path(output).expanduser()
 
 
+def _refuse_existing(output: Path) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    advice = "give another path"
+    if saved_steps(output) and not _is_finished(output):
+        advice = "give another path, or --resume to go on"
+    elif output.is_dir() and [entry.name for entry in output.iterdir()] == [RUN_FOLDER]:
+        # Of a run that ended before its first checkpoint.
+        advice = "remove it, or give another path"
+    raise RequestError(f"{output} exists already; {advice}")
+
+
+def _is_finished(output: Path) -> bool:
+    return any((output / name).is_file() for name in (CONFIG, CONFIG_NAME))
+
+
 def _recorded(output: Path) -> Values:
     file = output / RUN_FOLDER / RECIPE_NAME
     if not file.is_file():
@@ -121,15 +137,31 @@ def _recorded(output: Path) -> Values:
 def _refuse_changes(recorded: Values, given: Values) -> None:
     for name, value in given.items():
         before = recorded.get(name, DEFAULTS[name])
-        if name not in _FREE and value != before:
+        if name not in _FREE and _resolved(name, value) != _resolved(name, before):
             raise RequestError(
                 f"{name} was {before} when this run began, and cannot be {value} now; leave it"
                 " out, or begin a new run in another folder"
             )
 
 
+def _path(name: str, value: Any) -> Path | None:
+    """Return the path that the value of an option is; None if it is none."""
+    if value is None or name not in ("model", "data", "validation"):
+        return None
+    path = Path(value).expanduser()
+    # A model may be a repository, too.
+    is_path = name != "model" or (value != DEMO and path.is_dir())
+    return path if is_path else None
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """Return the same for all ways to write a path, and any other value as it is."""
+    path = _path(name, value)
+    return value if path is None else path.resolve()
+
+
 def _newest(output: Path) -> int:
-    if any((output / name).is_file() for name in (CONFIG, CONFIG_NAME)):
+    if _is_finished(output):
         raise RequestError(f"the run in {output} is finished; its result can be used as it is")
     steps = saved_steps(output)
     if not steps:
@@ -140,15 +172,21 @@ def _newest(output: Path) -> int:
 def _train(
     values: Values, output: Path, first: int | None, processes: Processes, bars: TrainingBars
 ) -> TrainingResult:
+    # All that can be wrong with settings and rows is said before weights are read.
+    _check_length(values)
+    training_settings(values, values["steps"] or 1)
+    cache_bytes = values["picture_cache"] * 1e9
+    if not 0 <= cache_bytes < math.inf:
+        raise RequestError(f"picture_cache {values['picture_cache']} must be at least 0 and finite")
     source = locate_checkpoint(
         values["model"], revision=values["revision"], show_progress=None if bars.shown else False
     )
-    # All that can be wrong with settings and rows is said before weights are read.
-    training_settings(values, values["steps"] or 1)
     checkpoint = read_settings(source)
     processor = load_processor(source, checkpoint)
     limits = DataLimits(
-        max_length=values["max_length"] or checkpoint.model.decoder.context_size,
+        max_length=checkpoint.model.decoder.context_size
+        if values["max_length"] is None
+        else values["max_length"],
         max_crops=values["max_crops"],
         min_pixels=None,
         max_pixels=None,
@@ -161,7 +199,7 @@ def _train(
         single_source_batches=values["single_source_steps"] * values["accumulate"],
         bucket_batches=values["bucket_batches"],
         pad_to_multiple=values["pad_to_multiple"],
-        cache_bytes=int(values["picture_cache"] * 1e9),
+        cache_bytes=int(cache_bytes),
     )
     data = prepare_data(read_mixture(values["data"]), processor, limits, progress=bars.check_rows)
     feed = training_feed(data, feed_settings, processes)
@@ -188,19 +226,35 @@ def _train(
         )  # fmt: skip
 
 
-def _steps(values: Values, batches_per_epoch: int) -> int:
+def _check_length(values: Values) -> None:
     steps, epochs = values["steps"], values["epochs"]
     if (steps is None) == (epochs is None):
         raise RequestError("give the length of the training with either --steps or --epochs")
+    if steps is not None and steps < 1:
+        raise RequestError(f"steps {steps} must be at least 1")
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise RequestError(f"epochs {epochs} must be above 0 and finite")
+
+
+def _steps(values: Values, batches_per_epoch: int) -> int:
+    steps, epochs = values["steps"], values["epochs"]
     if epochs is None:
         return int(steps)
-    if not epochs > 0:
-        raise RequestError(f"epochs {epochs} must be above 0")
-    return max(1, round(epochs * batches_per_epoch / values["accumulate"]))
+    exactly = epochs * batches_per_epoch / values["accumulate"]
+    if not math.isfinite(exactly):
+        raise RequestError(f"epochs {epochs} are too many")
+    # All batches are learned, so a part of a step is a whole one. Rounded first, as a product of
+    # floats may be a little too high.
+    return max(1, math.ceil(round(exactly, 6)))
 
 
 def _record(output: Path, values: Values) -> None:
     changed = {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    for name, value in changed.items():
+        path = _path(name, value)
+        if path is not None:
+            # Not resolved: pictures are looked for beside a link, and not beside its target.
+            changed[name] = str(path.absolute())
     try:
         (output / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
         write_json(output / RUN_FOLDER / RECIPE_NAME, changed)

@@ -72,7 +72,8 @@ _DATA = (
 )  # fmt: skip
 _LENGTH = (
     Option("steps", None, "updates of the weights", int),
-    Option("epochs", None, "instead of steps: how often all rows are seen", float),
+    Option("epochs", None, "instead of steps: how often to draw as many rows as there are; of a"
+           " file of one kind, these are all of them", float),
     Option("accumulate", 1, "batches that make up one update", int, metavar="BATCHES"),
     Option("seed", 0, "of the order of rows and of dropout", int),
 )  # fmt: skip
@@ -180,7 +181,7 @@ def read_recipe(file: Path) -> Values:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{file} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{file} is no JSON: {error}") from None
     if not isinstance(content, dict):
         raise RequestError(f"{file} is no recipe; expected an object with names of options")
@@ -197,8 +198,10 @@ def read_recipe(file: Path) -> Values:
     empty: Values = {}
     for name, value in content.items():
         option = OPTIONS[name]
-        if value is None or value == []:
-            empty[name] = value
+        if value is None or (value == [] and isinstance(option.default, list)):
+            empty[name] = option.default if value is None else []
+        elif value == []:
+            raise RequestError(f"{file}: {name} cannot be []")
         elif isinstance(value, bool) or option.type is bool:
             if not isinstance(value, bool) or option.type is not bool:
                 raise RequestError(f"{file}: {name} cannot be {json.dumps(value)}")

@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ..command_line.main import EXIT_ERROR, EXIT_INTERRUPTED
 from ..errors import JvlmError
+from ..exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
 
 
 def run_command(

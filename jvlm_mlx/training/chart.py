@@ -27,7 +27,7 @@ def require_matplotlib() -> Any:
 
 
 def write_chart(metrics: Path, file: Path) -> None:
-    """Write a picture of the losses by step.
+    """Write a picture of the losses by step; none of a run that has not reported any.
 
     Args:
         metrics: file of metrics.
@@ -37,7 +37,9 @@ def write_chart(metrics: Path, file: Path) -> None:
         RequestError: matplotlib is not installed.
         TrainingError: the file cannot be written.
     """
-    lines = read_metrics(metrics)
+    lines = [line for line in read_metrics(metrics) if "loss" in line]
+    if not lines:
+        return
     figure = require_matplotlib()(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]

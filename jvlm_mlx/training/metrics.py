@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import TrainingError
+
 METRICS_NAME = "metrics.jsonl"
 
 
@@ -25,9 +27,18 @@ class MetricsFile:
         self._file = file
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Add a line."""
-        with self._file.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(values) + "\n")
+        """Add a line.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        try:
+            with self._file.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self._file} cannot be written: {error.strerror or error}"
+            ) from error
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -39,7 +50,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
         except ValueError:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def train(
         progress: told of every step.
 
     Raises:
-        TrainingError: the loss is no number any more, or nothing can be written.
+        TrainingError: the loss or a weight is no number any more, or nothing can be written.
         RequestError: a batch holds what the model cannot learn.
     """
     trainer = Trainer(model, settings, processes)
@@ -100,7 +101,8 @@ def train(
         for step in range(first, settings.steps):
             began = time.perf_counter()
             parts = [next(batches) for _ in range(count)]
-            result = trainer.step([prepare(model, part) for part in parts], step)
+            with _naming_what_is_left(output):
+                result = trainer.step([prepare(model, part) for part in parts], step)
             seconds = time.perf_counter() - began
             done = step + 1
             is_last = done == settings.steps
@@ -131,13 +133,31 @@ def train(
             stops = processes.sum(should_stop()) > 0
             if stops or (settings.save_every and done % settings.save_every == 0):
                 path = step_folder(output, done)
+                with _naming_what_is_left(output):
+                    trainer.check_weights(done)
                 if processes.is_first:
                     _save(trainer, output, source, path, done, feed.data.digest)
             if stops:
                 return TrainingResult(done, False, path, report)
+    with _naming_what_is_left(output):
+        trainer.check_weights(settings.steps)
     if processes.is_first:
         _write_result(trainer, output, source)
     return TrainingResult(settings.steps, True, output, report)
+
+
+@contextmanager
+def _naming_what_is_left(output: Path) -> Iterator[None]:
+    """Add to an error where the newest checkpoint is, if there is one."""
+    try:
+        yield
+    except TrainingError as error:
+        steps = saved_steps(output)
+        if not steps:
+            raise
+        raise TrainingError(
+            f"{error}; what was learned before is in {step_folder(output, steps[-1])}"
+        ) from error
 
 
 def validation_loss(trainer: Trainer, validation: Feed) -> float:

@@ -1,5 +1,6 @@
 """What one training run is asked to do, checked before anything is loaded."""
 
+import math
 from dataclasses import dataclass, fields
 
 from ..errors import RequestError
@@ -31,8 +32,10 @@ class PartSettings:
         Raises:
             RequestError: naming the part and the setting.
         """
-        if not self.learning_rate > 0:
-            raise RequestError(f"{part}: learning rate {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise RequestError(
+                f"{part}: learning rate {self.learning_rate} must be above 0 and finite"
+            )
         if self.warmup_steps < 0:
             raise RequestError(f"{part}: {self.warmup_steps} warm-up steps must not be negative")
         if self.decay not in DECAYS:
@@ -69,6 +72,8 @@ class AdapterSettings:
             )
         if self.rank < 1:
             raise RequestError(f"adapter rank {self.rank} must be at least 1")
+        if not math.isfinite(self.scale):
+            raise RequestError(f"adapter scale {self.scale} must be finite")
         if not 0 <= self.dropout < 1:
             raise RequestError(f"adapter dropout {self.dropout} must be at least 0 and below 1")
         if self.num_layers is not None and self.num_layers < 1:
@@ -125,12 +130,14 @@ class TrainingSettings:
             raise RequestError("nothing is left to train: every part is frozen")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise RequestError(f"betas {self.betas} must be at least 0 and below 1")
-        if not self.eps > 0:
-            raise RequestError(f"eps {self.eps} must be above 0")
-        if self.weight_decay < 0:
-            raise RequestError(f"weight_decay {self.weight_decay} must not be negative")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise RequestError(f"max_grad_norm {self.max_grad_norm} must be above 0")
+        if not 0 < self.eps < math.inf:
+            raise RequestError(f"eps {self.eps} must be above 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RequestError(f"weight_decay {self.weight_decay} must be at least 0 and finite")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise RequestError(f"max_grad_norm {self.max_grad_norm} must be above 0 and finite")
+        if not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed {self.seed} must be at least 0 and below 2**64")
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
 

@@ -18,6 +18,8 @@ from .optimizer import Arrays, PartOptimizer, flat, gradient_norm
 from .processes import Processes
 from .settings import TrainingSettings
 
+_ADVICE = "begin again with a lower learning rate or a longer warm-up"
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -140,10 +142,25 @@ class Trainer:
         if not mx.isfinite(loss + norm).item():
             raise TrainingError(
                 f"step {number + 1}: the loss is {result.loss} and the gradient's length"
-                f" {result.gradient_norm}; lower the learning rate or lengthen the warm-up, and"
-                " start again from the last checkpoint"
+                f" {result.gradient_norm}; {_ADVICE}"
             )
         return result
+
+    def check_weights(self, step: int) -> None:
+        """Refuse weights that must not be written: the loss has not been measured with them yet.
+
+        Args:
+            step: number of updates, for the message.
+
+        Raises:
+            TrainingError: a weight is no finite number any more.
+        """
+        for path, array in self.parameters.items():
+            # One after the other, so that what is compared takes little memory.
+            if not mx.isfinite(array).all().item():
+                raise TrainingError(
+                    f"step {step}: {path} is not finite any more, so nothing is written; {_ADVICE}"
+                )
 
     def loss(self, batches: Iterable[Inputs]) -> float:
         """Return the mean loss over the targets of all batches, without learning from them."""

@@ -43,8 +43,8 @@ class BatchSettings:
         for name in ("batch_size", "bucket_batches"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise RequestError(f"seed {self.seed} must not be negative")
+        if not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed {self.seed} must be at least 0 and below 2**64")
         if not 0 <= self.text_share <= 1:
             raise RequestError(f"text_share {self.text_share} must be between 0 and 1")
 
@@ -66,6 +66,10 @@ class MixturePlan(BatchPlan):
     A low-discrepancy sequence says which source is next, so shares are met at all times and not
     only in the long run. Every source is gone through in a random order, all of it before any row
     comes again, and then in another order.
+
+    A few batches at a time, a window, are drawn together and then shuffled. Of a single source, no
+    window goes beyond the end of an epoch, so that an epoch's batches have all its rows. Several
+    sources are each in an epoch of their own, and all windows are of the same length.
     """
 
     def __init__(self, data: TrainingData, settings: BatchSettings) -> None:
@@ -77,6 +81,8 @@ class MixturePlan(BatchPlan):
         self._settings = settings
         self._sources = data.sources
         self.steps_per_epoch = -(-data.num_rows // settings.batch_size)
+        # How many batches the lengths of windows repeat after.
+        self._period = self.steps_per_epoch if len(data.sources) == 1 else settings.bucket_batches
         self._ends = np.cumsum(shares(data, settings.text_share))
         self._ends[-1] = 1.0
         self._offset = self._random(_SOURCES).integers(0, 2**64, dtype=np.uint64)
@@ -86,8 +92,13 @@ class MixturePlan(BatchPlan):
 
     def rows(self, step: int) -> Places:
         """Return the rows of a batch, (batch_size, 2): source and row within it."""
+        period, step = divmod(step, self._period)
         window, place = divmod(step, self._settings.bucket_batches)
-        return self._window(window)[place]
+        return self._window(period * self._windows_of_period + window)[place]
+
+    @property
+    def _windows_of_period(self) -> int:
+        return -(-self._period // self._settings.bucket_batches)
 
     def _random(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self._settings.seed, *purpose])
@@ -95,10 +106,14 @@ class MixturePlan(BatchPlan):
     def _make_window(self, window: int) -> list[Places]:
         """Draw the rows of a few batches and share them out."""
         settings = self._settings
+        period, of_period = divmod(window, self._windows_of_period)
+        start = of_period * settings.bucket_batches
+        stop = min(start + settings.bucket_batches, self._period)
         per_draw = settings.batch_size if settings.single_source else 1
-        draws = settings.bucket_batches * settings.batch_size // per_draw
-        chosen = self._chosen(window * draws, (window + 1) * draws)
-        taken = self._taken(window * draws)
+        per_batch = settings.batch_size // per_draw
+        first = (period * self._period + start) * per_batch
+        chosen = self._chosen(first, first + (stop - start) * per_batch)
+        taken = self._taken(first)
         batches: list[Places] = []
         pool = []
         for number, source in enumerate(self._sources):

@@ -43,8 +43,9 @@ def prepare_data(
         progress: told how far reading has come.
 
     Raises:
-        DataError: rows cannot be trained on. Names them with file and line, a line each, up to
-            a number of them; or says why the checkpoint's chat template cannot be trained with.
+        DataError: files cannot be read, or rows cannot be trained on. Names the files, and then
+            the rows with file and line, a line each, up to a number of them; or says why the
+            checkpoint's chat template cannot be trained with.
         RequestError: a limit on pictures is out of range.
     """
     checker = _Checker(processor, limits, decode_pictures)
@@ -68,7 +69,7 @@ def prepare_data(
             if not read:
                 raise DataError("has no rows")
         except DataError as error:
-            checker.refuse(f"{source.path}: {error}")
+            checker.refuse_file(f"{source.path} {error}")
         before += size
         sources += _by_kind(source, rows)
     checker.raise_if_bad()
@@ -91,11 +92,16 @@ class _Checker:
         self._size_of = decoded_size if decode_pictures else picture_size
         self._sizes: dict[str, tuple[int, int]] = {}
         self._layouts: dict[tuple[int, int], ImageLayout] = {}
+        self._bad_files: list[str] = []
         self._num_bad = 0
         self._lines: list[str] = []
 
+    def refuse_file(self, line: str) -> None:
+        """Remember a file that has no rows or cannot be read."""
+        self._bad_files.append(" ".join(line.split()))
+
     def refuse(self, line: str) -> None:
-        """Remember something bad."""
+        """Remember a bad row."""
         self._num_bad += 1
         if len(self._lines) < MOST_SHOWN:
             self._lines.append(" ".join(line.split()))
@@ -106,19 +112,16 @@ class _Checker:
         Raises:
             DataError: something was.
         """
-        if not self._num_bad:
-            return
+        lines = self._bad_files
+        if self._num_bad:
+            what = "a row" if self._num_bad == 1 else f"{self._num_bad} rows"
+            heading = f"{what} cannot be trained on; mend or remove what is listed here:"
+            lines = [*lines, heading, *self._lines]
         more = self._num_bad - len(self._lines)
-        what = "a row" if self._num_bad == 1 else f"{self._num_bad} rows"
-        raise DataError(
-            "\n".join(
-                [
-                    f"{what} cannot be trained on; mend or remove what is listed here:",
-                    *self._lines,
-                    *([f"and {more} more"] if more else []),
-                ]
-            )
-        )
+        if more:
+            lines = [*lines, f"and {more} more"]
+        if lines:
+            raise DataError("\n".join(lines))
 
     def row(self, source: Source, number: int, line: bytes) -> TrainingRow | None:
         """Return a row, or remember why there is none."""
