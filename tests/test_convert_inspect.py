@@ -190,6 +190,8 @@ def test_the_demo_and_a_repository(grouped, monkeypatch):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="there is no folder"):
         inspect(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="cannot be looked up"):
+        inspect("~nobody-here/x")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="holds no Jina-VLM"):
         inspect(tmp_path / "other.safetensors")

@@ -287,3 +287,21 @@ def test_metrics_that_cannot_be_written_are_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: Is a directory"):
         file.write({"step": 1})
+
+
+@pytest.mark.parametrize("option", ["--data", "--output", "--model", "--validation"])
+@pytest.mark.parametrize("path", ["~nobody-here/x", "x" * 300 + ".jsonl"])
+def test_paths_that_cannot_be_looked_up(arguments, capsys, option, path):
+    code, _, said = run(capsys, *arguments, "--steps", 1, option, path)
+    assert code == EXIT_ERROR
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+def test_a_mixture_with_a_path_that_cannot_be_looked_up(arguments, capsys, tmp_path):
+    source = {"name": "a", "path": "~nobody-here/x.jsonl", "kind": "text", "weight": 1}
+    (tmp_path / "mixture.json").write_text(json.dumps({"sources": [source]}))
+    code, _, said = run(capsys, *arguments, "--steps", 1, "--data", tmp_path / "mixture.json")
+    assert code == EXIT_ERROR
+    assert said.startswith("error: ~nobody-here/x.jsonl cannot be looked up")

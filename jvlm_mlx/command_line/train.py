@@ -16,7 +16,7 @@ from typing import Any
 
 from ..checkpoint.adapters import CONFIG_NAME
 from ..checkpoint.load import load, load_processor, read_settings
-from ..checkpoint.locate import DEMO, locate_checkpoint
+from ..checkpoint.locate import DEMO, local_path, locate_checkpoint
 from ..convert.other_files import CONFIG
 from ..errors import RequestError, TrainingError
 from ..exit_codes import EXIT_INTERRUPTED, EXIT_OK
@@ -108,7 +108,7 @@ def _output(given: Values, recipe: Values) -> Path:
     output = given.get("output", recipe.get("output"))
     if output is None:
         raise RequestError("there is no place for the result: give a folder with --output")
-    return Path(output).expanduser()
+    return local_path(output, RequestError)
 
 
 def _refuse_existing(output: Path) -> None:
@@ -148,7 +148,7 @@ def _path(name: str, value: Any) -> Path | None:
     """Return the path that the value of an option is; None if it is none."""
     if value is None or name not in ("model", "data", "validation"):
         return None
-    path = Path(value).expanduser()
+    path = local_path(value, RequestError)
     # A model may be a repository, too.
     is_path = name != "model" or (value != DEMO and path.is_dir())
     return path if is_path else None

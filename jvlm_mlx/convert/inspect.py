@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import CheckpointFiles, StoredTensor
-from ..checkpoint.locate import locate_checkpoint
+from ..checkpoint.locate import local_path, locate_checkpoint
 from ..checkpoint.names import PARTS, Layout, detect_layout, part_of
 from ..checkpoint.quantization import infer_quantization, quantizable_layers
 from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
@@ -88,7 +88,7 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         CheckpointError: it is not there, cannot be read, or holds something else.
     """
-    place = Path(path).expanduser()
+    place = local_path(path, CheckpointError)
     if place.is_file():
         files = CheckpointFiles(place.parent, only=place)
     else:

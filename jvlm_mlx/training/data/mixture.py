@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...checkpoint.locate import local_path
 from ...errors import DataError
 
 KINDS = ("captions", "instructions", "text")
@@ -47,7 +48,7 @@ def read_mixture(path: str | Path) -> Mixture:
     Raises:
         DataError: the file cannot be read, or says something else than a mixture.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, DataError)
     if path.suffix == ".jsonl":
         return Mixture((Source(path.stem, path, None, 1.0),))
     try:
@@ -88,4 +89,5 @@ def _read_source(entry: Any, folder: Path, where: str) -> Source:
         raise DataError(f"{where}: weight is {weight!r}; expected a number above 0")
     if not 0 < weight < math.inf:
         raise DataError(f"{where}: weight is {weight}; expected a number above 0")
-    return Source(entry["name"], folder / Path(entry["path"]).expanduser(), kind, float(weight))
+    path = folder / local_path(entry["path"], DataError)
+    return Source(entry["name"], path, kind, float(weight))
