@@ -1,6 +1,7 @@
 """Adapters: what they add, what they leave alone, and how they become ordinary weights."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -350,6 +351,25 @@ def test_an_adapter_that_does_not_fit_is_refused(bases, trained, tmp_path, chang
     with pytest.raises(CheckpointError, match=message) as refused:
         jvlm_mlx.load(bases["plain"], adapter_path=tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale": float("nan")}, "scale is nan; expected a finite number"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; expected from 0 to below 1"),
+        ({"dropout": -1}, "dropout is -1; expected from 0 to below 1"),
+        ({"keys": ["decoder.layers.0.mlp.up"] * 2}, "keys names a layer twice"),
+    ],
+)
+def test_a_damaged_adapter_configuration_is_refused(bases, trained, tmp_path, values, message):
+    shutil.copytree(trained("lora", "plain"), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["lora_parameters"] |= values
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        jvlm_mlx.load(bases["plain"], adapter_path=tmp_path / "adapter")
 
 
 def test_a_folder_without_adapter_is_named(bases, tmp_path):

@@ -68,8 +68,14 @@ class AdapterConfig:
             raise CheckpointError(f"{file}: rank is {rank!r}; expected a whole number above 0")
         if not isinstance(scale, int | float) or not isinstance(dropout, int | float):
             raise CheckpointError(f"{file}: lora_parameters has no number for scale or dropout")
+        if not math.isfinite(scale):
+            raise CheckpointError(f"{file}: scale is {scale}; expected a finite number")
+        if not 0 <= dropout < 1:
+            raise CheckpointError(f"{file}: dropout is {dropout}; expected from 0 to below 1")
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
             raise CheckpointError(f"{file}: lora_parameters has no keys, the paths of layers")
+        if len(set(keys)) < len(keys):
+            raise CheckpointError(f"{file}: keys names a layer twice")
         return cls(kind, rank, float(scale), float(dropout), tuple(keys))
 
     def write(self, folder: Path, **more: Any) -> None:
