@@ -105,7 +105,7 @@ def installed(tmp_path_factory, monkeypatch):
     """A stand-in for the checkpoint in the package."""
     folder = tmp_path_factory.mktemp("installed")
     (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(locate, "_DEMO_FOLDER", folder)
+    monkeypatch.setattr(locate, "DEMO_FOLDER", folder)
     return folder
 
 

@@ -261,3 +261,10 @@ def test_web_addresses_that_fail(server, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     assert "timed out" in error_line(server + "/slow")
     assert "took longer than" in error_line(server + "/drip")
+
+
+@pytest.mark.parametrize("name", ["data", "file", "http"])
+def test_a_file_may_be_called_like_a_scheme(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / name, "PNG")
+    assert open_image(name).size == (3, 2)

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from training_case import QUESTION, write_rows
+from training_case import QUESTION, run_arguments, write_rows
+from training_case import refusal_of_training as refused
+from training_case import run_command as run
 
-from jvlm_mlx.command_line.main import run_verb
 from jvlm_mlx.command_line.train_options import DEFAULTS, training_settings
 from jvlm_mlx.command_line.train_progress import TrainingBars
 from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
@@ -29,27 +30,8 @@ def rows(tmp_path_factory):
 
 @pytest.fixture
 def arguments(golden_folder, rows, tmp_path):
-    """What every run here is asked for."""
-    return [
-        "--model", golden_folder / "tiny", "--data", rows, "--output", tmp_path / "out",
-        "--batch-size", 4, "--max-crops", 1, "--dtype", "float32", "--bucket-batches", 1,
-        "--learning-rate", "1e-3",
-    ]  # fmt: skip
-
-
-def run(capsys, verb, *arguments):
-    code = run_verb(verb, [str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return code, output.out, output.err
-
-
-def refused(capsys, *arguments):
-    """The one line that a refusal is."""
-    code, out, err = run(capsys, "train", *arguments)
-    assert code == EXIT_ERROR
-    assert out == ""
-    (line,) = err.splitlines()
-    return line
+    short = run_arguments(golden_folder / "tiny", rows, tmp_path / "out")
+    return [*short, "--learning-rate", "1e-3"]
 
 
 def metrics(output):

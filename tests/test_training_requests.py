@@ -7,10 +7,10 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from training_case import write_rows
+from training_case import refusal_of_training as refused
+from training_case import run_arguments, run_command, write_rows
 
 from jvlm_mlx.command_line import train as train_verb
-from jvlm_mlx.command_line.main import run_verb
 from jvlm_mlx.command_line.train_options import DEFAULTS, read_recipe
 from jvlm_mlx.errors import TrainingError
 from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
@@ -25,26 +25,11 @@ def rows(tmp_path_factory):
 
 @pytest.fixture
 def arguments(golden_folder, rows, tmp_path):
-    """What every run here is asked for."""
-    return [
-        "--model", golden_folder / "tiny", "--data", rows, "--output", tmp_path / "out",
-        "--batch-size", 4, "--max-crops", 1, "--dtype", "float32", "--bucket-batches", 1,
-    ]  # fmt: skip
+    return run_arguments(golden_folder / "tiny", rows, tmp_path / "out")
 
 
 def run(capsys, *arguments):
-    code = run_verb("train", [str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return code, output.out, output.err
-
-
-def refused(capsys, *arguments):
-    """The one line that a refusal is."""
-    code, out, err = run(capsys, *arguments)
-    assert code == EXIT_ERROR
-    assert out == ""
-    (line,) = err.splitlines()
-    return line
+    return run_command(capsys, "train", *arguments)
 
 
 def metrics(output):

@@ -6,6 +6,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from jvlm_mlx.command_line.main import run_verb
+from jvlm_mlx.exit_codes import EXIT_ERROR
 from jvlm_mlx.training import FeedSettings, PartSettings, TrainingSettings, training_feed
 from jvlm_mlx.training.data import DataLimits, prepare_data, read_mixture
 from jvlm_mlx.training.processes import Processes
@@ -112,3 +114,27 @@ def joined(batches):
         else:
             fields[field.name] = values[0] if values[0] is None else sum(values, ())
     return type(first)(**fields)
+
+
+def run_arguments(model, rows, output):
+    """What every short run on the command line is asked for."""
+    return [
+        "--model", model, "--data", rows, "--output", output,
+        "--batch-size", 4, "--max-crops", 1, "--dtype", "float32", "--bucket-batches", 1,
+    ]  # fmt: skip
+
+
+def run_command(capsys, verb, *arguments):
+    """Run a verb: its exit code, what it printed, and what it said."""
+    code = run_verb(verb, [str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def refusal_of_training(capsys, *arguments):
+    """The one line that a refusal is."""
+    code, out, err = run_command(capsys, "train", *arguments)
+    assert code == EXIT_ERROR
+    assert out == ""
+    (line,) = err.splitlines()
+    return line

@@ -15,12 +15,11 @@ from typing import Any
 from ..errors import RequestError
 from ..generate.options import GenerationOptions
 from ..images.decode import reason
-from ..images.source import source_name
+from ..images.source import is_address, source_name
 from .request import BatchRequest
 
 _OPTIONS = {field.name: field.type for field in dataclasses.fields(GenerationOptions)}
 _KEYS = ("id", "prompt", "messages", "image", "images", "system")
-_ADDRESSES = ("http:", "https:", "file:", "data:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _locate(source: str, folder: Path) -> str:
     Raises:
         RequestError: it is in the home folder of a user who does not exist.
     """
-    if source.lower().startswith(_ADDRESSES):
+    if is_address(source):
         return source
     try:
         return str(folder / Path(source).expanduser())

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_REPOSITORY = "jinaai/jina-vlm"
 DEMO = "demo"
 """Name of the very small model that comes with this package."""
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "checkpoint"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "checkpoint"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -164,11 +164,11 @@ def locate_checkpoint(
 def _locate_demo(revision: str | None) -> Path:
     if revision is not None:
         raise CheckpointError(f"{DEMO} comes with this package and has no revision {revision!r}")
-    if not (_DEMO_FOLDER / "config.json").is_file():
+    if not (DEMO_FOLDER / "config.json").is_file():
         raise CheckpointError(
             f"this installation lacks the model {DEMO}; install the package again,"
             f" or give ./{DEMO} if you mean a folder"
         )
     if Path(DEMO, "config.json").is_file():
         logger.warning("%s is the model of this package; the folder here is ./%s", DEMO, DEMO)
-    return _DEMO_FOLDER
+    return DEMO_FOLDER

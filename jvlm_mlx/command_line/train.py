@@ -20,6 +20,7 @@ from ..checkpoint.locate import DEMO, local_path, locate_checkpoint
 from ..convert.other_files import CONFIG
 from ..errors import RequestError, TrainingError
 from ..exit_codes import EXIT_INTERRUPTED, EXIT_OK
+from ..figure import new_figure
 from ..training import (
     FeedSettings,
     TrainingResult,
@@ -28,7 +29,7 @@ from ..training import (
     training_feed,
     validation_feed,
 )
-from ..training.chart import require_matplotlib, write_chart
+from ..training.chart import write_chart
 from ..training.checkpoints import RUN_FOLDER, saved_steps, step_folder, write_json
 from ..training.data import DataLimits, prepare_data, read_mixture
 from ..training.metrics import METRICS_NAME
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         if processes.is_first:
             _refuse_existing(output)
     if values["chart"]:
-        require_matplotlib()  # not found missing at the end of a long run
+        new_figure("chart")  # not found missing at the end of a long run
     if values["data"] is None:
         raise RequestError("there is nothing to learn from: give a file with --data")
     with TrainingBars(wants_progress(arguments.quiet) and processes.is_first) as bars:

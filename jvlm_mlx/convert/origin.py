@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from ..checkpoint.locate import DEMO
+from ..checkpoint.locate import DEMO, DEMO_FOLDER
 
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "checkpoint"
 _CACHE_PREFIX = "models--"
 _CACHE_SNAPSHOTS = "snapshots"
 
@@ -17,7 +16,7 @@ def origin(folder: Path) -> tuple[str, str | None]:
     the name is all there is.
     """
     folder = folder.resolve()
-    if folder == _DEMO_FOLDER.resolve():
+    if folder == DEMO_FOLDER.resolve():
         return DEMO, None
     repository = folder.parent.parent.name
     if folder.parent.name == _CACHE_SNAPSHOTS and repository.startswith(_CACHE_PREFIX):

@@ -3,10 +3,10 @@
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.locate import local_path
-from ..errors import ConversionError, RequestError
+from ..errors import ConversionError
+from ..figure import new_figure
 from .compare import relative_error
 from .verify import Verification
 
@@ -18,7 +18,7 @@ def check_plot(file: Path) -> None:
         RequestError: matplotlib is not installed.
         ConversionError: the file cannot be written, or is of no kind that matplotlib writes.
     """
-    kinds = _new_figure().canvas.get_supported_filetypes()
+    kinds = new_figure("plot").canvas.get_supported_filetypes()
     file = local_path(file, ConversionError)
     kind = file.suffix[1:].lower()
     if kind and kind not in kinds:
@@ -41,7 +41,7 @@ def write_plot(verification: Verification, file: Path) -> None:
         RequestError: matplotlib is not installed.
         ConversionError: the file cannot be written.
     """
-    figure = _new_figure()
+    figure = new_figure("plot")
     layers, others = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     rest = []
     for part, error in verification.weight_errors().items():
@@ -65,19 +65,3 @@ def write_plot(verification: Verification, file: Path) -> None:
         figure.savefig(local_path(file, ConversionError), dpi=150)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{file} cannot be written: {error}") from error
-
-
-def _new_figure() -> Any:
-    """Return an empty figure.
-
-    Raises:
-        RequestError: matplotlib is not installed.
-    """
-    try:
-        # Not pyplot, which would choose a window system and keep a global state.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RequestError(
-            "a plot needs matplotlib: pip install 'jvlm-mlx[plot]', or leave out --plot"
-        ) from None
-    return Figure(figsize=(8, 4.5), layout="constrained")

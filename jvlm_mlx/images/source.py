@@ -53,7 +53,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _from_pillow(source)
     if isinstance(source, str):
-        scheme = source.partition(":")[0].lower()
+        scheme = _scheme(source)
         if scheme in ("http", "https"):
             return decode(io.BytesIO(download(source, name)), name)
         if scheme == "data":
@@ -77,7 +77,12 @@ def open_image(source: ImageSource) -> Image.Image:
 
 def is_address(source: str) -> bool:
     """Return whether a text is an address that `open_image` takes, and no path."""
-    return source.partition(":")[0].lower() in ("http", "https", "data", "file")
+    return _scheme(source) in ("http", "https", "data", "file")
+
+
+def _scheme(source: str) -> str:
+    scheme, colon, _ = source.partition(":")
+    return scheme.lower() if colon else ""
 
 
 def source_name(source: object) -> str:

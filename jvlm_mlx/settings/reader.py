@@ -20,22 +20,22 @@ _REQUIRED: Any = object()
 
 def integer(value: Any) -> int:
     """Accept a JSON whole number (not a boolean)."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError("a whole number")
-    return value
+    return _whole(value, -math.inf, "a whole number")
 
 
 def size(value: Any) -> int:
     """Accept a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TypeError("a whole number above 0")
-    return value
+    return _whole(value, 1, "a whole number above 0")
 
 
 def count(value: Any) -> int:
     """Accept a whole number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("a whole number that is not negative")
+    return _whole(value, 0, "a whole number that is not negative")
+
+
+def _whole(value: Any, lowest: float, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise TypeError(expected)
     return value
 
 

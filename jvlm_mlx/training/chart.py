@@ -1,29 +1,13 @@
 """A chart of a run's losses, from its metrics."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RequestError, TrainingError
+from ..errors import TrainingError
+from ..figure import new_figure
 from .metrics import read_metrics
-
-
-def require_matplotlib() -> Any:
-    """Return matplotlib's figure.
-
-    Raises:
-        RequestError: it is not installed.
-    """
-    try:
-        # Not pyplot, which would choose a window system and keep a global state.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RequestError(
-            "a chart needs matplotlib: pip install 'jvlm-mlx[plot]', or leave out --chart"
-        ) from None
-    return Figure
 
 
 def write_chart(metrics: Path, file: Path) -> None:
@@ -40,7 +24,7 @@ def write_chart(metrics: Path, file: Path) -> None:
     lines = [line for line in read_metrics(metrics) if "loss" in line]
     if not lines:
         return
-    figure = require_matplotlib()(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure("chart")
     axes = figure.subplots()
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     axes.plot(steps, losses, alpha=0.3, color="C0", label="training")
