@@ -27,16 +27,10 @@ from jvlm_mlx.demo.architecture import FEATURE_LAYERS, POOLING_SIZE
 from jvlm_mlx.demo.data import write_data
 from jvlm_mlx.demo.tasks import TASKS
 from jvlm_mlx.demo.untrained import write_untrained
-from jvlm_mlx.training import (
-    FeedSettings,
-    PartSettings,
-    StepReport,
-    TrainingSettings,
-    prepare_model,
-    train,
-    training_feed,
-)
-from jvlm_mlx.training.data import DataLimits, prepare_data, read_mixture
+from jvlm_mlx.training import (FeedSettings, PartSettings, StepReport, TrainingSettings, prepare_model, train, training_feed)
+from jvlm_mlx.training.data_limits import DataLimits
+from jvlm_mlx.training.prepare_data import prepare_data
+from jvlm_mlx.training.mixture import read_mixture
 from jvlm_mlx.training.processes import Processes
 
 from .common.machine import describe_machine

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_checkpoint import checkpoint_bytes, released_config, write_random_checkpoint
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert.numbers import bytes_text
-from jvlm_mlx.convert.tables import table
-from jvlm_mlx.convert.workers import WORKERS
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.cli.units import bytes_text
+from jvlm_mlx.cli.tables import table
+from jvlm_mlx.conversion.workers import WORKERS
 
 RUNS: dict[str, dict[str, Any]] = {
     "as stored": {},
@@ -82,7 +82,7 @@ def quantizer_speed(options: dict[str, Any]) -> float | None:
     """Return how many bytes of bfloat16 a second mlx alone quantizes, in one thread."""
     import mlx.core as mx
 
-    from jvlm_mlx.convert.options import ConversionOptions
+    from jvlm_mlx.conversion.conversion_options import ConversionOptions
 
     if not options.get("quantize"):
         return None

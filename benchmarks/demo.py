@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jvlm_mlx import convert, load
-from jvlm_mlx.checkpoint.locate import locate_checkpoint
+from jvlm_mlx.checkpoint.hub import locate_checkpoint
 from jvlm_mlx.demo.accuracy import Accuracy, measure_accuracy
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS
 

@@ -19,8 +19,8 @@ counted in full.
 import argparse
 from dataclasses import asdict, dataclass
 
-from jvlm_mlx.images import ImageLayout
-from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.processing.tiling import ImageLayout
+from jvlm_mlx.config.model_config import ModelSettings
 
 from .common.geometry import released_settings
 from .common.photos import image_processor

@@ -15,7 +15,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx.model import Model
-from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.config.model_config import ModelSettings
 
 from .common.counting import count_kernels
 from .common.geometry import constant, released_settings, weightless_model

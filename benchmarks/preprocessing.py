@@ -31,9 +31,11 @@ from typing import Any
 import skimage.data
 from PIL import Image
 
-from jvlm_mlx.images import ImageProcessor, ImageTokenIds, open_image
-from jvlm_mlx.settings.image import ImageSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.processing.image_processor import ImageProcessor
+from jvlm_mlx.processing.image_tokens import ImageTokenIds
+from jvlm_mlx.processing.image_io import open_image
+from jvlm_mlx.config.image_config import ImageSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 SETTINGS = Path(__file__).parent / "released" / "preprocessor_config.json"
 IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=151939, image=151940)

@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
-from jvlm_mlx.checkpoint.rows import NUMPY_DTYPES, row_blocks
+from jvlm_mlx.checkpoint.row_reader import NUMPY_DTYPES, row_blocks
 from jvlm_mlx.checkpoint.weights import parameter_parts, parameters
-from jvlm_mlx.convert.plan import Output
-from jvlm_mlx.convert.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from jvlm_mlx.conversion.plan import Output
+from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from jvlm_mlx.model import Model
-from jvlm_mlx.settings.model import ModelSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.config.model_config import ModelSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 RELEASED = Path(__file__).parent / "released"
 SMALL = Path(__file__).parents[1] / "tests" / "golden" / "tiny"

@@ -18,15 +18,7 @@ import statistics
 import sys
 from typing import Any
 
-from jvlm_mlx import (
-    ChatSession,
-    GenerationCaches,
-    GenerationPiece,
-    Model,
-    Processor,
-    encode_image,
-    stream_generate,
-)
+from jvlm_mlx import (ChatSession, GenerationCaches, GenerationPiece, Model, Processor, encode_image, stream_generate)
 
 from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
 from .common.machine import describe_machine

@@ -17,9 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from jvlm_mlx.checkpoint.load import DTYPES, load
+from jvlm_mlx.checkpoint.loader import DTYPES, load
 from jvlm_mlx.model import Model
-from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.config.model_config import ModelSettings
 
 from .common.geometry import random_model, released_settings
 from .common.limits import Limits, measure_limits, median_limits

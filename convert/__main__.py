@@ -2,7 +2,7 @@
 
 import sys
 
-from jvlm_mlx.command_line.main import run_verb
+from jvlm_mlx.cli.main import run_verb
 
 if __name__ == "__main__":
     sys.exit(run_verb("convert", prog="python -m convert"))

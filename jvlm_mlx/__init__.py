@@ -7,42 +7,36 @@ print(generate(model, processor, "What is this?", images="photo.jpg").text)
 """
 
 import logging
+import sys
+import warnings
 
-from .importing import import_mlx_lm
+from ._mlx_lm import import_mlx_lm
 from .version import __version__
 
 # Notices belong to the app: without a handler of its own, nothing is printed.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 import_mlx_lm()  # with care, before anything else imports mlx-lm
+if sys.argv[:1] == ["-m"]:
+    # Python is looking for the module of `python -m jvlm_mlx.generate`. It would warn that this
+    # package has imported that module already, which does no harm: the module runs nothing twice.
+    warnings.filterwarnings("ignore", r"'jvlm_mlx\.", RuntimeWarning, "runpy")
 
-from .batch import BatchAnswer, BatchRequest, generate_batch  # noqa: E402 - see above
-from .chat import ChatSession  # noqa: E402
-from .checkpoint.load import load  # noqa: E402
+from .generation.requests import BatchAnswer, BatchRequest  # noqa: E402 - see above
+from .generation.batch_engine import generate_batch  # noqa: E402 - see above
+from .generation.session import ChatSession  # noqa: E402
+from .checkpoint.loader import load  # noqa: E402
 from .convert import Conversion, convert  # noqa: E402
-from .errors import (  # noqa: E402
-    CheckpointError,
-    ConversionError,
-    DataError,
-    ImageError,
-    JvlmError,
-    PromptError,
-    RequestError,
-    SessionError,
-    TrainingError,
-    UnsupportedSettingError,
-)
-from .generate import (  # noqa: E402
-    GenerationOptions,
-    GenerationPiece,
-    GenerationResult,
-    encode_image,
-    generate,
-    stream_generate,
-)
+from .errors import CheckpointError, ConversionError, DataError, ImageError, JvlmError, PromptError, RequestError, SessionError, TrainingError, UnsupportedSettingError  # noqa: E402
+from .generation.options import GenerationOptions  # noqa: E402
+from .generation.response import GenerationPiece, GenerationResult  # noqa: E402
+from .generation.image_encoding import encode_image  # noqa: E402
+from .generate import generate, stream_generate  # noqa: E402
 from .model import Model  # noqa: E402
-from .model_inputs import ModelInputs  # noqa: E402
-from .processor import Processor  # noqa: E402
-from .reuse import CacheStats, EncodedImage, GenerationCaches  # noqa: E402
+from .processing.inputs import ModelInputs  # noqa: E402
+from .processing.processor import Processor  # noqa: E402
+from .generation.cache_stats import CacheStats  # noqa: E402
+from .generation.encoded_image import EncodedImage  # noqa: E402
+from .generation.caches import GenerationCaches  # noqa: E402
 
 __all__ = [
     "BatchAnswer",

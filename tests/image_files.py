@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from jvlm_mlx.errors import ImageError
-from jvlm_mlx.images.source import open_image
+from jvlm_mlx.processing.image_io import open_image
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (9, 14, 3), np.uint8)
 TURNED = 6

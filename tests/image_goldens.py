@@ -7,9 +7,9 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from jvlm_mlx.images import ImageTokenIds
-from jvlm_mlx.settings.image import ImageSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.processing.image_tokens import ImageTokenIds
+from jvlm_mlx.config.image_config import ImageSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 GOLDEN = Path(__file__).parent / "golden"
 PHOTOS = Path(skimage.data.data_dir)

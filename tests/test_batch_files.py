@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import jvlm_mlx
-from jvlm_mlx.batch.output import AnswerFile
-from jvlm_mlx.command_line.main import main
+from jvlm_mlx.cli.batch_responses import AnswerFile
+from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import RequestError
 
 
@@ -92,7 +92,7 @@ def test_going_on_asks_nothing_twice(golden_folder, files, capsys, monkeypatch):
     whole = files[1].read_bytes()
     capsys.readouterr()
     # Everything is there: not even a model is loaded.
-    monkeypatch.setattr("jvlm_mlx.command_line.batch.load_model", None)
+    monkeypatch.setattr("jvlm_mlx.batch.load_model", None)
     # The rows that failed are in the file still, and the exit code says so.
     assert run(golden_folder, files) == 1
     said = "0 answered, 0 failed, 10 done before (6 of them failed), of 10 rows"
@@ -168,7 +168,7 @@ def test_files_that_cannot_be_used(golden_folder, tmp_path, rows, output, said, 
 @pytest.fixture
 def loaded(tiny, monkeypatch):
     """Loads nothing again, and takes any adapters for none."""
-    monkeypatch.setattr("jvlm_mlx.command_line.batch.load_model", lambda *_: tiny)
+    monkeypatch.setattr("jvlm_mlx.batch.load_model", lambda *_: tiny)
 
 
 @pytest.fixture

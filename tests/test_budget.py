@@ -8,30 +8,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks.common.geometry import random_model
-from jvlm_mlx import (
-    ChatSession,
-    GenerationCaches,
-    GenerationOptions,
-    RequestError,
-    encode_image,
-    generate,
-    generate_batch,
-    stream_generate,
-)
-from jvlm_mlx.command_line.main import main
-from jvlm_mlx.doctor.equality import small_settings
-from jvlm_mlx.generate.budget import (
-    MOST_TILES,
-    SCORES_BYTES,
-    Steps,
-    choose_steps,
-    kv_bytes,
-    memory_bytes,
-    prefill_bytes,
-    tile_bytes,
-)
-from jvlm_mlx.reuse.prefix_cache import LayerState
-from jvlm_mlx.reuse.prompt_key import PromptKey
+from jvlm_mlx import (ChatSession, GenerationCaches, GenerationOptions, RequestError, encode_image, generate, generate_batch, stream_generate)
+from jvlm_mlx.cli.main import main
+from jvlm_mlx.diagnostics.equality import small_settings
+from jvlm_mlx.generation.budget import (MOST_TILES, SCORES_BYTES, Steps, choose_steps, kv_bytes, memory_bytes, prefill_bytes, tile_bytes)
+from jvlm_mlx.generation.prefix_cache import LayerState
+from jvlm_mlx.generation.prompt_key import PromptKey
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx import ChatSession, GenerationCaches
-from jvlm_mlx.chat.lines import read_question
+from jvlm_mlx.cli.chat_lines import read_question
 from jvlm_mlx.errors import ImageError, PromptError, RequestError, SessionError
 
 OPTIONS = {"max_tokens": 8, "stop_token_ids": ()}
@@ -490,8 +490,8 @@ def test_on_a_terminal(golden_folder, pictures, tmp_path):
 
 
 def test_ctrl_c_handler_is_put_back(tiny, monkeypatch, capsys):
-    from jvlm_mlx.chat.commands import Conversation
-    from jvlm_mlx.chat.console import run_console
+    from jvlm_mlx.cli.chat_commands import Conversation
+    from jvlm_mlx.cli.chat_terminal import run_console
 
     before = signal.getsignal(signal.SIGINT)
     lines = iter(["Hello"])

@@ -10,11 +10,11 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx import ChatSession
-from jvlm_mlx.chat.commands import Conversation
-from jvlm_mlx.chat.console import run_console
-from jvlm_mlx.command_line.main import main
+from jvlm_mlx.cli.chat_commands import Conversation
+from jvlm_mlx.cli.chat_terminal import run_console
+from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import RequestError, SessionError
-from jvlm_mlx.generate.answer import Answer
+from jvlm_mlx.generation.answer import Answer
 
 LONG = "x" * 16_000
 

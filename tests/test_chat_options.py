@@ -8,14 +8,10 @@ import sys
 import pytest
 
 from jvlm_mlx import ChatSession
-from jvlm_mlx.chat.commands import Conversation
-from jvlm_mlx.command_line import batch
-from jvlm_mlx.command_line.main import main
-from jvlm_mlx.command_line.model_arguments import (
-    add_generation_arguments,
-    generation_options,
-    given_options,
-)
+from jvlm_mlx.cli.chat_commands import Conversation
+from jvlm_mlx import batch
+from jvlm_mlx.cli.main import main
+from jvlm_mlx.cli.arguments import add_generation_arguments, generation_options, given_options
 
 SAVED = {"max_tokens": 2, "temperature": 0.5, "seed": 3, "max_crops": 1}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx.command_line.main import main
+from jvlm_mlx.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx.command_line.main import main
+from jvlm_mlx.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 LATIN = "Grüße\n".encode("latin-1")
@@ -97,7 +97,7 @@ def test_an_error_elsewhere_is_not_blamed_on_the_output(monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jvlm_mlx.command_line.generate.load_model", fail)
+    monkeypatch.setattr("jvlm_mlx.generate.load_model", fail)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(OSError, match="No space"):
         main(["generate", "-p", "Hi"])
@@ -107,7 +107,7 @@ def test_a_file_that_may_not_be_used_is_named(monkeypatch, capsys):
     def fail(*_):
         raise PermissionError(13, "Permission denied", "somewhere")
 
-    monkeypatch.setattr("jvlm_mlx.command_line.generate.load_model", fail)
+    monkeypatch.setattr("jvlm_mlx.generate.load_model", fail)
     assert main(["generate", "-p", "Hi"]) == 1
     assert capsys.readouterr().err == "error: somewhere: Permission denied\n"
 

@@ -12,13 +12,13 @@ from converting import bytes_of, config_of, entries_of, write_grouped
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import HfHubHTTPError
 
-from jvlm_mlx.command_line import convert as command_module
-from jvlm_mlx.command_line.convert import EXIT_VIOLATION
-from jvlm_mlx.command_line.main import run_verb
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert.numbers import bytes_text, count_text
+from jvlm_mlx import convert as command_module
+from jvlm_mlx.convert import EXIT_VIOLATION
+from jvlm_mlx.cli.main import run_verb
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.cli.units import bytes_text, count_text
 from jvlm_mlx.errors import ConversionError, RequestError
-from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_OK
+from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_OK
 
 ROOT = Path(__file__).parents[1]
 

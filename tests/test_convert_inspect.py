@@ -17,10 +17,10 @@ from benchmarks.random_checkpoint import (
     released_config,
     write_settings,
 )
-from jvlm_mlx.checkpoint.rows import RowReader
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert.inspect import as_json, as_text, inspect
-from jvlm_mlx.convert.writer import ShardWriter
+from jvlm_mlx.checkpoint.row_reader import RowReader
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion.inspection import as_json, as_text, inspect
+from jvlm_mlx.checkpoint.writer import ShardWriter
 from jvlm_mlx.errors import CheckpointError
 
 

@@ -19,12 +19,12 @@ from mlx.utils import tree_flatten
 
 import jvlm_mlx
 from benchmarks.random_checkpoint import write_random_checkpoint
-from jvlm_mlx.checkpoint.files import CheckpointFiles
-from jvlm_mlx.checkpoint.load import read_settings
+from jvlm_mlx.checkpoint.reader import CheckpointFiles
+from jvlm_mlx.checkpoint.loader import read_settings
 from jvlm_mlx.checkpoint.quantization import Quantization, pack, unpack
 from jvlm_mlx.checkpoint.weights import Checkpoint
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert import weights as weights_module
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion import write_weights as weights_module
 from jvlm_mlx.errors import RequestError
 from jvlm_mlx.model import Model
 

@@ -3,13 +3,8 @@
 import pytest
 
 from jvlm_mlx.checkpoint.quantization import Quantization
-from jvlm_mlx.convert.options import ConversionOptions
-from jvlm_mlx.convert.recipes import (
-    RECIPES,
-    base_quantization,
-    choose_quantization,
-    more_quantization,
-)
+from jvlm_mlx.conversion.conversion_options import ConversionOptions
+from jvlm_mlx.conversion.recipes import (RECIPES, base_quantization, choose_quantization, more_quantization)
 from jvlm_mlx.errors import RequestError
 
 FOUR = Quantization(group_size=64, bits=4, mode="affine")

@@ -23,11 +23,11 @@ from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
 from benchmarks.random_checkpoint import small_config, write_random_checkpoint
-from jvlm_mlx.checkpoint.load import read_settings
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert import weights as weights_module
-from jvlm_mlx.convert.plan import DTYPE_BYTES, Output
-from jvlm_mlx.convert.writer import file_header
+from jvlm_mlx.checkpoint.loader import read_settings
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion import write_weights as weights_module
+from jvlm_mlx.conversion.plan import DTYPE_BYTES, Output
+from jvlm_mlx.checkpoint.writer import file_header
 
 SOURCES = {
     "original": lambda golden, _: golden / "tiny",

@@ -13,9 +13,9 @@ import pytest
 from converting import bytes_of, entries_of, write_grouped
 from safetensors.numpy import load_file, save_file
 
-from jvlm_mlx.convert import conversion as conversion_module
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert import folder as folder_module
+from jvlm_mlx.conversion import converter as conversion_module
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.checkpoint import folder_swap as folder_module
 from jvlm_mlx.errors import CheckpointError, ConversionError, JvlmError, RequestError
 
 ROOT = Path(__file__).parents[1]

@@ -12,11 +12,11 @@ from converting import bytes_of, config_of, tensors_of, write_grouped
 from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert import verify as verify_module
-from jvlm_mlx.convert.behaviour import Observation, Question, agreement, observe
-from jvlm_mlx.convert.report import as_json, as_text, update_card
-from jvlm_mlx.convert.verify import Bounds, verify
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion import verification as verify_module
+from jvlm_mlx.conversion.outputs import Observation, Question, agreement, observe
+from jvlm_mlx.cli.verify_report import as_json, as_text, update_card
+from jvlm_mlx.conversion.verification import Bounds, verify
 from jvlm_mlx.errors import CheckpointError, RequestError
 
 QUICK = {"prompts": ["What is this?"], "max_tokens": 4}
@@ -278,7 +278,7 @@ def test_plot(verification, tmp_path):
     pytest.importorskip("matplotlib")
     from PIL import Image
 
-    from jvlm_mlx.convert.plot import write_plot
+    from jvlm_mlx.cli.error_chart import write_plot
 
     write_plot(verification, tmp_path / "errors.png")
     with Image.open(tmp_path / "errors.png") as picture:
@@ -289,7 +289,7 @@ def test_plot(verification, tmp_path):
 def test_a_plot_without_matplotlib_says_what_to_install(verification, tmp_path, monkeypatch):
     import sys
 
-    from jvlm_mlx.convert.plot import write_plot
+    from jvlm_mlx.cli.error_chart import write_plot
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RequestError, match=r"pip install 'jvlm-mlx\[plot\]'"):

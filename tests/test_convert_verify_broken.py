@@ -9,16 +9,16 @@ import pytest
 from converting import bytes_of
 from safetensors.numpy import load_file, save_file
 
-from jvlm_mlx.command_line.convert import EXIT_VIOLATION
-from jvlm_mlx.command_line.main import run_verb
-from jvlm_mlx.convert import convert
-from jvlm_mlx.convert import verify as verify_module
-from jvlm_mlx.convert.behaviour import Observation, agreement
-from jvlm_mlx.convert.compare import TensorError
-from jvlm_mlx.convert.report import as_json, as_text, update_card
-from jvlm_mlx.convert.verify import Bounds, Verification, verify
+from jvlm_mlx.convert import EXIT_VIOLATION
+from jvlm_mlx.cli.main import run_verb
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion import verification as verify_module
+from jvlm_mlx.conversion.outputs import Observation, agreement
+from jvlm_mlx.conversion.weight_error import TensorError
+from jvlm_mlx.cli.verify_report import as_json, as_text, update_card
+from jvlm_mlx.conversion.verification import Bounds, Verification, verify
 from jvlm_mlx.errors import ConversionError, RequestError
-from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_OK
+from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_OK
 
 QUICK = ["--prompts", "a", "--max-tokens", "2"]
 

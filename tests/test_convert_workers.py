@@ -5,8 +5,8 @@ import threading
 import mlx.core as mx
 import pytest
 
-from jvlm_mlx.checkpoint.rows import row_blocks
-from jvlm_mlx.convert.workers import work_through
+from jvlm_mlx.checkpoint.row_reader import row_blocks
+from jvlm_mlx.conversion.workers import work_through
 
 
 def threads():

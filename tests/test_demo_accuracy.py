@@ -4,14 +4,7 @@ import pytest
 
 from jvlm_mlx import generate
 from jvlm_mlx.demo import accuracy
-from jvlm_mlx.demo.accuracy import (
-    Accuracy,
-    Score,
-    WrongAnswer,
-    greedy_answerer,
-    measure,
-    measure_accuracy,
-)
+from jvlm_mlx.demo.accuracy import (Accuracy, Score, WrongAnswer, greedy_answerer, measure, measure_accuracy)
 from jvlm_mlx.demo.command import run_command
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at, examples, is_held_out
 

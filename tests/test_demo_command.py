@@ -4,10 +4,10 @@ import shlex
 import pytest
 from PIL import Image
 
-from jvlm_mlx.checkpoint import locate
-from jvlm_mlx.checkpoint.locate import locate_checkpoint
-from jvlm_mlx.command_line import generate
-from jvlm_mlx.command_line.main import main, run_verb
+from jvlm_mlx.checkpoint import hub as locate
+from jvlm_mlx.checkpoint.hub import locate_checkpoint
+from jvlm_mlx import generate
+from jvlm_mlx.cli.main import main, run_verb
 from jvlm_mlx.demo.tasks import TASKS, example_at, is_held_out
 from jvlm_mlx.errors import CheckpointError
 

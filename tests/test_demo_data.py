@@ -9,8 +9,8 @@ from jvlm_mlx.demo.data import SOURCES, caption_row, question_row, write_data
 from jvlm_mlx.demo.pages import PAGES
 from jvlm_mlx.demo.tasks import TASKS, examples, is_held_out
 from jvlm_mlx.errors import DataError
-from jvlm_mlx.training.data.mixture import read_mixture
-from jvlm_mlx.training.data.rows import read_conversation, read_lines
+from jvlm_mlx.training.mixture import read_mixture
+from jvlm_mlx.training.examples import read_conversation, read_lines
 
 PICTURES, HELD_OUT, TEXTS, PAGES_OF_A_KIND = 32, 8, 7, 6
 

@@ -13,8 +13,8 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx import ChatSession, convert, generate_batch
-from jvlm_mlx.checkpoint.locate import locate_checkpoint
-from jvlm_mlx.command_line.main import main
+from jvlm_mlx.checkpoint.hub import locate_checkpoint
+from jvlm_mlx.cli.main import main
 from jvlm_mlx.demo.accuracy import measure_accuracy
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at
 

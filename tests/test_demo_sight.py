@@ -15,8 +15,8 @@ from jvlm_mlx.demo.phrases import COLOURS, SHAPES
 from jvlm_mlx.demo.sight import Sight, batch_of, learning_rate, teach, write_seeing
 from jvlm_mlx.demo.untrained import write_untrained
 from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.images.tiles import cut_tiles
-from jvlm_mlx.images.tiling import plan_layout
+from jvlm_mlx.processing.tiles import cut_tiles
+from jvlm_mlx.processing.tiling import plan_layout
 from jvlm_mlx.training.processes import Processes
 
 

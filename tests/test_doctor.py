@@ -4,8 +4,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from jvlm_mlx.command_line.main import main
-from jvlm_mlx.doctor import check_all, equality, kernels, machine, speed
+from jvlm_mlx.cli.main import main
+from jvlm_mlx.diagnostics.checks import check_all
+from jvlm_mlx.diagnostics import equality, kernels, machine, speed
 from jvlm_mlx.model import cpu, decoder
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx.checkpoint.adapters import AdapterConfig, adapted_layers, add_adapters
-from jvlm_mlx.reuse.fingerprint import fingerprint
+from jvlm_mlx.generation.fingerprint import fingerprint
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from mlx_lm.models.cache import KVCache
 
 import jvlm_mlx
 from jvlm_mlx.errors import JvlmError, PromptError, RequestError
-from jvlm_mlx.generate.memory import Turns
-from jvlm_mlx.generate.options import GenerationOptions
-from jvlm_mlx.generate.sampling import make_penalties, make_sampler
+from jvlm_mlx.generation.memory import Turns
+from jvlm_mlx.generation.options import GenerationOptions
+from jvlm_mlx.generation.sampling import make_penalties, make_sampler
 
 QUESTION = "Describe this image."
 
@@ -151,7 +151,7 @@ def test_text_that_only_begins_like_a_stop_text_is_kept(tiny, shapes):
 
 def test_characters_split_over_tokens_arrive_whole(tiny, monkeypatch):
     """A byte-level vocabulary spells most of these characters in several tokens."""
-    from jvlm_mlx.generate.text import AnswerText
+    from jvlm_mlx.generation.answer_text import AnswerText
 
     _, processor = tiny
     sentence = "日本語 · naïve · Ελληνικά · 🙂👩‍👩‍👧 · العربية"
@@ -420,7 +420,7 @@ def test_turns_are_taken_in_turn():
 
 
 def test_wired_limit_is_counted_and_put_back(monkeypatch):
-    from jvlm_mlx.generate import memory
+    from jvlm_mlx.generation import memory
 
     limits = [1]
     monkeypatch.setattr(memory.mx, "device_info", lambda: {"max_recommended_working_set_size": 99})

@@ -22,8 +22,8 @@ from image_files import (
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from jvlm_mlx.images.orientation import exif_orientation
-from jvlm_mlx.images.source import open_image
+from jvlm_mlx.processing.orientation import exif_orientation
+from jvlm_mlx.processing.image_io import open_image
 
 # Orientation
 

@@ -4,7 +4,8 @@ from image_goldens import GOLDEN, PHOTOS, RELEASED, RELEASED_IDS, TINY, TINY_IDS
 from PIL import Image
 
 from jvlm_mlx.errors import ImageError, RequestError
-from jvlm_mlx.images import ImageProcessor, plan_layout
+from jvlm_mlx.processing.image_processor import ImageProcessor
+from jvlm_mlx.processing.tiling import plan_layout
 
 COFFEE = GOLDEN / "images" / "coffee.png"
 

@@ -5,8 +5,8 @@ import pytest
 from image_goldens import read_arrays
 from PIL import Image
 
-from jvlm_mlx.images import resize
-from jvlm_mlx.images.resize import array_rows, picture_rows, resample, unit_rows
+from jvlm_mlx.processing import resize
+from jvlm_mlx.processing.resize import array_rows, picture_rows, resample, unit_rows
 
 GOLDEN = read_arrays("resize.npz")
 SOURCE = GOLDEN["source"]

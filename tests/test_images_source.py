@@ -19,8 +19,8 @@ from image_files import (
 )
 from PIL import ExifTags, Image
 
-from jvlm_mlx.images import download
-from jvlm_mlx.images.source import open_image
+from jvlm_mlx.processing import download
+from jvlm_mlx.processing.image_io import open_image
 
 
 class Unseekable(io.RawIOBase):

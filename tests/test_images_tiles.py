@@ -6,8 +6,8 @@ import pytest
 from image_goldens import GOLDEN, PHOTOS, RELEASED, TINY, read_arrays, read_json, read_picture
 from PIL import Image
 
-from jvlm_mlx.images.tiles import cut_tiles, normalise
-from jvlm_mlx.images.tiling import plan_layout
+from jvlm_mlx.processing.tiles import cut_tiles, normalise
+from jvlm_mlx.processing.tiling import plan_layout
 
 PIXELS = read_json("pixels-378.json")["images"]
 CASES = {case["name"]: case for case in read_json("cases.json")["cases"]}

@@ -4,7 +4,7 @@ import pytest
 from image_goldens import RELEASED, TINY, read_json
 
 from jvlm_mlx.errors import CheckpointError, ImageError, RequestError
-from jvlm_mlx.images.tiling import kept_windows, plan_layout
+from jvlm_mlx.processing.tiling import kept_windows, plan_layout
 
 LAYOUTS = read_json("layout-378.json")["rows"]
 

@@ -14,8 +14,8 @@ from image_goldens import (
     read_picture,
 )
 
-from jvlm_mlx.images.tiling import plan_layout
-from jvlm_mlx.images.windows import ImageTokenIds, image_mask, image_tokens, window_positions
+from jvlm_mlx.processing.tiling import plan_layout
+from jvlm_mlx.processing.image_tokens import (ImageTokenIds, image_mask, image_tokens, window_positions)
 
 PIXELS = read_json("pixels-378.json")["images"]
 CASES = {case["name"]: case for case in read_json("cases.json")["cases"]}

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
-from jvlm_mlx.checkpoint.locate import locate_checkpoint
+from jvlm_mlx.checkpoint.hub import locate_checkpoint
 from jvlm_mlx.errors import CheckpointError, JvlmError, RequestError, UnsupportedSettingError
 
 WEIGHTS = "model.safetensors"

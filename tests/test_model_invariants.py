@@ -8,8 +8,8 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx.model.windows import plan_windows, window_patches
-from jvlm_mlx.settings.model import ModelSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.config.model_config import ModelSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 # The same sums in another order: blocks of another size in matrix products.
 ROUNDING = 5e-5

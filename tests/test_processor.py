@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jvlm_mlx.checkpoint.load import load_processor, read_settings
+from jvlm_mlx.checkpoint.loader import load_processor, read_settings
 from jvlm_mlx.errors import ImageError, PromptError
-from jvlm_mlx.model_inputs import DROPPED
-from jvlm_mlx.processor import Processor
+from jvlm_mlx.processing.inputs import DROPPED
+from jvlm_mlx.processing.processor import Processor
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYWORDS = ("input_ids", "attention_mask", "pixel_values", "image_masks", "image_input_idx")

@@ -15,7 +15,7 @@ from benchmarks.random_checkpoint import (
     write_random_checkpoint,
     write_settings,
 )
-from jvlm_mlx.checkpoint.load import load_processor, read_settings
+from jvlm_mlx.checkpoint.loader import load_processor, read_settings
 
 
 def test_a_random_checkpoint_has_the_released_tensors():

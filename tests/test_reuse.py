@@ -11,10 +11,10 @@ from PIL import Image
 import jvlm_mlx
 from jvlm_mlx import GenerationCaches, encode_image
 from jvlm_mlx.errors import ImageError, RequestError
-from jvlm_mlx.reuse.feature_cache import FeatureCache
-from jvlm_mlx.reuse.fingerprint import fingerprint
-from jvlm_mlx.reuse.prefix_cache import LayerState, PrefixCache
-from jvlm_mlx.reuse.prompt_key import PictureSpan, PromptKey
+from jvlm_mlx.generation.feature_cache import FeatureCache
+from jvlm_mlx.generation.fingerprint import fingerprint
+from jvlm_mlx.generation.prefix_cache import LayerState, PrefixCache
+from jvlm_mlx.generation.prompt_key import PictureSpan, PromptKey
 
 QUESTION = "Describe this image."
 OTHER = "What colour is it?"
@@ -138,8 +138,8 @@ def test_pictures_of_another_model_are_refused(tiny, pictures, golden_folder):
 def test_pictures_of_another_processor_are_refused(tiny, pictures, golden_folder):
     import dataclasses
 
-    from jvlm_mlx.images import ImageProcessor
-    from jvlm_mlx.processor import Processor
+    from jvlm_mlx.processing.image_processor import ImageProcessor
+    from jvlm_mlx.processing.processor import Processor
 
     model, processor = tiny
     encoded = encode_image(model, processor, pictures["dot"])

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from jvlm_mlx.errors import CheckpointError
-from jvlm_mlx.settings.model import ModelSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.config.model_config import ModelSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 VISION_BLOCK, TEXT_BLOCK = "vision_config.block_config", "text_config.block_config"
 CONNECTOR = "vision_config.vl_connector_config"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx.text.tokenizer import Tokenizer
+from jvlm_mlx.processing.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "golden" / "tiny"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from jvlm_mlx.errors import CheckpointError, PromptError
-from jvlm_mlx.settings.prompt import PromptSettings
-from jvlm_mlx.settings.reader import SettingsReader
-from jvlm_mlx.text.messages import collect_images
-from jvlm_mlx.text.template import DEFAULT_TEMPLATE, ChatTemplate, RenderedPrompt
-from jvlm_mlx.text.tokenizer import Tokenizer
+from jvlm_mlx.config.prompt_config import PromptSettings
+from jvlm_mlx.config.config_reader import SettingsReader
+from jvlm_mlx.processing.messages import collect_images
+from jvlm_mlx.processing.chat_template import DEFAULT_TEMPLATE, ChatTemplate, RenderedPrompt
+from jvlm_mlx.processing.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"

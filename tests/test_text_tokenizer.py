@@ -9,8 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from jvlm_mlx.errors import CheckpointError, JvlmError, PromptError, UnsupportedSettingError
-from jvlm_mlx.settings.reader import SettingsReader
-from jvlm_mlx.text.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
+from jvlm_mlx.config.config_reader import SettingsReader
+from jvlm_mlx.processing.tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"

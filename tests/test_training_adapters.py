@@ -15,10 +15,10 @@ import jvlm_mlx
 from jvlm_mlx import CheckpointError, RequestError
 from jvlm_mlx.checkpoint.adapters import adapted_layers
 from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.reuse.fingerprint import fingerprint
+from jvlm_mlx.generation.fingerprint import fingerprint
 from jvlm_mlx.training import AdapterSettings, prepare_model, train
 from jvlm_mlx.training.checkpoints import saved_steps, step_folder
-from jvlm_mlx.training.fuse import fuse
+from jvlm_mlx.training.fusing import fuse
 from jvlm_mlx.training.loss import prepare
 from jvlm_mlx.training.metrics import read_metrics
 from jvlm_mlx.training.processes import Processes

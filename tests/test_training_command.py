@@ -14,11 +14,11 @@ from training_case import QUESTION, run_arguments, write_rows
 from training_case import refusal_of_training as refused
 from training_case import run_command as run
 
-from jvlm_mlx.command_line.train_options import DEFAULTS, training_settings
-from jvlm_mlx.command_line.train_progress import TrainingBars
-from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from jvlm_mlx.cli.training_options import DEFAULTS, training_settings
+from jvlm_mlx.cli.training_progress import TrainingBars
+from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.training.metrics import read_metrics
-from jvlm_mlx.training.report import StepReport
+from jvlm_mlx.training.step_report import StepReport
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,7 +25,8 @@ from training_rows import (
 )
 
 from jvlm_mlx.errors import DataError, RequestError
-from jvlm_mlx.training.data import Batches, BatchSettings, FixedPlan
+from jvlm_mlx.training.data_loader import Batches
+from jvlm_mlx.training.sampler import BatchSettings, FixedPlan
 
 STEPS = 2000
 

@@ -16,7 +16,7 @@ from training_rows import (
 )
 
 from jvlm_mlx.errors import DataError
-from jvlm_mlx.training.data import Batches
+from jvlm_mlx.training.data_loader import Batches
 
 THREAD = "training-batches"
 

@@ -25,9 +25,10 @@ from training_rows import (
 )
 
 from jvlm_mlx.errors import DataError, JvlmError, RequestError
-from jvlm_mlx.images.source import open_image
-from jvlm_mlx.training.data import DataLimits, read_mixture
-from jvlm_mlx.training.data.prepare import MOST_SHOWN
+from jvlm_mlx.processing.image_io import open_image
+from jvlm_mlx.training.data_limits import DataLimits
+from jvlm_mlx.training.mixture import read_mixture
+from jvlm_mlx.training.prepare_data import MOST_SHOWN
 
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
 

@@ -7,7 +7,7 @@ from training_case import make_settings, part
 
 from jvlm_mlx import RequestError
 from jvlm_mlx.training.optimizer import PartOptimizer, gradient_norm
-from jvlm_mlx.training.parts import decays, part_of
+from jvlm_mlx.training.modules import decays, part_of
 from jvlm_mlx.training.schedule import learning_rate
 
 

@@ -10,11 +10,11 @@ import pytest
 from training_case import refusal_of_training as refused
 from training_case import run_arguments, run_command, write_rows
 
-from jvlm_mlx.command_line import train as train_verb
-from jvlm_mlx.command_line.train_options import DEFAULTS, read_recipe
+from jvlm_mlx import train as train_verb
+from jvlm_mlx.cli.training_options import DEFAULTS, read_recipe
 from jvlm_mlx.errors import TrainingError
-from jvlm_mlx.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from jvlm_mlx.training.chart import write_chart
+from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from jvlm_mlx.cli.loss_chart import write_chart
 from jvlm_mlx.training.metrics import MetricsFile, read_metrics
 
 

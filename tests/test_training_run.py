@@ -260,7 +260,7 @@ def test_nothing_half_written_is_left_when_the_disk_is_full(run, tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jvlm_mlx.training.run.write_model", full)
+    monkeypatch.setattr("jvlm_mlx.training.trainer.write_model", full)
     with pytest.raises(TrainingError, match="cannot be written: No space left"):
         run(tmp_path / "out", steps=2, save_every=1)
     assert not list(Path(tmp_path / "out" / "training").glob("step*"))

@@ -6,10 +6,12 @@ import json
 import numpy as np
 from PIL import Image
 
-from jvlm_mlx.command_line.main import run_verb
-from jvlm_mlx.exit_codes import EXIT_ERROR
+from jvlm_mlx.cli.main import run_verb
+from jvlm_mlx.cli.exit_codes import EXIT_ERROR
 from jvlm_mlx.training import FeedSettings, PartSettings, TrainingSettings, training_feed
-from jvlm_mlx.training.data import DataLimits, prepare_data, read_mixture
+from jvlm_mlx.training.data_limits import DataLimits
+from jvlm_mlx.training.prepare_data import prepare_data
+from jvlm_mlx.training.mixture import read_mixture
 from jvlm_mlx.training.processes import Processes
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 60, 230)}

@@ -5,17 +5,14 @@ import json
 import numpy as np
 from PIL import Image
 
-from jvlm_mlx.processor import Processor
-from jvlm_mlx.settings.prompt import PromptSettings
-from jvlm_mlx.text.template import ChatTemplate
-from jvlm_mlx.training.data import (
-    Batches,
-    BatchSettings,
-    DataLimits,
-    MixturePlan,
-    prepare_data,
-    read_mixture,
-)
+from jvlm_mlx.processing.processor import Processor
+from jvlm_mlx.config.prompt_config import PromptSettings
+from jvlm_mlx.processing.chat_template import ChatTemplate
+from jvlm_mlx.training.data_loader import Batches
+from jvlm_mlx.training.sampler import BatchSettings, MixturePlan
+from jvlm_mlx.training.data_limits import DataLimits
+from jvlm_mlx.training.prepare_data import prepare_data
+from jvlm_mlx.training.mixture import read_mixture
 
 CHATML = """\
 {%- for message in messages -%}

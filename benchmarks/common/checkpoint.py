@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jvlm_mlx import Model, Processor, convert, load
-from jvlm_mlx.checkpoint.load import DTYPES
+from jvlm_mlx.checkpoint.loader import DTYPES
 
 from ..random_checkpoint import released_config, write_random_checkpoint
 

@@ -9,8 +9,8 @@ import numpy as np
 from mlx.utils import tree_map
 
 from jvlm_mlx.model import Model
-from jvlm_mlx.settings.model import ModelSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.config.model_config import ModelSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 from ..random_checkpoint import released_config
 

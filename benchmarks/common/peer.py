@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from jvlm_mlx.model import Model
-from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.config.model_config import ModelSettings
 
 from .geometry import constant
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from jvlm_mlx.images import ImageProcessor
-from jvlm_mlx.images.windows import ImageTokenIds
-from jvlm_mlx.settings.image import ImageSettings
-from jvlm_mlx.settings.reader import SettingsReader
+from jvlm_mlx.processing.image_processor import ImageProcessor
+from jvlm_mlx.processing.image_tokens import ImageTokenIds
+from jvlm_mlx.config.image_config import ImageSettings
+from jvlm_mlx.config.config_reader import SettingsReader
 
 RELEASED = Path(__file__).parents[1] / "released"
 TILES = {2: 1, 5: 4, 10: 9, 13: 12}

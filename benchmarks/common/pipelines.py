@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
-from jvlm_mlx.images.source import open_image
+from jvlm_mlx.processing.image_io import open_image
 from jvlm_mlx.model import Model
 
 from .photos import TILES, image_processor, photo_bytes, photo_inputs

@@ -4,8 +4,8 @@ A product of (m, k) and (k, n) is 2 m k n operations; norms, activations and sof
 out, as is usual. Attention of L tokens to S tokens with H heads of D is 4 L S H D operations.
 """
 
-from jvlm_mlx.settings.blocks import AttentionSettings, MLPSettings
-from jvlm_mlx.settings.model import ModelSettings
+from jvlm_mlx.config.blocks import AttentionSettings, MLPSettings
+from jvlm_mlx.config.model_config import ModelSettings
 
 
 def attention_weights(settings: AttentionSettings, hidden_size: int) -> int:

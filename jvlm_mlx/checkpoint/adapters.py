@@ -16,11 +16,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import CheckpointError
-from ..importing import import_mlx_lm
+from .._mlx_lm import import_mlx_lm
 from ..model import Model
-from ..settings.reader import read_json
-from .files import CheckpointFiles
-from .locate import local_path
+from ..config.config_reader import read_json
+from .reader import CheckpointFiles
+from .hub import local_path
 
 import_mlx_lm()
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402 - after its parent, imported with care

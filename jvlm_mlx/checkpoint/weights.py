@@ -9,8 +9,8 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..model import Model
-from ..settings.model import ModelSettings
-from .files import CheckpointFiles, StoredTensor
+from ..config.model_config import ModelSettings
+from .reader import CheckpointFiles, StoredTensor
 from .names import LAYOUTS, MLX, ORIGINAL, OWN, Layout, detect_layout
 from .quantization import Quantization, infer_quantization, quantizable_layers, quantize_layers
 

@@ -1,8 +1,62 @@
-"""`python -m jvlm_mlx.demo`."""
+"""Draw a picture that the model in this package can read, and show what to ask.
 
-import sys
+The demo model is very small and knows only such pictures. They are none of those that it learned
+from.
+"""
 
-from ..command_line.main import run_verb
+import argparse
+import shlex
+import tempfile
+from pathlib import Path
 
-if __name__ == "__main__":
-    sys.exit(run_verb("demo"))
+from PIL import Image
+
+from .data import SOURCES
+from .tasks import LANGUAGES, example_at
+from ..errors import RequestError
+from ..cli.exit_codes import EXIT_OK
+
+_TASKS = tuple(task for tasks in SOURCES.values() for task in tasks)
+_DEFAULT_TASK = "small_number"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this verb."""
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo.png"), metavar="FILE",
+        help="picture to write",
+    )  # fmt: skip
+    parser.add_argument("--task", choices=_TASKS, default=_DEFAULT_TASK, help="what to ask first")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="language to ask in")
+    parser.add_argument("--seed", type=int, default=1, help="another number, another picture")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the picture, print the questions, and return the exit code."""
+    output: Path = arguments.output
+    if output.suffix.lower() != ".png":
+        raise RequestError(f"{output} must end in .png, for that is what is written")
+    if output.exists() and not arguments.force:
+        raise RequestError(f"{output} exists already; give another --output, or --force")
+    example = example_at(arguments.seed, 0, (arguments.task,), (arguments.language,), held_out=True)
+    assert example.picture is not None
+    _write(example.picture, output)
+    image = shlex.quote(str(output))
+    print(f"{output} shows: {example.caption}")
+    for turn in example.turns:
+        print(f"\n# right answer: {turn.answer}")
+        prompt = shlex.quote(turn.question)
+        print(f"python -m jvlm_mlx.generate --model demo --image {image} --prompt {prompt}")
+    return EXIT_OK
+
+
+def _write(picture: Image.Image, output: Path) -> None:
+    """Write a file that is there as a whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
+            file = Path(work) / "picture.png"
+            picture.save(file)
+            file.replace(output)
+    except OSError as error:
+        raise RequestError(f"{output} cannot be written: {error.strerror or error}") from error

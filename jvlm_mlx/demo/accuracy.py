@@ -16,9 +16,9 @@ import numpy as np
 from huggingface_hub.utils import tqdm
 from numpy.typing import NDArray
 
-from ..checkpoint.load import load
+from ..checkpoint.loader import load
 from ..model import Model
-from ..processor import Processor
+from ..processing.processor import Processor
 from .command import positive, run_command
 from .example import Example
 from .tasks import LANGUAGES, TASKS, example_at

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import JvlmError
-from ..exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
+from ..cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
 
 
 def run_command(

@@ -23,9 +23,9 @@ from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.load import load
-from ..checkpoint.rows import as_float
-from ..convert.folder import check_target, replaced_folder
+from ..checkpoint.loader import load
+from ..checkpoint.row_reader import as_float
+from ..checkpoint.folder_swap import check_target, replaced_folder
 from ..model import Model
 from ..model.windows import window_patches
 from ..training.checkpoints import write_model

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..convert.folder import check_target, replaced_folder
+from ..checkpoint.folder_swap import check_target, replaced_folder
 from ..model import Model
-from ..settings.model import ModelSettings
-from ..settings.reader import SettingsReader
+from ..config.model_config import ModelSettings
+from ..config.config_reader import SettingsReader
 from ..training.checkpoints import write_weights
 from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_pictures
 from .command import run_command

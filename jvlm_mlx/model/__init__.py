@@ -3,6 +3,6 @@
 from .connector import Connector
 from .decoder import Decoder
 from .model import Model
-from .tower import VisionTower
+from .vision import VisionTower
 
 __all__ = ["Connector", "Decoder", "Model", "VisionTower"]

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..settings.blocks import AttentionSettings
-from ..settings.model import ConnectorSettings
+from ..config.blocks import AttentionSettings
+from ..config.model_config import ConnectorSettings
 from .layers import MLP
 
 

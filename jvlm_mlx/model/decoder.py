@@ -9,8 +9,8 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
-from ..settings.blocks import AttentionSettings
-from ..settings.model import DecoderSettings
+from ..config.blocks import AttentionSettings
+from ..config.model_config import DecoderSettings
 from . import cpu
 from .layers import MLP, make_norm
 

@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..settings.blocks import MLPSettings, NormSettings
+from ..config.blocks import MLPSettings, NormSettings
 from . import cpu
 
 Activation = Callable[[mx.array], mx.array]

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from ..settings.model import ModelSettings
+from ..config.model_config import ModelSettings
 from .connector import Connector
 from .decoder import Decoder, DecoderLayer
-from .tower import VisionTower
+from .vision import VisionTower
 from .windows import WindowPlan, plan_windows
 
 HostArray = npt.NDArray[Any]

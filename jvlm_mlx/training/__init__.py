@@ -5,10 +5,10 @@ hands out batches, `loss` says how wrong the model is, `step` mends it, `run` do
 again.
 """
 
-from .feed import Feed, FeedSettings, training_feed, validation_feed
-from .report import StepReport
-from .run import TrainingResult, train
-from .settings import AdapterSettings, PartSettings, TrainingSettings
+from .data_feed import Feed, FeedSettings, training_feed, validation_feed
+from .step_report import StepReport
+from .trainer import TrainingResult, train
+from .training_config import AdapterSettings, PartSettings, TrainingSettings
 from .setup import prepare_model
 
 __all__ = [

@@ -12,15 +12,15 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
-from ..checkpoint.rows import as_bytes
-from ..convert.other_files import CARD, CONFIG, config_text, copy_files
-from ..convert.plan import Output
-from ..convert.record import KEY
-from ..convert.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from ..checkpoint.row_reader import as_bytes
+from ..checkpoint.copied_files import CARD, CONFIG, config_text, copy_files
+from ..conversion.plan import Output
+from ..checkpoint.record import KEY
+from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from ..errors import TrainingError
-from ..settings.model import ModelSettings
-from ..settings.reader import read_json
-from .card import trained_card
+from ..config.model_config import ModelSettings
+from ..config.config_reader import read_json
+from .adapter_card import trained_card
 from .optimizer import Arrays
 
 RUN_FOLDER = "training"

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..model import Model
 from ..model.decoder import DecoderLayer
-from ..model.tower import TowerLayer
+from ..model.vision import TowerLayer
 
 
 class _CheckpointedTowerLayer(TowerLayer):

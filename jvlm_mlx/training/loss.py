@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..errors import RequestError
 from ..model import Model
-from .data import TrainingBatch
+from .collate import TrainingBatch
 
 Inputs = dict[str, mx.array]
 """Arrays of one batch, all indices worked out."""

@@ -7,9 +7,9 @@ import mlx.core as mx
 from mlx.optimizers import AdamW
 from mlx.utils import tree_flatten
 
-from .parts import decays, part_of
+from .modules import decays, part_of
 from .schedule import learning_rate
-from .settings import TrainingSettings
+from .training_config import TrainingSettings
 
 Arrays = dict[str, mx.array]
 

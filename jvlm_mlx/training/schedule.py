@@ -2,7 +2,7 @@
 
 import math
 
-from .settings import PartSettings
+from .training_config import PartSettings
 
 
 def learning_rate(part: PartSettings, step: int, steps: int) -> float:

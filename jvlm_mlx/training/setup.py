@@ -6,19 +6,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.adapters import (
-    AdapterConfig,
-    add_adapters,
-    floating,
-    linear_layers,
-    load_adapter_weights,
-)
-from ..checkpoint.load import DTYPES
+from ..checkpoint.adapters import (AdapterConfig, add_adapters, floating, linear_layers, load_adapter_weights)
+from ..checkpoint.loader import DTYPES
 from ..errors import RequestError
 from ..model import Model
 from .optimizer import flat
-from .parts import PARTS, part_of
-from .settings import AdapterSettings, TrainingSettings
+from .modules import PARTS, part_of
+from .training_config import AdapterSettings, TrainingSettings
 
 
 def prepare_model(model: Model, settings: TrainingSettings, checkpoint: Path | None) -> None:

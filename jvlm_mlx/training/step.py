@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.load import DTYPES
-from ..checkpoint.rows import as_float
+from ..checkpoint.loader import DTYPES
+from ..checkpoint.row_reader import as_float
 from ..errors import TrainingError
 from ..model import Model
 from .dropout import batch_key, set_keys, use_keyed_dropout
@@ -16,7 +16,7 @@ from .gradient_checkpointing import checkpointed_layers
 from .loss import Inputs, loss_sum
 from .optimizer import Arrays, PartOptimizer, flat, gradient_norm
 from .processes import Processes
-from .settings import TrainingSettings
+from .training_config import TrainingSettings
 
 _ADVICE = "begin again with a lower learning rate or a longer warm-up"
 

@@ -1,5 +1,0 @@
-"""Conversations: `ChatSession`; `python -m jvlm_mlx.chat` on the terminal."""
-
-from .session import ChatSession
-
-__all__ = ["ChatSession"]

@@ -1,0 +1,146 @@
+"""Flags that every verb with a model shares, and how they become a model and options."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.loader import DTYPES, load
+from ..checkpoint.hub import DEFAULT_REPOSITORY
+from ..errors import RequestError
+from ..generation.budget import memory_bytes
+from ..generation.options import KV_BITS, GenerationOptions
+from ..model import Model
+from ..processing.processor import Processor
+from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
+from .progress import ProgressBars
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which model to load."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
+        help="folder of a checkpoint, repository on the Hugging Face Hub, or demo: a very small"
+        " model in this package",
+    )  # fmt: skip
+    group.add_argument("--revision", help="branch, tag or commit of a repository")
+    group.add_argument("--dtype", choices=DTYPES, help="compute in this; else as stored")
+    group.add_argument(
+        "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return memory_bytes(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
+    (("-m", "--max-tokens"), "max_tokens", {"type": int}),
+    (("--temperature", "--temp"), "temperature", {"type": float}),
+    (("--top-p",), "top_p", {"type": float}),
+    (("--top-k",), "top_k", {"type": int}),
+    (("--min-p",), "min_p", {"type": float}),
+    (("--seed",), "seed", {"type": int}),
+    (("--repetition-penalty",), "repetition_penalty", {"type": float}),
+    (("--repetition-context-size",), "repetition_context_size", {"type": int}),
+    (("--presence-penalty",), "presence_penalty", {"type": float}),
+    (("--frequency-penalty",), "frequency_penalty", {"type": float}),
+    (("--stop",), "stop", {"action": "append", "metavar": "TEXT"}),
+    (("--max-kv-size",), "max_kv_size", {"type": int, "metavar": "TOKENS"}),
+    (("--kv-bits",), "kv_bits", {"type": int, "choices": KV_BITS}),
+    (("--kv-group-size",), "kv_group_size", {"type": int}),
+    (("--prefill-step-size",), "prefill_step_size", {"type": int, "metavar": "TOKENS"}),
+    (("--tile-group-size",), "tile_group_size", {"type": int, "metavar": "TILES"}),
+    (("--max-memory",), "max_memory", {"type": _size, "metavar": "SIZE"}),
+    (("--max-crops",), "max_crops", {"type": int, "metavar": "TILES"}),
+    (("--min-pixels",), "min_pixels", {"type": int}),
+    (("--max-pixels",), "max_pixels", {"type": int}),
+)
+_HELP = {
+    "max_tokens": "most tokens of the answer",
+    "temperature": "0 takes the likeliest token every time",
+    "top_p": "sample among the likeliest tokens with this share of the probability",
+    "top_k": "sample among this many likeliest tokens; 0 for all",
+    "min_p": "leave out tokens below this share of the likeliest one's probability",
+    "seed": "make sampling repeatable",
+    "repetition_penalty": "divide the scores of recent tokens by this",
+    "repetition_context_size": "how many recent tokens penalties look at",
+    "presence_penalty": "subtract this from the scores of recent tokens",
+    "frequency_penalty": "the same for every time they occurred",
+    "stop": "end the answer at this text; may be repeated",
+    "max_kv_size": "keep keys and values of this many tokens; the prompt always stays",
+    "kv_bits": "quantize keys and values to this many bits",
+    "kv_group_size": "values that share a scale in a quantized cache",
+    "prefill_step_size": "prompt tokens read at once",
+    "tile_group_size": "tiles encoded at once; more need more memory",
+    "max_memory": "encode tiles in groups that fit into this much memory, like 8GB",
+    "max_crops": "most tiles of a picture; fewer are faster and see less",
+    "min_pixels": "enlarge pictures of a smaller area",
+    "max_pixels": "reduce pictures of a larger area",
+}
+_DEFAULTS = {
+    name: getattr(GenerationOptions(), name)
+    for _, name, _ in _FLAGS
+    if getattr(GenerationOptions(), name) not in (None, ())
+}
+"""Of the options that have one."""
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `GenerationOptions`, whose defaults the help names.
+
+    Flags that are not given leave nothing behind: a saved conversation has options of its own.
+    """
+    group = parser.add_argument_group("answer")
+    for flags, name, details in _FLAGS:
+        text = _HELP[name]
+        if name in _DEFAULTS:
+            text = f"{text} (default: {_DEFAULTS[name]})"
+        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **details)
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that bounds what answers remember for later ones."""
+    parser.add_argument(
+        "--cache-size", type=_gigabytes, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
+        help="memory for pictures and prompts that were seen before; 0 for none",
+    )  # fmt: skip
+
+
+def _gigabytes(value: str) -> float:
+    if not math.isfinite(size := float(value)):
+        raise argparse.ArgumentTypeError(f"{value} is no size")
+    return size
+
+
+def caches(arguments: argparse.Namespace) -> GenerationCaches:
+    """Return the caches that the flag asks for."""
+    return GenerationCaches(int(arguments.cache_size * 1e9))
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given, by the names of `GenerationOptions`."""
+    given = vars(arguments)
+    return {name: given[name] for _, name, _ in _FLAGS if name in given}
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given or have a default, by the same names."""
+    return {**_DEFAULTS, **given_options(arguments)}
+
+
+def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model, Processor]:
+    """Load the model that the flags name, with progress."""
+    model, processor = load(
+        arguments.model,
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        adapter_path=arguments.adapter_path,
+        progress=bars.load,
+        show_progress=None if bars.shown else False,
+    )
+    return model, processor

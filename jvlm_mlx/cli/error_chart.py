@@ -1,0 +1,67 @@
+"""A plot of weight errors by layer."""
+
+import errno
+import os
+from pathlib import Path
+
+from ..checkpoint.hub import local_path
+from ..errors import ConversionError
+from .figure import new_figure
+from ..conversion.weight_error import relative_error
+from ..conversion.verification import Verification
+
+
+def check_plot(file: Path) -> None:
+    """Refuse a plot that could not be written, before anything is measured for it.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+        ConversionError: the file cannot be written, or is of no kind that matplotlib writes.
+    """
+    kinds = new_figure("plot").canvas.get_supported_filetypes()
+    file = local_path(file, ConversionError)
+    kind = file.suffix[1:].lower()
+    if kind and kind not in kinds:
+        raise ConversionError(f"{file} cannot be written: no plot is a {file.suffix}; give a .png")
+    reason = None
+    if file.is_dir():
+        reason = errno.EISDIR
+    elif not file.parent.is_dir():
+        reason = errno.ENOTDIR if file.parent.exists() else errno.ENOENT
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        reason = errno.EACCES
+    if reason is not None:
+        raise ConversionError(f"{file} cannot be written: {os.strerror(reason)}")
+
+
+def write_plot(verification: Verification, file: Path) -> None:
+    """Write a picture of the relative error by layer of tower and decoder, and of the rest.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+        ConversionError: the file cannot be written.
+    """
+    figure = new_figure("plot")
+    layers, others = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+    rest = []
+    for part, error in verification.weight_errors().items():
+        errors = [one for one in verification.weights if one.part == part]
+        numbers = sorted({one.layer for one in errors if one.layer is not None})
+        if numbers:
+            by_layer = [
+                100 * relative_error([one for one in errors if one.layer == number])
+                for number in numbers
+            ]
+            layers.plot(numbers, by_layer, marker="o", label=part)
+        else:
+            rest.append((part, 100 * error))
+    layers.set(xlabel="layer", ylabel="relative error of weights in %")
+    layers.legend()
+    others.bar([part for part, _ in rest], [error for _, error in rest])
+    others.tick_params(axis="x", rotation=45)
+    layers.set_ylim(bottom=0)
+    figure.suptitle(f"{Path(verification.converted).name} against {verification.source}")
+    try:
+        figure.savefig(local_path(file, ConversionError), dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{file} cannot be written: {error}") from error

@@ -1,1 +1,0 @@
-"""The terminal: one installed command, `jvlm`, with a subcommand for each verb."""

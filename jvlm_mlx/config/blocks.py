@@ -1,0 +1,159 @@
+"""Settings of the pieces that tower, connector and decoder share: norms, attention, MLPs."""
+
+from dataclasses import dataclass
+
+from ..errors import CheckpointError
+from .config_reader import SettingsReader, boolean, number, positive, size
+
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """A LayerNorm (`layer`) or RMSNorm (`rms`) with learned scale."""
+
+    kind: str
+    """`layer` or `rms`."""
+    eps: float
+    """Added to the variance."""
+    bias: bool
+    """Whether a LayerNorm also has a learned shift."""
+
+    @classmethod
+    def read(cls, config: SettingsReader) -> "NormSettings":
+        """Read an `lnorm_config` object."""
+        config.only("with_affine", True)
+        kind = config.choice("type", ("default", "rms"))
+        bias = config.read("bias", boolean, kind == "default")
+        if kind == "rms" and bias:
+            config.refuse("bias", True, "false, since an RMSNorm has none")
+        return cls(
+            kind="layer" if kind == "default" else kind,
+            eps=config.read("eps", positive),
+            bias=bias,
+        )
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Multi-head attention. Query, key and value projections are stored as one."""
+
+    num_attention_heads: int
+    """Query heads."""
+    num_key_value_heads: int
+    """Key and value heads; fewer than query heads means grouped-query attention."""
+    head_dim: int
+    """Size of one head."""
+    scale: float
+    """Factor on the scores, before the softmax."""
+    projection_biases: tuple[bool, bool, bool]
+    """Whether the query, key and value projections have a bias."""
+    output_bias: bool
+    """Whether the output projection has a bias."""
+    q_norm: NormSettings | None
+    """Norm over each query head, before RoPE."""
+    k_norm: NormSettings | None
+    """Norm over each key head, before RoPE."""
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def has_projection_bias(self) -> bool:
+        """Whether any of query, key and value has a bias, and so the fused projection."""
+        return any(self.projection_biases)
+
+    @classmethod
+    def read(cls, config: SettingsReader, hidden_size: int) -> "AttentionSettings":
+        """Read an `attn_config` or `attn_pooling_config` object."""
+        config.only("sliding_window", -1, None)
+        config.only("clip_qkv", None)
+        for key in ("v_lnorm", "o_lnorm", "inner_lnorm"):
+            config.only(key, False)
+        # Scores are always computed in float32 by fused attention, so `fp32` asks for nothing.
+        config.harmless("fp32", "dropout")
+        heads = config.read("n_heads", size)
+        head_dim = config.read("head_dim", size, hidden_size // heads)
+        key_value_heads = config.read("n_kv_heads", size, heads)
+        if heads % key_value_heads:
+            raise CheckpointError(
+                f"{config.name('n_kv_heads')} {key_value_heads} does not divide n_heads {heads}"
+            )
+        q_norm = config.read("q_lnorm", boolean, False)
+        k_norm = config.read("k_lnorm", boolean, False)
+        if q_norm or k_norm:
+            config.only("qkv_lnorm_on_heads", True)
+        else:
+            config.harmless("qkv_lnorm_on_heads")
+        norm = NormSettings.read(config.section("lnorm_config")) if q_norm or k_norm else None
+        config.harmless("lnorm_config")
+        return cls(
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            head_dim=head_dim,
+            scale=config.read("softmax_scale", number, head_dim**-0.5),
+            projection_biases=(
+                config.read("q_bias", boolean),
+                config.read("k_bias", boolean),
+                config.read("v_bias", boolean),
+            ),
+            output_bias=config.read("o_bias", boolean),
+            q_norm=norm if q_norm else None,
+            k_norm=norm if k_norm else None,
+        )
+
+
+@dataclass(frozen=True)
+class MLPSettings:
+    """Two projections with an activation between them, gated or not."""
+
+    intermediate_size: int
+    """Width between the projections (of one half, if gated)."""
+    activation: str
+    """One of `ACTIVATIONS`."""
+    gated: bool
+    """Whether the up projection holds a value half (first) and a gate half (second)."""
+    bias: bool
+    """Whether both projections have a bias."""
+
+    @classmethod
+    def read(cls, config: SettingsReader, hidden_size: int) -> "MLPSettings":
+        """Read an `ffn_config` or `mlp_projector_config` object."""
+        config.only("inner_lnorm", False)
+        config.harmless("lnorm_config")
+        ratio = config.read("ratio", positive, 4.0)
+        return cls(
+            intermediate_size=config.read("size", size, int(ratio * hidden_size)),
+            activation=config.choice("activation_type", ACTIVATIONS),
+            gated=config.read("gated_activation", boolean),
+            bias=config.read("bias", boolean),
+        )
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """One pre-norm transformer block."""
+
+    attention: AttentionSettings
+    mlp: MLPSettings
+    norm: NormSettings
+
+    @classmethod
+    def read(cls, config: SettingsReader, hidden_size: int) -> "BlockSettings":
+        """Read a `block_config` object."""
+        config.only("postnorm", False)
+        config.only("attn_lscale_init", None)
+        config.only("ffn_lscale_init", None)
+        config.harmless("residual_dropout", "residual_response_dropout", "residual_path_dropout")
+        return cls(
+            attention=AttentionSettings.read(config.section("attn_config"), hidden_size),
+            mlp=MLPSettings.read(config.section("ffn_config"), hidden_size),
+            norm=NormSettings.read(config.section("lnorm_config")),
+        )

@@ -1,0 +1,28 @@
+"""How a conversation becomes a prompt: processor_config.json."""
+
+from dataclasses import dataclass
+
+from .config_reader import SettingsReader, boolean
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """Settings of the prompt beside the chat template itself."""
+
+    always_start_with_space: bool
+    """Whether the first message starts with a space, as every later one does."""
+
+    @classmethod
+    def read(cls, config: SettingsReader) -> "PromptSettings":
+        """Read the contents of processor_config.json; of an empty object if there is no file.
+
+        A missing key counts as true. The model was trained with the space, and a checkpoint
+        lost the file or the key when another tool converted it. (The original's own code would
+        take false, which its released checkpoint never lets happen.)
+
+        Raises:
+            CheckpointError: the setting is neither true nor false.
+        """
+        # Class names select code elsewhere; the template is read together with its other homes.
+        config.harmless("auto_map", "processor_class", "chat_template")
+        return cls(always_start_with_space=config.read("always_start_with_space", boolean, True))

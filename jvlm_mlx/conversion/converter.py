@@ -1,0 +1,199 @@
+"""`convert`: from a checkpoint of any layout to this project's own, as small as asked for."""
+
+import dataclasses
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..checkpoint.loader import load_processor, read_settings
+from ..checkpoint.hub import DEMO, local_path, locate_checkpoint
+from ..errors import ConversionError, RequestError
+from ..config.config_reader import read_json
+from ..version import __version__
+from ..checkpoint.model_card import model_card
+from .finite_check import Progress, check_values
+from ..checkpoint.folder_swap import check_free_space, check_target, replaced_folder
+from .conversion_options import ConversionOptions
+from ..checkpoint.origin import origin
+from ..checkpoint.copied_files import (CARD, CONFIG, card_metadata, check_template, config_text, copy_files)
+from .plan import Plan, plan_conversion
+from ..checkpoint.record import Record, output_config, read_record
+from .source import Source, open_source
+from ..checkpoint.upload import check_upload, upload
+from .write_weights import write_weights
+from ..checkpoint.writer import MAX_SHARD_BYTES
+
+logger = logging.getLogger(__name__)
+
+_SPARE_BYTES = 64 * 2**20  # tokenizer, settings and what a file system needs for itself
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done, or would be."""
+
+    path: Path | None
+    """Folder of the new checkpoint; None for a dry run."""
+    plan: Plan
+    record: Record
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str | None = None,
+    recipe: str | None = None,
+    dequantize: bool = False,
+    upload_repo: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    show_progress: bool | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a checkpoint: the original, the existing MLX conversion, or this project's own.
+
+    Weights are read, converted and written a few megabytes at a time. The new folder appears
+    when it is complete; until then, and after any error, there is what was there before.
+
+    Args:
+        hf_path: a local folder, or a repository of the Hugging Face Hub.
+        mlx_path: the folder to write; may be None for a dry run.
+        revision: branch, tag or commit of a repository.
+        dtype: `float32`, `float16` or `bfloat16` for what is not quantized; None keeps it.
+        quantize: whether to quantize.
+        q_bits: 2, 3, 4, 5, 6 or 8; None for 4, or for those of the mode.
+        q_group_size: 32, 64 or 128; None for 64, or for that of the mode.
+        q_mode: `affine` (also for None), `mxfp4`, `mxfp8` or `nvfp4`.
+        recipe: `uniform` (also for None), `mixed` or `language-only`.
+        dequantize: whether what is quantized in the source becomes ordinary weights first.
+        upload_repo: repository of the Hub to upload the result to, created if need be.
+        dry_run: whether to plan only: nothing is written, and weights are not looked through.
+        force: whether an existing checkpoint at `mlx_path` is replaced.
+        max_shard_bytes: largest weight file.
+        show_progress: whether downloads show bars on standard error; None: if it is a terminal.
+        progress: called with a stage (`checking` or `converting`), bytes done and bytes in all.
+
+    Raises:
+        JvlmError: with one line that says what is wrong with options, source or target.
+    """
+    options = ConversionOptions(
+        dtype=dtype,
+        quantize=quantize,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        q_mode=q_mode,
+        recipe=recipe,
+        dequantize=dequantize,
+    )
+    if upload_repo is not None:
+        check_upload(upload_repo)
+    target = None if dry_run else _target(mlx_path, force=force)
+    folder = locate_checkpoint(hf_path, revision=revision, show_progress=show_progress)
+    if target is not None:
+        check_target(target, folder, force=force)
+    config = read_json(folder / "config.json")
+    settings = read_settings(folder)
+    check_template(folder, load_processor(folder, settings))
+    earlier = read_record(config)
+    with open_source(folder, settings.model) as source:
+        plan = plan_conversion(
+            source,
+            options,
+            unpadded_mlp_size=earlier.unpadded_mlp_size if earlier else None,
+            zero_decoder_biases=_has_zero_decoder_biases(source),
+        )
+        if plan.unfit:
+            logger.warning(
+                "%d layers are not quantized, since their inputs are no multiple of the group: %s",
+                len(plan.unfit),
+                # Layers of one kind are named once.
+                ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in plan.unfit)),
+            )
+        if earlier is not None and plan.unchanged:
+            record = earlier
+        else:
+            record = _make_record(str(hf_path), folder, options, plan, earlier)
+        if target is None:
+            return Conversion(None, plan, record)
+        check_free_space(target, sum(plan.output_bytes.values()) + _SPARE_BYTES)
+        check_values(source, float16=dtype == "float16", progress=progress)
+        try:
+            with replaced_folder(target) as work:
+                errors = write_weights(source, plan, work, max_shard_bytes, progress)
+                record = dataclasses.replace(record, weight_error=record.weight_error | errors)
+                copy_files(folder, work)
+                if plan.unchanged and (folder / CARD).is_file():
+                    shutil.copyfile(folder / CARD, work / CARD)
+                else:
+                    card = model_card(plan, record, card_metadata(folder))
+                    (work / CARD).write_text(card, encoding="utf-8")
+                # Comes last: a folder without it is no checkpoint.
+                new_config = output_config(config, source.settings, plan, record)
+                (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
+        except OSError as error:
+            raise ConversionError(
+                f"{target} cannot be written, so nothing was changed: {error.strerror or error}"
+            ) from error
+    if upload_repo is not None:
+        upload(target, upload_repo)
+    return Conversion(target, plan, record)
+
+
+def _target(mlx_path: str | Path | None, *, force: bool) -> Path:
+    if mlx_path is None:
+        raise RequestError("mlx_path is missing: the folder to write")
+    target = local_path(mlx_path, ConversionError)
+    # Known before a download of gigabytes starts.
+    check_target(target, force=force)
+    return target
+
+
+def _has_zero_decoder_biases(source: Source) -> bool:
+    """Return whether the decoder has biases that all are zero: as good as none.
+
+    Loading has dropped them already if the settings say that there are none.
+    """
+    if not source.settings.decoder.block.attention.has_projection_bias:
+        return False
+    paths = [
+        f"decoder.layers.{layer}.attention.qkv.bias"
+        for layer in range(source.settings.decoder.num_hidden_layers)
+    ]
+    return not any(
+        mx.any(source.stored(path, 0, source.shapes[path][0]) != 0).item() for path in paths
+    )
+
+
+def _make_record(
+    hf_path: str, folder: Path, options: ConversionOptions, plan: Plan, earlier: Record | None
+) -> Record:
+    is_local = hf_path == DEMO or Path(hf_path).expanduser().is_dir()
+    name, revision = origin(folder) if is_local else (hf_path, folder.name)
+    source_bytes = sum(plan.source_bytes.values())
+    recipe = options.recipe_name if options.quantize else None
+    if earlier is not None:
+        # The original, not the conversion in between, is what weights come from.
+        name, revision, source_bytes = earlier.source, earlier.revision, earlier.source_bytes
+        if not options.quantize and not options.dequantize:
+            recipe = earlier.recipe
+    return Record(
+        version=__version__,
+        source=name,
+        revision=revision,
+        source_bytes=source_bytes,
+        recipe=recipe,
+        unpadded_mlp_size=plan.unpadded_mlp_size,
+        weight_error=dict(earlier.weight_error) if earlier else {},
+        quality=None,
+    )

@@ -1,0 +1,207 @@
+"""What a model answers, written down so that another can be held against it later.
+
+Only one of the two is in memory at a time: what is kept of the first are probabilities of the
+tokens it chose, and the features of the pictures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from ..generation.options import GenerationOptions
+from ..generation.prompt import PreparedPrompt, prepare_prompt
+from ..model import Model
+from ..processing.processor import Processor
+
+PREFILL_STEP = 1024
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, perhaps with a picture."""
+
+    name: str
+    prompt: str
+    image: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a model made of one question."""
+
+    tokens: tuple[int, ...]
+    """The likeliest tokens; the answer, if nobody else's was followed."""
+    logprobs: npt.NDArray[np.float32]
+    """(L, vocabulary) of each step of the answer."""
+    features: npt.NDArray[np.float32] | None
+    """(N, hidden size) of the picture."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two models differ on one question."""
+
+    name: str
+    tokens: int
+    """Steps of the answer."""
+    kl_mean: float
+    """Kullback-Leibler divergence of the converted model's next-token distribution from the
+    source's, in nats; the mean over steps."""
+    kl_max: float
+    """The largest. Both are NaN if one of the models gives no numbers."""
+    top1: float
+    """Share of steps in which both find the same token likeliest."""
+    first_divergence: int | None
+    """The first step in which they do not; None if they write the same answer."""
+    feature_cosine: float | None
+    """Mean cosine of picture features; None without a picture."""
+    feature_cosine_min: float | None
+    """The smallest."""
+
+
+def built_in_questions() -> list[Question]:
+    """Return a few questions that need no files."""
+    shapes, page = _shapes(), _page()
+    return [
+        Question("arithmetic", "What is 17 times 23? Explain each step."),
+        Question("explanation", "Explain in two sentences why the sky is blue."),
+        Question("multilingual", "Übersetze ins Chinesische: Das Meer ist heute ruhig."),
+        Question("shapes", "Describe the shapes and their colours.", shapes),
+        Question("page", "Read all text in this picture.", page),
+    ]
+
+
+def questions_of(prompts: Sequence[str], images: Sequence[Any]) -> list[Question]:
+    """Return each prompt with each picture, or alone if there are none."""
+    return [
+        Question(f"{prompt[:24]} ({image})" if images else prompt[:24], prompt, image)
+        for image in images or (None,)
+        for prompt in prompts
+    ]
+
+
+def observe(
+    model: Model,
+    processor: Processor,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int,
+    max_crops: int | None = None,
+    follow: Sequence[Observation] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Observation]:
+    """Put questions to a model.
+
+    Args:
+        model: the model.
+        processor: of its checkpoint.
+        questions: what to ask.
+        max_tokens: most tokens of an answer.
+        max_crops: most tiles of a picture.
+        follow: observations of another model whose answers are given to this one token by
+            token, instead of its own. As long as both agree, that is its own.
+        progress: told how many questions are answered, and how many there are.
+    """
+    options = GenerationOptions(max_crops=max_crops)
+    observations = []
+    for index, question in enumerate(questions):
+        images = None if question.image is None else [question.image]
+        prepared = prepare_prompt(processor, question.prompt, images, None, options)
+        features, logits, cache = _read_prompt(model, prepared)
+        path = follow[index].tokens if follow else None
+        tokens, rows = [], []
+        for step in range(len(path) if path else max_tokens):
+            row = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            rows.append(np.array(row))
+            tokens.append(int(rows[-1].argmax()))
+            token = path[step] if path else tokens[-1]
+            if path is None and token in processor.tokenizer.stop_token_ids:
+                break
+            embeddings = model.decoder.embed(mx.array([[token]]))
+            logits = _head(model, model.decoder(embeddings, cache))
+        observations.append(Observation(tuple(tokens), np.stack(rows), features))
+        mx.clear_cache()
+        if progress:
+            progress(index + 1, len(questions))
+    return observations
+
+
+def agreement(name: str, expected: Observation, found: Observation) -> Agreement:
+    """Compare what two models made of the same question and the same answer."""
+    logp, logq = (one.logprobs.astype(np.float64) for one in (expected, found))
+    divergence = np.sum(np.exp(logp) * (logp - logq), axis=-1)
+    # Where one of the two gives no numbers, its likeliest token is nobody's choice.
+    same = (np.array(expected.tokens) == np.array(found.tokens)) & ~np.isnan(divergence)
+    cosines = None
+    if expected.features is not None and found.features is not None:
+        ours, theirs = (one.astype(np.float64) for one in (expected.features, found.features))
+        lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+        cosines = np.sum(ours * theirs, axis=-1) / np.maximum(lengths, np.finfo(float).tiny)
+    return Agreement(
+        name=name,
+        tokens=len(same),
+        # Rounding may bring the divergence of equal distributions below zero. NaN stays NaN,
+        # which Python's own max would make zero.
+        kl_mean=float(np.maximum(divergence.mean(), 0.0)),
+        kl_max=float(np.maximum(divergence.max(), 0.0)),
+        top1=float(same.mean()),
+        first_divergence=None if same.all() else int(same.argmin()),
+        feature_cosine=None if cosines is None else float(cosines.mean()),
+        feature_cosine_min=None if cosines is None else float(cosines.min()),
+    )
+
+
+def _read_prompt(
+    model: Model, prepared: PreparedPrompt
+) -> tuple[npt.NDArray[np.float32] | None, mx.array, list[Any]]:
+    """Return the picture's features, the logits (vocabulary,) behind the prompt, and the cache."""
+    inputs = prepared.inputs
+    embeddings = model.decoder.embed(mx.array(inputs.input_ids))
+    features = None
+    if inputs.pixel_values is not None and inputs.image_masks is not None:
+        assert inputs.image_input_idx is not None
+        plan = model.plan(inputs.image_input_idx, inputs.input_ids.shape[1])
+        groups = []
+        for group in model.encode_groups(inputs.pixel_values, inputs.image_masks, plan):
+            mx.eval(group)
+            groups.append(group)
+        merged = mx.concatenate(groups)
+        embeddings = model.merge(embeddings, merged, plan.sources)
+        features = np.array(merged.astype(mx.float32))
+    cache = model.make_cache()
+    for start in range(0, embeddings.shape[1], PREFILL_STEP):
+        hidden = model.decoder(embeddings[:, start : start + PREFILL_STEP], cache)
+        mx.eval(hidden)
+    return features, _head(model, hidden), cache
+
+
+def _head(model: Model, hidden: mx.array) -> mx.array:
+    """Return the logits (vocabulary,) of the last position of (1, L, hidden size)."""
+    return model.head(hidden[:, -1:])[0, 0].astype(mx.float32)
+
+
+def _shapes() -> Image.Image:
+    picture = Image.new("RGB", (560, 420), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((40, 60, 220, 240), fill="red", outline="black", width=4)
+    draw.rectangle((280, 40, 500, 200), fill="blue")
+    draw.polygon([(120, 380), (260, 260), (400, 380)], fill="green")
+    draw.line((430, 240, 540, 400), fill="orange", width=12)
+    return picture
+
+
+def _page() -> Image.Image:
+    picture = Image.new("RGB", (700, 500), "white")
+    draw = ImageDraw.Draw(picture)
+    lines = (
+        "INVOICE No. 2047", "", "3 x lamp      59.70", "1 x table    120.00",
+        "delivery       9.90", "", "total        189.60", "due by 31 March",
+    )  # fmt: skip
+    for number, line in enumerate(lines):
+        draw.text((60, 40 + 52 * number), line, fill="black", font_size=32)
+    return picture

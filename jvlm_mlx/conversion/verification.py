@@ -1,0 +1,212 @@
+"""`verify`: what a conversion cost, in weights and in answers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.loader import load, read_settings
+from ..checkpoint.hub import locate_checkpoint
+from ..checkpoint.names import PARTS
+from ..errors import RequestError
+from .outputs import (Agreement, Observation, Question, agreement, built_in_questions, observe, questions_of)
+from .finite_check import Progress
+from .weight_error import TensorError, compare_weights, relative_error, severity
+from .source import open_source
+
+DEFAULT_PICTURE_PROMPT = "Describe this picture."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a conversion may cost; None for no bound."""
+
+    max_weight_error: float | None = None
+    """On the relative error of weights of every part."""
+    max_kl: float | None = None
+    """On the mean divergence over all steps of all answers, in nats."""
+    min_top1: float | None = None
+    """On the share of steps with the same likeliest token."""
+    min_cosine: float | None = None
+    """On the mean cosine of picture features."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            # NaN is neither below nor above anything.
+            if value is not None and not value >= 0:
+                raise RequestError(f"{name} is {value}; it must be a number that is not negative")
+
+    @property
+    def need_answers(self) -> bool:
+        """Whether any of them is about answers."""
+        return not (self.max_kl is self.min_top1 is self.min_cosine is None)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured."""
+
+    source: str
+    converted: str
+    weights: tuple[TensorError, ...]
+    answers: tuple[Agreement, ...]
+    """Empty if only weights were compared."""
+    bounds: Bounds
+
+    def weight_errors(self) -> dict[str, float]:
+        """Return the relative error of each part of the model."""
+        by_part = {part: [one for one in self.weights if one.part == part] for part in PARTS}
+        return {part: relative_error(errors) for part, errors in by_part.items() if errors}
+
+    @property
+    def tokens(self) -> int:
+        """Steps of all answers together."""
+        return sum(answer.tokens for answer in self.answers)
+
+    @property
+    def kl_mean(self) -> float | None:
+        """Mean divergence over all steps of all answers."""
+        return self._mean([(answer.kl_mean, answer.tokens) for answer in self.answers])
+
+    @property
+    def top1(self) -> float | None:
+        """Share of steps with the same likeliest token."""
+        return self._mean([(answer.top1, answer.tokens) for answer in self.answers])
+
+    @property
+    def feature_cosine(self) -> float | None:
+        """Mean cosine of picture features."""
+        return self._mean(
+            [
+                (answer.feature_cosine, 1)
+                for answer in self.answers
+                if answer.feature_cosine is not None
+            ]
+        )
+
+    @staticmethod
+    def _mean(weighted: list[tuple[float, int]]) -> float | None:
+        count = sum(weight for _, weight in weighted)
+        return sum(value * weight for value, weight in weighted) / count if count else None
+
+    def violations(self) -> list[str]:
+        """Return what exceeds the bounds, in words. What is no number (NaN) holds none."""
+        bounds, found = self.bounds, []
+        part, worst = max(self.weight_errors().items(), key=lambda item: severity(item[1]))
+        for name, value, low, high in (
+            (f"weight error of {part}", worst, None, bounds.max_weight_error),
+            ("KL divergence", self.kl_mean, None, bounds.max_kl),
+            ("top-1 agreement", self.top1, bounds.min_top1, None),
+            ("feature cosine", self.feature_cosine, bounds.min_cosine, None),
+        ):
+            if value is None:
+                continue
+            if high is not None and not value <= high:
+                found.append(f"{name} is {value:.4g}, above {high:g}")
+            if low is not None and not value >= low:
+                found.append(f"{name} is {value:.4g}, below {low:g}")
+        return found
+
+
+def verify(
+    source: str | Path,
+    converted: str | Path,
+    *,
+    revision: str | None = None,
+    prompts: Sequence[str] | None = None,
+    images: Sequence[Any] | None = None,
+    max_tokens: int = 32,
+    max_crops: int | None = None,
+    dtype: str | None = None,
+    weights_only: bool = False,
+    bounds: Bounds | None = None,
+    show_progress: bool | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare a conversion with its source: all weights, then answers to a few questions.
+
+    Weights are compared a few megabytes at a time. For the answers, one model is in memory at
+    a time, never both.
+
+    Args:
+        source: folder or repository.
+        converted: folder or repository; of any layout, like the source.
+        revision: branch, tag or commit of the source.
+        prompts: what to ask; with pictures, about each of them. None for built-in questions,
+            or to describe the pictures given.
+        images: pictures to ask about, of any kind the processor opens.
+        max_tokens: steps that each answer is followed for.
+        max_crops: most tiles of a picture.
+        dtype: to load both in; None for what is stored.
+        weights_only: whether to ask no questions.
+        bounds: what the conversion may cost.
+        show_progress: whether downloads show bars.
+        progress: called with a stage (`comparing`, in bytes; `source` and `converted`, in
+            questions), how much is done and how much there is.
+
+    Raises:
+        JvlmError: one of the two cannot be read, they are different models, or the options
+            contradict each other.
+    """
+    bounds = bounds or Bounds()
+    if weights_only and (prompts or images or bounds.need_answers):
+        raise RequestError("weights_only asks no questions: leave out prompts, images and bounds")
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens is {max_tokens}; it must be at least 1")
+    questions = [] if weights_only else _questions(prompts, images)
+    has_picture = any(question.image is not None for question in questions)
+    if bounds.min_cosine is not None and not has_picture:
+        raise RequestError(
+            "min_cosine is about pictures, but no question has one: add images, or leave it out"
+        )
+    folders = [
+        locate_checkpoint(source, revision=revision, show_progress=show_progress),
+        locate_checkpoint(converted, show_progress=show_progress),
+    ]
+    settings = [read_settings(folder).model for folder in folders]
+    with open_source(folders[0], settings[0]) as ours, open_source(folders[1], settings[1]) as its:
+        weights = compare_weights(ours, its, progress)
+    answers: list[Agreement] = []
+    if questions:
+        expected: list[Observation] | None = None
+        for stage, folder in zip(("source", "converted"), folders, strict=True):
+            observations = _observe(
+                folder, questions, dtype, max_tokens, max_crops, expected, stage, progress
+            )
+            if expected is None:
+                expected = observations
+        assert expected is not None
+        answers = [
+            agreement(question.name, ours, theirs)
+            for question, ours, theirs in zip(questions, expected, observations, strict=True)
+        ]
+    return Verification(str(source), str(converted), tuple(weights), tuple(answers), bounds)
+
+
+def _questions(prompts: Sequence[str] | None, images: Sequence[Any] | None) -> list[Question]:
+    if not prompts and not images:
+        return built_in_questions()
+    return questions_of(prompts or (DEFAULT_PICTURE_PROMPT,), images or ())
+
+
+def _observe(
+    folder: Path,
+    questions: Sequence[Question],
+    dtype: str | None,
+    max_tokens: int,
+    max_crops: int | None,
+    follow: Sequence[Observation] | None,
+    stage: str,
+    progress: Progress | None,
+) -> list[Observation]:
+    """Load a model and question it. It is gone when this returns, before the next one comes."""
+    model, processor = load(folder, dtype=dtype)
+    return observe(
+        model,
+        processor,
+        questions,
+        max_tokens=max_tokens,
+        max_crops=max_crops,
+        follow=follow,
+        progress=(lambda done, total: progress(stage, done, total)) if progress else None,
+    )

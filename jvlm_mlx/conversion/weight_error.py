@@ -1,0 +1,129 @@
+"""Compares the weights of two checkpoints of one model, whatever their layouts."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..checkpoint.names import part_of
+from ..checkpoint.row_reader import as_float, row_blocks
+from ..errors import RequestError
+from .finite_check import Progress
+from .source import Source
+from .workers import device_lock, work_through
+
+BLOCK_VALUES = 2**20
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far one parameter is from its original."""
+
+    path: str
+    part: str
+    layer: int | None
+    """Number of the tower's or the decoder's layer."""
+    squared_error: float
+    """Sum of squares of the differences."""
+    squared_values: float
+    """Sum of squares of the original's values."""
+
+    @property
+    def relative(self) -> float:
+        """The root of their quotient."""
+        return relative_error([self])
+
+
+def relative_error(errors: Sequence[TensorError]) -> float:
+    """Return the relative error of several parameters taken together.
+
+    Only those that differ at all count: norms are never rounded, and their values near 1 would
+    make small of any error beside them.
+    """
+    differing = [error for error in errors if error.squared_error]
+    if not differing:
+        return 0.0
+    values = math.fsum(error.squared_values for error in differing)
+    difference = math.fsum(error.squared_error for error in differing)
+    return math.sqrt(difference / values) if values else math.inf
+
+
+def severity(error: float) -> float:
+    """Return what errors are ordered by: NaN, of values that are no numbers, is the worst."""
+    return math.inf if math.isnan(error) else error
+
+
+def compare_weights(
+    source: Source, converted: Source, progress: Progress | None = None
+) -> list[TensorError]:
+    """Return the error of each parameter. A few megabytes of both are in memory at a time.
+
+    Zeros that pad the tower's MLP in one of the two are left out.
+
+    Raises:
+        RequestError: the two are not the same model.
+    """
+    shapes = _common_shapes(source, converted)
+    computing = device_lock()
+
+    def blocks() -> Iterator[tuple[str, int, int]]:
+        for path, shape in shapes.items():
+            for start, stop in row_blocks(shape, BLOCK_VALUES):
+                yield path, start, stop
+
+    def compare(block: tuple[str, int, int]) -> tuple[str, int, float, float]:
+        path, start, stop = block
+        with computing:
+            shape = (stop - start, *shapes[path][1:])
+            expected, found = (_rows(one, path, start, shape) for one in (source, converted))
+            difference = mx.square(found - expected).sum()
+            values = mx.square(expected).sum()
+            return path, math.prod(shape), as_float(difference), as_float(values)
+
+    sums: dict[str, list[tuple[float, float]]] = {path: [] for path in shapes}
+    done, total = 0, sum(math.prod(shape) for shape in shapes.values())
+    for path, count, difference, values in work_through(blocks(), compare):
+        sums[path].append((difference, values))
+        done += count
+        if progress:
+            # In bytes of the float32 that both are compared in.
+            progress("comparing", 4 * done, 4 * total)
+    return [
+        TensorError(
+            path=path,
+            part=part_of(path) or path,
+            layer=int(match.group(1)) if (match := re.search(r"layers\.(\d+)\.", path)) else None,
+            squared_error=math.fsum(difference for difference, _ in blocks_of_path),
+            squared_values=math.fsum(values for _, values in blocks_of_path),
+        )
+        for path, blocks_of_path in sums.items()
+    ]
+
+
+def _rows(source: Source, path: str, start: int, shape: tuple[int, ...]) -> mx.array:
+    """Return rows in float32; of a bias that one of the two does without, zeros."""
+    if path not in source.shapes:
+        return mx.zeros(shape)
+    rows = source.values(path, start, start + shape[0], mx.float32)
+    return rows[tuple(slice(size) for size in shape)]
+
+
+def _common_shapes(source: Source, converted: Source) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of either; where one is padded, the smaller one."""
+    shapes = {}
+    for path in dict.fromkeys((*source.shapes, *converted.shapes)):
+        ours, theirs = (one.shapes.get(path) for one in (source, converted))
+        if ours is None or theirs is None:
+            if not path.endswith(".attention.qkv.bias"):
+                raise RequestError(f"these are different models: only one of them has {path}")
+            shapes[path] = ours or theirs or ()
+            continue
+        is_padded = path.startswith("vision_tower.") and ".mlp." in path
+        if ours != theirs and not is_padded:
+            raise RequestError(
+                f"these are different models: {path} has shape {ours} in one, {theirs} in the other"
+            )
+        shapes[path] = tuple(map(min, ours, theirs))
+    return shapes

@@ -1,8 +1,0 @@
-"""`python -m jvlm_mlx.doctor`."""
-
-import sys
-
-from ..command_line.main import run_verb
-
-if __name__ == "__main__":
-    sys.exit(run_verb("doctor"))

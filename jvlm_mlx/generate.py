@@ -1,0 +1,187 @@
+"""Answer a question about pictures.
+
+The answer goes to standard output; everything else goes to standard error.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+from .errors import RequestError
+from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
+from .generation.options import GenerationOptions
+from .generation.response import GenerationPiece, GenerationResult
+from .generation.answer import Answer
+from .generation.caches import GenerationCaches
+from .generation.image_encoding import Progress
+from .generation.prompt import Prompt, prepare_prompt
+from .model import Model
+from .processing.processor import Processor
+from .cli.summary import summarize
+from .cli.arguments import (add_generation_arguments, add_model_arguments, generation_options, load_model)
+from .cli.progress import ProgressBars, wants_progress
+
+
+def stream_generate(
+    model: Model,
+    processor: Processor,
+    prompt: Prompt,
+    images: Any = None,
+    *,
+    system: str | None = None,
+    caches: GenerationCaches | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+    **options: Any,
+) -> Generator[GenerationPiece, None, None]:
+    """Answer a prompt, token by token.
+
+    Everything that can be wrong with the request is checked, and pictures are opened, before
+    this returns; the work starts with the first piece. Closing the iterator, or
+    setting `cancel`, stops the work within one token (while pictures are encoded or the prompt
+    is read: within one group of tiles or one step of the prefill) and frees the cache.
+
+    May be called from several threads: they take turns on the device, token by token.
+
+    Args:
+        model: from `load`.
+        processor: from `load`.
+        prompt: a question, or messages with roles and content parts, or what
+            `processor.apply_chat_template` returned.
+        images: a picture or a list: path, URL, data URI, bytes, file object, PIL image,
+            array, or what `encode_image` returned. In front of the words of a question; for
+            messages, they fill image parts in order.
+        system: a system message in front.
+        caches: what earlier answers left there is not computed again, and this answer adds to
+            it. The tokens are those of an answer without.
+        progress: told how far pictures and prompt have come.
+        cancel: set it, from any thread, to end the answer; its last piece then has the finish
+            reason `cancelled`.
+        **options: see `GenerationOptions`.
+
+    Yields:
+        One piece for each token; the last one has a finish reason.
+
+    Raises:
+        JvlmError: bad options, prompt or pictures, with one line that says what to do.
+    """
+    start = time.perf_counter()
+    request = GenerationOptions(**options)
+    prepared = prepare_prompt(processor, prompt, images, system, request)
+    return Answer(
+        model,
+        processor,
+        prepared,
+        request,
+        caches=caches,
+        progress=progress,
+        cancel=cancel,
+        start=start,
+    ).pieces()
+
+
+def generate(
+    model: Model,
+    processor: Processor,
+    prompt: Prompt,
+    images: Any = None,
+    **arguments: Any,
+) -> GenerationResult:
+    """Answer a prompt and return the whole; arguments and errors as `stream_generate`."""
+    return GenerationResult.collect(
+        list(stream_generate(model, processor, prompt, images, **arguments))
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this verb."""
+    parser.add_argument(
+        "-i", "--image", action="append", default=[], metavar="PICTURE",
+        help="path, URL, data URI, or - for standard input; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("-p", "--prompt", help="the question; else it is read from standard input")
+    parser.add_argument("--system", help="a system message in front")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the answer while it is made",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show speeds and memory")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_model_arguments(parser)
+    add_generation_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer, and return the exit code."""
+    options = generation_options(arguments)
+    GenerationOptions(**options)  # refuses what makes no sense, before anything is loaded
+    images, prompt = _read_input(arguments)
+    stream = arguments.stream and not arguments.json
+    pieces: list[GenerationPiece] = []
+    interrupted = False
+    with ProgressBars(wants_progress(arguments.quiet)) as bars:
+        model, processor = load_model(arguments, bars)
+        answer = stream_generate(
+            model,
+            processor,
+            prompt,
+            images,
+            system=arguments.system,
+            progress=bars.stage,
+            **options,
+        )
+        with closing(answer):
+            try:
+                for piece in answer:
+                    pieces.append(piece)
+                    if stream:
+                        print(piece.text, end="", flush=True)
+            except KeyboardInterrupt:
+                # What has been said so far is kept.
+                interrupted = True
+    if not pieces:
+        return EXIT_INTERRUPTED
+    result = GenerationResult.collect(pieces)
+    if interrupted:
+        result = dataclasses.replace(result, finish_reason="cancelled")
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+    else:
+        print("" if stream else result.text)
+    if arguments.verbose:
+        print(summarize(result), file=sys.stderr)
+    return EXIT_INTERRUPTED if interrupted else EXIT_OK
+
+
+def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
+    """Return pictures and prompt; either, but not both, may come from standard input."""
+    from_stdin = arguments.image.count("-")
+    if from_stdin > 1 or (from_stdin and arguments.prompt is None):
+        raise RequestError("standard input can be one picture or the prompt, not both or twice")
+    images = [sys.stdin.buffer.read() if image == "-" else image for image in arguments.image]
+    prompt = arguments.prompt
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise RequestError("there is no question: give one with -p, or on standard input")
+        prompt = sys.stdin.read().strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise RequestError(f"the question on standard input is no {sys.stdin.encoding} text")
+    if not prompt and not images:
+        raise RequestError("there is nothing to answer: give a question with -p, or a picture")
+    return images, prompt
+
+
+if __name__ == "__main__":
+    # The module that the package has imported does the work, not this second copy of it.
+    from .cli.main import run_subcommand
+
+    sys.exit(run_subcommand("generate"))

@@ -1,0 +1,162 @@
+"""One answer in the making: encode pictures, read the prompt, decode token by token."""
+
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+
+from ..errors import PromptError
+from ..model import Model
+from ..processing.processor import Processor
+from .caches import GenerationCaches
+from .encoded_image import EncodedImage
+from .memory import device_turns, wired_limit
+from .options import GenerationOptions
+from .image_encoding import Progress, model_of
+from .prefill import PromptReader
+from .prompt import PreparedPrompt, answer_length
+from .response import GenerationPiece
+from .sampling import make_penalties, make_sampler
+from .response_builder import Transcript
+
+
+class Cancelled(Exception):  # noqa: N818 - a signal, not an error
+    """Leaves the work when the caller's flag is set."""
+
+
+def check_fit(model: Model, prepared: PreparedPrompt) -> None:
+    """Refuse a prompt that was made for another model.
+
+    Raises:
+        ImageError: another model has encoded a picture; names it.
+        PromptError: the model has no embedding of a token. MLX would read beyond the table.
+    """
+    rows = model.decoder.embedding.weight.shape[0]
+    highest = int(prepared.token_ids.max(initial=0))
+    if highest >= rows:
+        raise PromptError(
+            f"the prompt has token {highest}, but the model knows {rows} tokens; take tokenizer"
+            " and weights from the same checkpoint"
+        )
+    encoded = [one for one in prepared.pictures if isinstance(one, EncodedImage)]
+    if encoded:
+        fingerprint = model_of(model)
+        for picture in encoded:
+            picture.check_model(fingerprint)
+
+
+class Answer:
+    """One answer; see `stream_generate` for the arguments.
+
+    Args:
+        model: from `load`.
+        processor: from `load`.
+        prepared: the prompt.
+        options: of the request.
+        caches: for pictures and prompts, or None.
+        progress: told how far pictures and prompt have come.
+        cancel: ends the answer when it is set.
+        start: when the request came, by `time.perf_counter`.
+
+    Raises:
+        JvlmError: prompt, pictures or options do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor,
+        prepared: PreparedPrompt,
+        options: GenerationOptions,
+        *,
+        caches: GenerationCaches | None,
+        progress: Progress | None,
+        cancel: threading.Event | None,
+        start: float,
+    ) -> None:
+        check_fit(model, prepared)
+        self._model = model
+        self._prepared: PreparedPrompt | None = prepared
+        self._options = options
+        self._progress = progress or (lambda *_: None)
+        self._cancel = cancel
+        max_tokens = answer_length(model, len(prepared.token_ids), options)
+        self._transcript = Transcript(processor, prepared, options, max_tokens, start)
+        self._reader = PromptReader(
+            model,
+            prepared,
+            options,
+            caches,
+            self._transcript,
+            self._progress,
+            self._check_cancelled,
+        )
+
+    def make_room(self) -> int:
+        """Let caches let go of what has no room beside this answer; return how many tiles fit."""
+        return self._reader.make_room().tile_group_size
+
+    def pieces(self) -> Generator[GenerationPiece, None, None]:
+        """Yield the pieces; see `stream_generate`."""
+        whole = self._options.kv_bits is None and self._options.max_kv_size is None
+        with wired_limit():
+            try:
+                yield from self._decode()
+            except Cancelled:
+                yield self._transcript.cancel()
+            except GeneratorExit:
+                raise
+            except BaseException:
+                whole = False  # a step may have stopped between two layers
+                raise
+            finally:
+                if whole:
+                    self._reader.keep(self._transcript.token_ids)
+                self._reader.cache = []
+                mx.clear_cache()
+
+    def _decode(self) -> Generator[GenerationPiece, None, None]:
+        prepared = self._prepared
+        assert prepared is not None
+        last_embedding = self._reader.read(prepared)
+        steps = self._steps(prepared, last_embedding)
+        # Pictures are not needed any more, and may be large.
+        self._prepared = prepared = None
+        with closing(steps):
+            while True:
+                self._check_cancelled()
+                with device_turns:
+                    token, _ = next(steps)
+                piece = self._transcript.add(token)
+                if piece.generation_tokens == 1:
+                    self._progress("prompt", piece.prompt_tokens, piece.prompt_tokens)
+                if piece.finish_reason:
+                    # The next step is under way already; let go of it before the last piece.
+                    steps.close()
+                yield piece
+                if piece.finish_reason:
+                    return
+
+    def _steps(self, prepared: PreparedPrompt, last_embedding: mx.array) -> Any:
+        """Return mlx-lm's generator of tokens."""
+        prompt = prepared.token_ids
+        vocab_size = self._model.settings.decoder.vocab_size
+        # Only the embedding is read. An id without a logit must still not reach mlx-lm, which
+        # may look scores up by it.
+        last = int(prompt[-1])
+        return generate_step(
+            mx.array([last if 0 <= last < vocab_size else 0]),
+            self._model,
+            max_tokens=self._transcript.max_tokens,
+            sampler=make_sampler(self._options),
+            logits_processors=make_penalties(self._options, prompt, vocab_size),
+            prompt_cache=self._reader.cache,
+            input_embeddings=last_embedding,
+        )
+
+    def _check_cancelled(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled

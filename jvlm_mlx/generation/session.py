@@ -1,0 +1,273 @@
+"""A conversation with the model, in which nothing is read twice."""
+
+import copy
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import RequestError
+from .answer import Answer, Cancelled
+from .options import GenerationOptions
+from .image_encoding import Picture, Progress, encode_picture, model_of, open_picture
+from .prompt import PreparedPrompt, as_list, prepare_prompt
+from .response import GenerationPiece
+from ..model import Model
+from ..processing.processor import Processor
+from .caches import GenerationCaches
+from .encoded_image import EncodedImage
+from .fingerprint import describe
+from .prefix_cache import LayerState
+from .prompt_key import PromptKey
+from ..processing.messages import collect_images
+from .session_file import SavedSession, read_session, write_session
+
+Message = dict[str, Any]
+
+
+class ChatSession:
+    """A conversation. Each picture is encoded once, and each turn reads only what is new.
+
+    One answer is made at a time; sessions of several threads take turns on the device.
+
+    Args:
+        model: from `load`.
+        processor: from `load`.
+        system: a system message in front of everything.
+        caches: shared with other sessions or answers; None for caches of its own.
+        **options: of every answer, see `GenerationOptions`.
+
+    Raises:
+        RequestError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor,
+        system: str | None = None,
+        *,
+        caches: GenerationCaches | None = None,
+        **options: Any,
+    ) -> None:
+        GenerationOptions(**options)
+        self.caches = GenerationCaches() if caches is None else caches
+        self.system = system
+        self._model = model
+        self._processor = processor
+        self._options = options
+        self._messages: list[Message] = []
+        self._answering = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of every answer that were given or loaded; a copy."""
+        return dict(self._options)
+
+    @property
+    def history(self) -> list[Message]:
+        """The messages so far, pictures as `EncodedImage`; a copy."""
+        # Pictures are shared: nothing can change them.
+        return [{**message, "content": copy.copy(message["content"])} for message in self._messages]
+
+    @property
+    def images(self) -> list[EncodedImage]:
+        """The pictures of the conversation, in order."""
+        return collect_images(self._messages) if self._messages else []
+
+    def ask(
+        self,
+        text: str | Sequence[dict[str, Any]],
+        images: Any = None,
+        *,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        **options: Any,
+    ) -> Generator[GenerationPiece, None, None]:
+        """Ask the next question and answer it, token by token.
+
+        Question and answer join the history when the answer ends, even without a word. One that
+        is left early, by closing the iterator or setting `cancel`, stays as far as it has come;
+        if nothing has been said by then, the history is as before the question.
+
+        Args:
+            text: the question, or its parts, as in a message.
+            images: a picture or a list, of any kind a question takes. In front of the words;
+                or, in order, in the image parts that name no source.
+            progress: as for `stream_generate`.
+            cancel: as for `stream_generate`.
+            **options: for this answer only. Limits on pictures apply to the new ones.
+
+        Yields:
+            One piece for each token; the last one has a finish reason.
+
+        Raises:
+            JvlmError: bad options, question or pictures, before anything is done.
+            RequestError: the last answer is still being made.
+        """
+        start = time.perf_counter()
+        self._check_idle()
+        request = GenerationOptions(**{**self._options, **options})
+        sources = as_list(images)
+        if isinstance(text, str):
+            text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
+        question: Message = {"role": "user", "content": list(text)}
+        pictures = [
+            open_picture(self._processor, source, request.image_limits)
+            for source in collect_images([question], sources or None)
+        ]
+        # The limits have been applied to the new pictures; older ones keep theirs.
+        request = dataclasses.replace(request, max_crops=None, min_pixels=None, max_pixels=None)
+
+        def make_answer(pictures: Sequence[Picture]) -> Answer:
+            prepared = self._prepare([*self._messages, _with_pictures(question, pictures)], request)
+            return Answer(
+                self._model,
+                self._processor,
+                prepared,
+                request,
+                caches=self.caches,
+                progress=progress,
+                cancel=cancel,
+                start=start,
+            )
+
+        first = make_answer(pictures)  # raises what there is to raise, before any work is done
+        turn = len(self._messages)
+
+        def check() -> None:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled
+
+        def pieces() -> Generator[GenerationPiece, None, None]:
+            self._check_idle()
+            if len(self._messages) != turn:
+                raise RequestError("the conversation has gone on since; ask the question again")
+            self._answering = True
+            said: list[str] = []
+            ended = False
+            asked: Message | None = None
+            try:
+                try:
+                    tile_group_size = first.make_room()
+                    encoded = [
+                        encode_picture(
+                            self._model,
+                            picture,
+                            self.caches,
+                            tile_group_size,
+                            progress or (lambda *_: None),
+                            check,
+                        )
+                        for picture in pictures
+                    ]
+                except Cancelled:
+                    # The flag is set, so this ends at once with the right piece.
+                    yield from make_answer(pictures).pieces()
+                    return
+                asked = _with_pictures(question, encoded)
+                for piece in make_answer(encoded).pieces():
+                    said.append(piece.text)
+                    ended = piece.finish_reason in ("stop", "length")
+                    yield piece
+            finally:
+                self._answering = False
+                if asked is not None and (ended or any(said)):
+                    self._messages += [
+                        asked,
+                        {"role": "assistant", "content": "".join(said)},
+                    ]
+
+        return pieces()
+
+    def reset(self) -> None:
+        """Forget the conversation; system message and caches stay.
+
+        Raises:
+            RequestError: an answer is still being made.
+        """
+        self._check_idle()
+        self._messages = []
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation with its pictures' features and its keys and values to a file.
+
+        The file is whole or not there at all, whatever happens on the way.
+
+        Raises:
+            SessionError: it cannot be written.
+            RequestError: an answer is still being made.
+        """
+        self._check_idle()
+        fingerprint = model_of(self._model)
+        key: PromptKey | None = None
+        layers: list[LayerState] = []
+        if self._messages:
+            prepared = self._prepare(self._messages, GenerationOptions(), ask=False)
+            key, layers = self.caches.prefixes.fetch(fingerprint, prepared.key())
+        write_session(
+            Path(path),
+            SavedSession(
+                fingerprint=fingerprint,
+                description=describe(self._model),
+                system=self.system,
+                options=self._options,
+                messages=self._messages,
+                key=key,
+                layers=layers,
+            ),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model,
+        processor: Processor,
+        *,
+        caches: GenerationCaches | None = None,
+        **options: Any,
+    ) -> "ChatSession":
+        """Read a conversation that `save` wrote.
+
+        Args:
+            path: of the file.
+            model: the one it was saved with.
+            processor: of the same checkpoint.
+            caches: as for a new session.
+            **options: instead of the saved ones of the same names.
+
+        Raises:
+            SessionError: the file is damaged, of another model, or of a newer version.
+        """
+        saved = read_session(Path(path), model_of(model), describe(model))
+        session = cls(model, processor, saved.system, caches=caches, **{**saved.options, **options})
+        session._messages = saved.messages
+        if saved.key is not None and saved.layers:
+            session.caches.prefixes.insert(saved.fingerprint, saved.key, saved.layers)
+        return session
+
+    def _prepare(
+        self, messages: list[Message], options: GenerationOptions, *, ask: bool = True
+    ) -> PreparedPrompt:
+        if self.system is not None:
+            messages = [{"role": "system", "content": self.system}, *messages]
+        prompt = self._processor.apply_chat_template(messages, add_generation_prompt=ask)
+        return prepare_prompt(self._processor, prompt, collect_images(messages), None, options)
+
+    def _check_idle(self) -> None:
+        if self._answering:
+            raise RequestError("the last answer is still being made; finish or close it first")
+
+
+def _with_pictures(message: Message, pictures: Sequence[Picture]) -> Message:
+    """Return a message whose image parts name these pictures, in order."""
+    following = iter(pictures)
+    content = [
+        part if part.get("type") == "text" else {"type": "image", "image": next(following)}
+        for part in message["content"]
+    ]
+    return {**message, "content": content}

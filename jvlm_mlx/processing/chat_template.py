@@ -1,0 +1,197 @@
+"""Messages to one prompt text, by the checkpoint's chat template."""
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..errors import CheckpointError, PromptError
+from ..config.prompt_config import PromptSettings
+from ..config.config_reader import read_json
+from .messages import Message, read_messages
+from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- ' ' if always_start_with_space or not loop.first -}}
+    {{- message.role | capitalize }}: {% if message.content is string -%}
+        {{- message.content -}}
+    {%- else -%}
+        {%- for part in message.content -%}
+            {{- image_prompt_token if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- ' Assistant:' if add_generation_prompt -}}
+"""
+"""What the released template does, for a checkpoint that lost it."""
+
+
+class RenderedPrompt(str):
+    """A prompt made by a chat template: equal to its text, and aware of whose words it holds.
+
+    Slicing, joining and formatting give a plain `str`, which no longer knows.
+    """
+
+    literals: frozenset[int]
+    """Positions where somebody's words begin to spell a special token, which must not become
+    one: what to hand to `Tokenizer.encode`."""
+
+    def __new__(cls, text: str, literals: Iterable[int] = ()) -> "RenderedPrompt":
+        """Make a prompt of a text, with the `literals` in it."""
+        prompt = super().__new__(cls, text)
+        prompt.literals = frozenset(literals)
+        return prompt
+
+
+class ChatTemplate:
+    """A jinja template, rendered as the transformers library renders chat templates.
+
+    The template sees messages with text and image parts (`{"type": "image"}`), the variables
+    `add_generation_prompt`, `always_start_with_space`, `image_prompt_token`, and the spelling
+    of the tokenizer's named tokens (`bos_token`, ...). It runs in jinja's sandbox.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        settings: PromptSettings,
+        special_tokens: Collection[str],
+        named_tokens: Mapping[str, str],
+    ) -> None:
+        self.source = source
+        self._variables = {
+            **named_tokens,
+            "always_start_with_space": settings.always_start_with_space,
+            "image_prompt_token": IMAGE_PLACEHOLDER,
+        }
+        self._beginnings = _pattern_of_beginnings(special_tokens)
+        self._cut_off = {
+            token[:length] for token in special_tokens for length in range(1, len(token))
+        }
+        self._first_characters = sorted({token[0] for token in special_tokens})
+        self._longest = max(map(len, special_tokens), default=0)
+
+    @classmethod
+    def load(cls, folder: Path, settings: PromptSettings, tokenizer: Tokenizer) -> "ChatTemplate":
+        """Read the template of a checkpoint folder.
+
+        It stands in chat_template.jinja, or under `chat_template` in chat_template.json,
+        processor_config.json or tokenizer_config.json, the newest convention first. Without
+        any, the released template is assumed, and a notice logged.
+
+        Raises:
+            CheckpointError: a file cannot be read or holds no template under that name.
+        """
+        source = _read_source(folder)
+        if source is None:
+            logger.warning("%s has no chat template; the released one is used", folder)
+            source = DEFAULT_TEMPLATE
+        return cls(source, settings, tokenizer.special_tokens, tokenizer.named_tokens)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> RenderedPrompt:
+        """Return the prompt of a conversation, with a placeholder for every picture.
+
+        Args:
+            messages: the conversation, see `messages.py`.
+            add_generation_prompt: whether to end with what an answer follows.
+
+        Raises:
+            PromptError: a message is malformed, or the template refuses the conversation.
+        """
+        conversation = read_messages(messages)
+        # Every character at which somebody's words begin to spell a special token goes through
+        # the template in disguise: one private-use character, which nobody used, for each.
+        # Lengths stay as they are, and the places are known again afterwards.
+        disguise = self._disguise(conversation)
+        try:
+            (text,), _ = render_jinja_template(
+                [[self._for_template(message, disguise) for message in conversation]],
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
+        except Exception as error:  # whatever the template does wrong, of any kind
+            summary = str(error).strip().splitlines() or [type(error).__name__]
+            raise PromptError(f"the chat template fails: {summary[0]}") from error
+        unmask = {ord(mask): character for character, mask in disguise.items()}
+        literals = [place for place, character in enumerate(text) if ord(character) in unmask]
+        return RenderedPrompt(text.translate(unmask), literals)
+
+    def _disguise(self, conversation: Iterable[Message]) -> dict[str, str]:
+        """Private-use characters, in no text of the conversation, for the first characters."""
+        used = set(self.source).union(
+            *(text for message in conversation for text in _texts(message))
+        )
+        free = (
+            character
+            for character in map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
+            if character not in used
+        )
+        disguise = dict(zip(self._first_characters, free, strict=False))
+        if len(disguise) < len(self._first_characters):
+            raise PromptError("the messages use up all private-use characters of Unicode")
+        return disguise
+
+    def _for_template(self, message: Message, disguise: Mapping[str, str]) -> dict[str, Any]:
+        def words(text: str) -> str:
+            masked = self._beginnings.sub(lambda found: disguise[found.group()], text)
+            # A spelling may also go on in the next part, if there is no picture in between.
+            for place in range(max(0, len(text) - self._longest), len(text)):
+                if text[place:] in self._cut_off:
+                    masked = masked[:place] + disguise[text[place]] + masked[place + 1 :]
+            return masked
+
+        if isinstance(message.content, str):
+            return {"role": message.role, "content": words(message.content)}
+        parts = [
+            {"type": "text", "text": words(part)} if isinstance(part, str) else {"type": "image"}
+            for part in message.content
+        ]
+        return {"role": message.role, "content": parts}
+
+
+def _texts(message: Message) -> Iterable[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    return [part for part in message.content if isinstance(part, str)]
+
+
+def _pattern_of_beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for the first character of each token spelled in a text, overlapping or not."""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile(
+        "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+        or "(?!)"
+    )
+
+
+def _read_source(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from None
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        file = folder / name
+        contents = read_json(file) if file.is_file() else None
+        template = contents.get("chat_template") if isinstance(contents, dict) else None
+        if isinstance(template, list):  # of named templates
+            named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
+            template = named.get("default", {}).get("template", template)
+        if isinstance(template, str):
+            return template
+        if template is not None:
+            raise CheckpointError(f"{file}: chat_template is neither a text nor has a default")
+    return None

@@ -1,0 +1,172 @@
+"""Opens whatever a user calls a picture."""
+
+import base64
+import io
+import os
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import ImageError
+from .image_decoding import decode, reason, to_rgb
+from .download import download
+
+MOST_LETTERS = 100
+"""Longest source that a message quotes in full."""
+
+
+class Array(Protocol):
+    """An array of numpy, MLX or any library whose arrays numpy takes."""
+
+    def __array__(self) -> NDArray[Any]:
+        """Return it as a numpy array."""
+        ...
+
+
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Array
+)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Return a picture in RGB.
+
+    Args:
+        source: one of
+            a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` address;
+            the bytes of a picture file, or a binary file open for reading;
+            a Pillow picture;
+            an array of 8-bit numbers: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+
+            Files are turned upright as their metadata says; Pillow pictures and arrays are taken
+            as they are. Of several frames the first is used. An alpha channel is dropped.
+
+    Raises:
+        ImageError: there is no such picture, or it cannot be decoded.
+    """
+    name = source_name(source)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source)
+    if isinstance(source, str):
+        scheme = _scheme(source)
+        if scheme in ("http", "https"):
+            return decode(io.BytesIO(download(source, name)), name)
+        if scheme == "data":
+            return decode(io.BytesIO(_from_data_address(source, name)), name)
+        if scheme == "file":
+            return _from_file(_from_file_address(source, name), name)
+        return _from_file(source, name)
+    if isinstance(source, os.PathLike):
+        return _from_file(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode(io.BytesIO(source), name)
+    if hasattr(source, "read"):
+        return _from_stream(source, name)
+    if hasattr(source, "__array__"):
+        return _from_array(source)
+    raise ImageError(
+        f"{name} is no picture; expected a path, an address, bytes, a binary file, a Pillow picture"
+        " or an array"
+    )
+
+
+def is_address(source: str) -> bool:
+    """Return whether a text is an address that `open_image` takes, and no path."""
+    return _scheme(source) in ("http", "https", "data", "file")
+
+
+def _scheme(source: str) -> str:
+    scheme, colon, _ = source.partition(":")
+    return scheme.lower() if colon else ""
+
+
+def source_name(source: object) -> str:
+    """Return what messages call the source."""
+    if isinstance(source, str):
+        if len(source) > MOST_LETTERS:
+            return f"{source[:MOST_LETTERS]!r}… ({len(source)} letters)"
+        return repr(source)
+    if isinstance(source, os.PathLike):
+        return repr(os.fsdecode(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"the picture given as {memoryview(source).nbytes} bytes"
+    if hasattr(source, "read"):
+        path = getattr(source, "name", None)
+        return repr(path) if isinstance(path, str) else "the picture given as a file object"
+    return f"a {type(source).__name__}"
+
+
+def _from_pillow(picture: Image.Image) -> Image.Image:
+    try:
+        picture.load()
+        return to_rgb(picture)
+    except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
+        raise ImageError(f"the Pillow picture cannot be decoded: {reason(error)}") from error
+
+
+def _from_file(path: str | os.PathLike[str], name: str) -> Image.Image:
+    try:
+        with Path(path).expanduser().open("rb") as stream:
+            return decode(stream, name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
+
+
+def _from_file_address(address: str, name: str) -> str:
+    parts = urllib.parse.urlsplit(address)
+    if parts.netloc not in ("", "localhost"):
+        raise ImageError(f"{name} is on another computer; expected file:///path")
+    return urllib.request.url2pathname(parts.path)
+
+
+def _from_data_address(address: str, name: str) -> bytes:
+    header, comma, text = address.partition(",")
+    if not comma:
+        raise ImageError(f"{name} is no data address: there is no comma in it")
+    data = urllib.parse.unquote_to_bytes(text)
+    if not header.lower().endswith(";base64"):
+        return data
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"{name} is no valid base64: {reason(error)}") from error
+
+
+def _from_stream(stream: Any, name: str) -> Image.Image:
+    try:
+        try:
+            stream.seek(0)
+        except (AttributeError, OSError):
+            stream = io.BytesIO(stream.read())
+        is_text = isinstance(stream.read(0), str)
+    except (OSError, ValueError, TypeError) as error:
+        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
+    if is_text:
+        raise ImageError(f"{name} is open as text; open it in binary mode")
+    return decode(stream, name)
+
+
+def _from_array(source: Any) -> Image.Image:
+    try:
+        array = np.asarray(source)
+    except Exception as error:  # Each library has its own for what numpy cannot take.
+        raise ImageError(f"the array cannot be read by numpy: {reason(error)}") from error
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"the array has numbers of type {array.dtype}; expected 8-bit numbers, 0 to 255 (uint8)"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise ImageError(
+            f"the array has shape {array.shape}; expected height x width, alone or with 1, 3 or 4"
+            " channels last"
+        )
+    if array.size == 0:
+        raise ImageError(f"the array is empty: shape {array.shape}")
+    return to_rgb(Image.fromarray(array))

@@ -1,1 +1,0 @@
-"""Text side of the processor: tokens, their streaming back into text, and the chat template."""

@@ -1,0 +1,43 @@
+"""What a row may be at most."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ..errors import RequestError
+
+
+class PictureLimits(TypedDict):
+    """As `DataLimits`."""
+
+    max_crops: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLimits:
+    """Limits on rows and their pictures.
+
+    Raises:
+        RequestError: there is room for no token.
+    """
+
+    max_length: int
+    """Most tokens of a row, those of pictures and the last stop token included."""
+    max_crops: int | None
+    """Most tiles of a picture's grid; None: the checkpoint's."""
+    min_pixels: int | None
+    """Area below which a picture is enlarged; None: the checkpoint's."""
+    max_pixels: int | None
+    """Area above which a picture is reduced; None: the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise RequestError(f"max_length {self.max_length} must be at least 1")
+
+    @property
+    def of_pictures(self) -> PictureLimits:
+        """The limits that the image processor takes."""
+        return PictureLimits(
+            max_crops=self.max_crops, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+        )
