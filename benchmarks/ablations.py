@@ -27,10 +27,18 @@ from jvlm_mlx.demo.architecture import FEATURE_LAYERS, POOLING_SIZE
 from jvlm_mlx.demo.data import write_data
 from jvlm_mlx.demo.tasks import TASKS
 from jvlm_mlx.demo.untrained import write_untrained
-from jvlm_mlx.training import (FeedSettings, PartSettings, StepReport, TrainingSettings, prepare_model, train, training_feed)
+from jvlm_mlx.training import (
+    LoaderConfig,
+    ModuleConfig,
+    StepReport,
+    TrainingConfig,
+    prepare_model,
+    train,
+    training_feed,
+)
 from jvlm_mlx.training.data_limits import DataLimits
-from jvlm_mlx.training.prepare_data import prepare_data
 from jvlm_mlx.training.mixture import read_mixture
+from jvlm_mlx.training.prepare_data import prepare_data
 from jvlm_mlx.training.processes import Processes
 
 from .common.machine import describe_machine
@@ -128,8 +136,8 @@ def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model,
     del parts["connector"]
     model.update(parts)
     if variant.pooling == "mean":
-        settings = model.settings.tower
-        pooling = MeanPooling(settings.feature_size, settings.hidden_size)
+        config = model.config.tower
+        pooling = MeanPooling(config.feature_size, config.hidden_size)
         model.connector.update_modules({"pooling": pooling})
     return model, processor
 
@@ -137,14 +145,14 @@ def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model,
 def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Namespace) -> Outcome:
     """Train and measure one variant."""
     model, processor = build(variant, work / "untrained", arguments.seed, arguments.start)
-    settings = training_settings(arguments.steps, arguments.learning_rate, arguments.seed)
+    config = training_config(arguments.steps, arguments.learning_rate, arguments.seed)
     limits = DataLimits(max_length=4096, max_crops=None, min_pixels=None, max_pixels=None)
     mixture = write_mixture(data, work, with_text=variant.text_share > 0)
     rows = prepare_data(read_mixture(mixture), processor, limits)
     processes = Processes()
     feed = training_feed(
         rows,
-        FeedSettings(
+        LoaderConfig(
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             text_share=variant.text_share,
@@ -157,9 +165,9 @@ def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Na
         processes,
     )
     reports: list[StepReport] = []
-    prepare_model(model, settings, None)
+    prepare_model(model, config, None)
     train(
-        model, feed, settings, work / "trained", work / "untrained", processes=processes,
+        model, feed, config, work / "trained", work / "untrained", processes=processes,
         validation=None, resume=False, should_stop=lambda: False, progress=reports.append,
     )  # fmt: skip
     accuracy = measure_accuracy(model, processor, count=arguments.examples)
@@ -190,16 +198,16 @@ def write_mixture(data: Path, work: Path, *, with_text: bool) -> Path:
     return file
 
 
-def training_settings(steps: int, learning_rate: float, seed: int) -> TrainingSettings:
+def training_config(steps: int, learning_rate: float, seed: int) -> TrainingConfig:
     """Return how all variants are trained: the connector faster, and sooner at its full rate."""
 
-    def part(rate: float, warmup: int) -> PartSettings:
-        return PartSettings(
+    def part(rate: float, warmup: int) -> ModuleConfig:
+        return ModuleConfig(
             trainable=True, learning_rate=rate, warmup_steps=warmup, decay="cosine", floor=0.02
         )
 
     warmup = steps // 15
-    return TrainingSettings(
+    return TrainingConfig(
         vision_tower=part(learning_rate, warmup),
         connector=part(4 * learning_rate, warmup // 3),
         decoder=part(learning_rate, warmup),

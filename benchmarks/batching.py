@@ -1,11 +1,11 @@
-"""Throughput of `generate_batch` by batch size.
+"""Throughput of `batch_generate` by batch size.
 
     python -m benchmarks.batching --layers 0.1 --dtype float32
     python -m benchmarks.batching --model DIR --rows 64 --max-tokens 64 --sizes 1 2 4 8 16 32
 
 Every row asks something else about one photo, and every fourth answer is half as long. Rates are
-of the whole run, picture and prompt of every row included, and of decoding alone: the same rows
-when pictures and prompts are known already, from a run before that does not count.
+of the whole run, image and prompt of every row included, and of decoding alone: the same rows
+when images and prompts are known already, from a run before that does not count.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from jvlm_mlx import GenerationCaches, Model, Processor, generate_batch
+from jvlm_mlx import GenerationCaches, Model, Processor, batch_generate
 
 from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
 from .common.machine import describe_machine
@@ -27,11 +27,11 @@ from .common.timing import readable_seconds
 
 def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
     """Return questions of which every fourth has a short answer."""
-    picture = photo_bytes(tiles)
+    image = photo_bytes(tiles)
     return [
         {
-            "prompt": f"Question {number}: what is in this picture?",
-            "images": picture,
+            "prompt": f"Question {number}: what is in this image?",
+            "images": image,
             "max_crops": TILES[tiles],
             "max_tokens": max(1, max_tokens // (2 if number % 4 == 0 else 1)),
         }
@@ -47,7 +47,7 @@ def timed(
     mx.reset_peak_memory()
     start = time.perf_counter()
     found: dict[int, tuple[int, ...]] = {}
-    for answer in generate_batch(
+    for answer in batch_generate(
         model, processor, rows, batch_size=size, stop_token_ids=(), **options
     ):
         if answer.result is None:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_checkpoint import checkpoint_bytes, released_config, write_random_checkpoint
-from jvlm_mlx.conversion.converter import convert
-from jvlm_mlx.cli.units import bytes_text
 from jvlm_mlx.cli.tables import table
+from jvlm_mlx.cli.units import bytes_text
+from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.workers import WORKERS
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -19,10 +19,10 @@ counted in full.
 import argparse
 from dataclasses import asdict, dataclass
 
+from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.processing.tiling import ImageLayout
-from jvlm_mlx.config.model_config import ModelSettings
 
-from .common.geometry import released_settings
+from .common.geometry import released_model_config
 from .common.photos import image_processor
 from .common.report import json_line, table
 from .common.work import (
@@ -38,7 +38,7 @@ PAPER = {"tiles": 13, "without": 9477, "with": 2366, "prefill": 3.9, "kv": 4.0, 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One picture of so many tiles, without pooling, as in the paper, and as it is fed."""
+    """One image of so many tiles, without pooling, as in the paper, and as it is fed."""
 
     tiles: int
     """Grid and thumbnail."""
@@ -63,22 +63,22 @@ class Efficiency:
     fed_total_ratio: float
 
 
-def efficiency(settings: ModelSettings, layout: ImageLayout) -> Efficiency:
-    """Compute one row from the settings and a picture's layout."""
-    tiles, patches = layout.num_tiles, layout.num_tiles * settings.tower.num_patches
-    window = settings.connector.pooling_size[0] * settings.connector.pooling_size[1]
-    paper = tiles * (settings.tower.num_patches // window)
+def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
+    """Compute one row from the config and an image's layout."""
+    tiles, patches = layout.num_tiles, layout.num_tiles * config.tower.num_patches
+    window = config.connector.pooling_size[0] * config.connector.pooling_size[1]
+    paper = tiles * (config.tower.num_patches // window)
     thumbnail = 1
-    for side, step in zip(settings.tower.patch_grid, settings.connector.pooling_size, strict=True):
+    for side, step in zip(config.tower.patch_grid, config.connector.pooling_size, strict=True):
         thumbnail *= -(-side // step)
     fed = thumbnail + layout.block[0] * layout.block[1]
-    tower = tiles * tower_operations(settings)
+    tower = tiles * tower_operations(config)
     # Without pooling there is no connector but its projector, which is small beside the rest.
-    linear = prefill_operations(settings, patches, attention=False)
-    linear_paper = prefill_operations(settings, paper, attention=False)
-    full = prefill_operations(settings, patches)
-    full_fed = prefill_operations(settings, fed)
-    megabytes = kv_bytes_per_token(settings) / 1e6
+    linear = prefill_operations(config, patches, attention=False)
+    linear_paper = prefill_operations(config, paper, attention=False)
+    full = prefill_operations(config, patches)
+    full_fed = prefill_operations(config, fed)
+    megabytes = kv_bytes_per_token(config) / 1e6
     return Efficiency(
         tiles=tiles,
         patches=patches,
@@ -89,20 +89,19 @@ def efficiency(settings: ModelSettings, layout: ImageLayout) -> Efficiency:
         fed_prefill_ratio=full / full_fed,
         kv_megabytes=layout.num_tokens * megabytes,
         unpooled_kv_megabytes=patches * megabytes,
-        total_ratio=(tower + linear)
-        / (tower + connector_operations(settings, paper) + linear_paper),
-        fed_total_ratio=(tower + full) / (tower + connector_operations(settings, fed) + full_fed),
+        total_ratio=(tower + linear) / (tower + connector_operations(config, paper) + linear_paper),
+        fed_total_ratio=(tower + full) / (tower + connector_operations(config, fed) + full_fed),
     )
 
 
 def rows() -> list[Efficiency]:
-    """Return a row for each number of tiles, for pictures of 3 : 2."""
-    settings, processor = released_settings(), image_processor()
+    """Return a row for each number of tiles, for images of 3 : 2."""
+    config, processor = released_model_config(), image_processor()
     layouts: dict[int, ImageLayout] = {}
     for max_crops in range(1, 13):
         layout = processor.layout(1500, 1000, max_crops=max_crops)
         layouts.setdefault(layout.num_tiles, layout)
-    return [efficiency(settings, layout) for layout in layouts.values()]
+    return [efficiency(config, layout) for layout in layouts.values()]
 
 
 def main() -> None:

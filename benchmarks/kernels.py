@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
+from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
-from jvlm_mlx.config.model_config import ModelSettings
 
 from .common.counting import count_kernels
-from .common.geometry import constant, released_settings, weightless_model
+from .common.geometry import constant, released_model_config, weightless_model
 from .common.report import json_line, table
 
 PROMPT_TOKENS = 832
@@ -33,12 +33,12 @@ ROWS = {
 }
 
 
-def filled_cache(settings: ModelSettings, dtype: mx.Dtype) -> list[KVCache]:
+def filled_cache(config: ModelConfig, dtype: mx.Dtype) -> list[KVCache]:
     """Return caches that already hold a prompt and have room left."""
-    attention = settings.decoder.block.attention
+    attention = config.decoder.block.attention
     shape = (1, attention.num_key_value_heads, PROMPT_TOKENS + 192, attention.head_dim)
     caches = []
-    for _ in range(settings.decoder.num_hidden_layers):
+    for _ in range(config.decoder.num_hidden_layers):
         cache = KVCache()
         cache.keys = cache.values = constant(shape, dtype)
         cache.offset = PROMPT_TOKENS
@@ -48,17 +48,17 @@ def filled_cache(settings: ModelSettings, dtype: mx.Dtype) -> list[KVCache]:
 
 def own_counts(model: Model) -> dict[str, int]:
     """Return this project's kernels by row."""
-    settings, tile = model.settings, _tile(model.settings)
+    config, tile = model.config, _tile(model.config)
     plan = model.plan(tile["image_input_idx"], tile["length"])
     merge_idx = _merge_positions()
 
     def decode() -> mx.array:
-        logits = model(mx.array([[5]]), cache=filled_cache(settings, model.dtype))
+        logits = model(mx.array([[5]]), cache=filled_cache(config, model.dtype))
         return mx.argmax(logits[:, -1], axis=-1)
 
     def prefill() -> list[mx.array]:
         caches = model.make_cache()
-        model(_ids(CHUNK_TOKENS), cache=caches, input_embeddings=_embeddings(settings))
+        model(_ids(CHUNK_TOKENS), cache=caches, input_embeddings=_embeddings(config))
         return [array for cache in caches for array in (cache.keys, cache.values)]
 
     def encode() -> list[mx.array]:
@@ -66,7 +66,7 @@ def own_counts(model: Model) -> dict[str, int]:
 
     def merge() -> mx.array:
         embeddings = model.decoder.embed(_ids(MERGED_WINDOWS + 2))
-        return model.merge(embeddings, _features(settings), merge_idx)
+        return model.merge(embeddings, _features(config), merge_idx)
 
     return _counts(decode, prefill, encode, merge)
 
@@ -75,18 +75,18 @@ def peer_counts(model: Model) -> dict[str, int]:
     """Return the peer's kernels by row, for the same work."""
     from .common.peer import make_peer
 
-    peer, settings, tile = make_peer(model), model.settings, _tile(model.settings)
+    peer, config, tile = make_peer(model), model.config, _tile(model.config)
     positions = np.full((1, 1, MERGED_WINDOWS), -1)
     positions[0, 0] = np.arange(1, MERGED_WINDOWS + 1)
 
     def decode() -> mx.array:
-        caches = filled_cache(settings, model.dtype)
+        caches = filled_cache(config, model.dtype)
         logits = peer.language_model(mx.array([[5]]), cache=caches).logits
         return mx.argmax(logits[:, -1], axis=-1)
 
     def prefill() -> list[mx.array]:
         caches = model.make_cache()
-        ids, embeddings = _ids(CHUNK_TOKENS), _embeddings(settings)
+        ids, embeddings = _ids(CHUNK_TOKENS), _embeddings(config)
         peer.language_model(ids, inputs_embeds=embeddings, cache=caches)
         return [array for cache in caches for array in (cache.keys, cache.values)]
 
@@ -97,7 +97,7 @@ def peer_counts(model: Model) -> dict[str, int]:
         return peer.get_input_embeddings(
             _ids(MERGED_WINDOWS + 2),
             constant((1, 1, 1, 1), model.dtype),
-            cached_image_features=_features(settings)[None, None],
+            cached_image_features=_features(config)[None, None],
             image_input_idx=mx.array(positions),
         ).inputs_embeds
 
@@ -108,11 +108,11 @@ def _counts(*builds: Callable[[], Any]) -> dict[str, int]:
     return {name: count_kernels(build).total() for name, build in zip(ROWS, builds, strict=True)}
 
 
-def _tile(settings: ModelSettings) -> dict[str, Any]:
-    tower = settings.tower
+def _tile(config: ModelConfig) -> dict[str, Any]:
+    tower = config.tower
     rows, columns = (
         -(-side // step)
-        for side, step in zip(tower.patch_grid, settings.connector.pooling_size, strict=True)
+        for side, step in zip(tower.patch_grid, config.connector.pooling_size, strict=True)
     )
     return {
         "pixel_values": constant((1, 1, tower.num_patches, tower.patch_values), mx.float32),
@@ -123,7 +123,7 @@ def _tile(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _merge_positions() -> Any:
-    # Token 0 and the last one belong to no picture.
+    # Token 0 and the last one belong to no image.
     positions = np.arange(-1, MERGED_WINDOWS + 1)
     positions[-1] = -1
     return positions[None]
@@ -133,12 +133,12 @@ def _ids(length: int) -> mx.array:
     return constant((1, length), mx.int32)
 
 
-def _embeddings(settings: ModelSettings) -> mx.array:
-    return constant((1, CHUNK_TOKENS, settings.decoder.hidden_size), mx.float32)
+def _embeddings(config: ModelConfig) -> mx.array:
+    return constant((1, CHUNK_TOKENS, config.decoder.hidden_size), mx.float32)
 
 
-def _features(settings: ModelSettings) -> mx.array:
-    return constant((MERGED_WINDOWS, settings.decoder.hidden_size), mx.float32)
+def _features(config: ModelConfig) -> mx.array:
+    return constant((MERGED_WINDOWS, config.decoder.hidden_size), mx.float32)
 
 
 def main() -> None:
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--against", choices=("mlx-vlm",), help="count the peer's as well")
     parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
     arguments = parser.parse_args()
-    model = weightless_model(released_settings(arguments.layers))
+    model = weightless_model(released_model_config(arguments.layers))
     counts = {"jvlm-mlx": own_counts(model)}
     if arguments.against:
         from .common.peer import peer_version

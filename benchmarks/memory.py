@@ -20,11 +20,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx import Processor, stream_generate
-from jvlm_mlx.generation.budget import MOST_TILES, kv_bytes, tile_bytes
+from jvlm_mlx.generation.budget import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model
 
 from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
-from .common.geometry import random_model, released_settings
+from .common.geometry import random_model, released_model_config
 from .common.machine import describe_machine
 from .common.photos import TILES, photo_bytes
 from .common.report import json_line, table
@@ -41,7 +41,7 @@ MACS = {8: 5.3, 16: 10.7}
 def question(
     model: Model, processor: Processor, tiles: int, group: int, max_tokens: int
 ) -> dict[str, float]:
-    """Measure the peak of one question about one picture, in GB.
+    """Measure the peak of one question about one image, in GB.
 
     Weights, keys and values count with the 2 bytes of a bfloat16 wherever they are not packed,
     also if the model computes in float32: then everything else is twice as large as it would be,
@@ -81,11 +81,11 @@ def question(
     )
     progress("answer", last.generation_tokens, max_tokens)
     tokens = last.prompt_tokens + last.generation_tokens
-    needed = weights + kv_bytes(model.settings, tokens, 2)
+    needed = weights + kv_bytes(model.config, tokens, 2)
     return {
         "weights": weights / 1e9,
         "keys and values": (needed - weights) / 1e9,
-        "most while pictures are encoded": (weights + peaks["tiles"]) / 1e9,
+        "most while images are encoded": (weights + peaks["tiles"]) / 1e9,
         "most until the first token": (weights + peaks["prompt"]) / 1e9,
         "most of all": (weights + peaks["answer"]) / 1e9,
         "over": (weights + peaks["answer"]) / needed,
@@ -94,7 +94,7 @@ def question(
 
 def quantized_cache(layers: float, tokens: int, bits: tuple[int, ...]) -> list[dict[str, Any]]:
     """Measure what a quantized KV cache saves, and the KL divergence of the next tokens."""
-    model = random_model(released_settings(layers))
+    model = random_model(released_model_config(layers))
     ids = mx.random.randint(0, 100_000, (1, tokens + 16), key=mx.random.key(0))
     full = model.make_cache()
     model(ids[:, :tokens], cache=full)
@@ -132,19 +132,19 @@ def _megabytes(caches: list[Any]) -> float:
 
 def macs() -> list[tuple[str, ...]]:
     """Return for each Mac and kind of weights what is left and what fits into it: computed."""
-    settings = released_settings()
+    config = released_model_config()
     rows: list[tuple[str, ...]] = []
     for memory, usable in MACS.items():
         for name, bits in BITS.items():
             weights = TOTAL_WEIGHTS * bits / 8
-            kv = kv_bytes(settings, 2048, 2)
+            kv = kv_bytes(config, 2048, 2)
             left = usable * 1e9 - weights - kv
-            tiles = int(left // tile_bytes(settings, 2))
-            per_token = kv_bytes(settings, 1, 2)
-            context = min(settings.decoder.context_size, int((left + kv) // per_token))
+            tiles = int(left // tile_bytes(config, 2))
+            per_token = kv_bytes(config, 1, 2)
+            context = min(config.decoder.context_size, int((left + kv) // per_token))
             rows.append(
                 (f"{memory} GB", name, f"{weights / 1e9:.2f}", f"{left / 1e9:.2f}",
-                 str(min(MOST_TILES, max(0, tiles))), str(max(0, context)))
+                 str(min(MAX_TILES, max(0, tiles))), str(max(0, context)))
             )  # fmt: skip
     return rows
 
@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--part", choices=("question", "cache", "macs"), required=True)
     add_checkpoint_arguments(parser)
-    parser.add_argument("--tiles", type=int, choices=TILES, default=2, help="of the picture")
+    parser.add_argument("--tiles", type=int, choices=TILES, default=2, help="of the image")
     parser.add_argument("--tile-group-size", type=int, default=1, help="tiles encoded at once")
     parser.add_argument("--max-tokens", type=int, default=4, help="of the answer")
     parser.add_argument("--tokens", type=int, default=512, help="in the KV cache")

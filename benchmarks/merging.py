@@ -1,4 +1,4 @@
-"""Merge a picture's features into a prompt: a gather against the peer's write for each row.
+"""Merge an image's features into a prompt: a gather against the peer's write for each row.
 
 python -m benchmarks.merging --against mlx-vlm
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .common.geometry import random_model, released_settings, weightless_model
+from .common.geometry import random_model, released_model_config, weightless_model
 from .common.machine import describe_machine
 from .common.photos import TILES, photo_inputs
 from .common.report import json_line, table
@@ -21,12 +21,12 @@ Work = Callable[..., Any]
 
 def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
     """Time the merge of the features of 13 tiles, alone and with the lookup of the tokens."""
-    settings = released_settings(0.04)
-    model = random_model(settings, DTYPE)
+    config = released_model_config(0.04)
+    model = random_model(config, DTYPE)
     inputs = photo_inputs(max(TILES))
     ids, places = mx.array(inputs.input_ids), mx.array(inputs.image_input_idx)
     plan = model.plan(inputs.image_input_idx, ids.shape[1])
-    features = mx.random.normal((plan.num_windows, settings.decoder.hidden_size))
+    features = mx.random.normal((plan.num_windows, config.decoder.hidden_size))
     embeddings = model.decoder.embed(ids)
     mx.eval(ids, places, features, embeddings)
     whole: dict[str, Work] = {
@@ -38,7 +38,7 @@ def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
 
         peer = make_peer(model)
         # The peer has a row for every window, also for those that reach no token.
-        rows = mx.random.normal((*places.shape, settings.decoder.hidden_size))
+        rows = mx.random.normal((*places.shape, config.decoder.hidden_size))
         mx.eval(rows)
         lookup = peer.language_model.embedding
 
@@ -58,10 +58,10 @@ def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
 
 def table_copies() -> dict[str, int]:
     """Return the memory that a lookup of one token takes beside the table's, in bytes."""
-    settings = released_settings(0.04)
-    rows = settings.decoder.embedding_size + settings.decoder.additional_vocab_size
-    model = weightless_model(settings, DTYPE)
-    model.decoder.embedding.weight = mx.zeros((rows, settings.decoder.hidden_size)) + 1
+    config = released_model_config(0.04)
+    rows = config.decoder.embedding_size + config.decoder.additional_vocab_size
+    model = weightless_model(config, DTYPE)
+    model.decoder.embedding.weight = mx.zeros((rows, config.decoder.hidden_size)) + 1
     mx.eval(model.decoder.embedding.weight)
     lookup = measure({"lookup": lambda: model.decoder.embed(mx.array([[5]]))}, repeats=1)
     return {

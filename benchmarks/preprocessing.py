@@ -4,9 +4,9 @@
     pip install mlx-vlm --no-deps
     python -m benchmarks.preprocessing --against mlx-vlm
 
-The picture is a mosaic of the photos that scikit-image ships, as large as a phone's camera takes
+The image is a mosaic of the photos that scikit-image ships, as large as a phone's camera takes
 them. Runs of both sides alternate in one process, so that both see the same machine. Peak memory is
-that of a fresh process each, above what it had after its imports and one small picture.
+that of a fresh process each, above what it had after its imports and one small image.
 
 The pixels of the two are not the same: mlx-vlm resizes with Pillow's bicubic kernel, the original
 with bilinear interpolation without antialiasing.
@@ -31,11 +31,11 @@ from typing import Any
 import skimage.data
 from PIL import Image
 
+from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.image_config import ImageConfig
+from jvlm_mlx.processing.image_io import open_image
 from jvlm_mlx.processing.image_processor import ImageProcessor
 from jvlm_mlx.processing.image_tokens import ImageTokenIds
-from jvlm_mlx.processing.image_io import open_image
-from jvlm_mlx.config.image_config import ImageSettings
-from jvlm_mlx.config.config_reader import SettingsReader
 
 SETTINGS = Path(__file__).parent / "released" / "preprocessor_config.json"
 IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=151939, image=151940)
@@ -51,22 +51,22 @@ def in_new_process(action: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(action, arguments)
 
 
-def make_picture(path: str, size: tuple[int, int]) -> None:
+def make_image(path: str, size: tuple[int, int]) -> None:
     """Write a mosaic of 3 x 3 photos."""
-    picture = Image.new("RGB", size)
+    image = Image.new("RGB", size)
     width, height = size[0] // 3, size[1] // 3
     for place in range(9):
         name = PHOTOS[place % len(PHOTOS)]
         with Image.open(Path(skimage.data.data_dir) / name) as photo:
             part = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        picture.paste(part, (place % 3 * width, place // 3 * height))
-    picture.save(path, quality=92)
+        image.paste(part, (place % 3 * width, place // 3 * height))
+    image.save(path, quality=92)
 
 
 def this_project() -> Preprocess:
     """Return this project's preprocessing."""
     values = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    return ImageProcessor(ImageSettings.read(SettingsReader(values, SETTINGS.name)), IDS)
+    return ImageProcessor(ImageConfig.read(ConfigReader(values, SETTINGS.name)), IDS)
 
 
 def mlx_vlm() -> Preprocess:
@@ -101,7 +101,7 @@ def peak_bytes() -> int:
 
 
 def measure_memory(side: str, path: str, small: str) -> int:
-    """Return how far one picture raises the peak; for a process of its own."""
+    """Return how far one image raises the peak; for a process of its own."""
     preprocess = SIDES[side]()
     preprocess(small)
     before = peak_bytes()
@@ -122,7 +122,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--against", choices=["mlx-vlm"], help="compare with another project")
-    parser.add_argument("--image", help="another picture file")
+    parser.add_argument("--image", help="another image file")
     parser.add_argument("--runs", type=int, default=15)
     arguments = parser.parse_args()
 
@@ -132,22 +132,22 @@ def main() -> None:
         if arguments.image:
             path = arguments.image
         else:
-            in_new_process(make_picture, path, SIZE)
-        in_new_process(make_picture, small, (66, 66))
+            in_new_process(make_image, path, SIZE)
+        in_new_process(make_image, small, (66, 66))
         # First of all: on Linux a new process inherits the peak of the one that started it.
         peaks = {side: in_new_process(measure_memory, side, path, small) for side in sides}
 
         packages = ["numpy", "pillow", *sides[1:]]
         versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-        picture = open_image(path)
-        decoded = picture.width * picture.height * 4 / 2**20
-        print(f"{picture.width} x {picture.height} pixels, {Path(path).stat().st_size:,} bytes")
+        image = open_image(path)
+        decoded = image.width * image.height * 4 / 2**20
+        print(f"{image.width} x {image.height} pixels, {Path(path).stat().st_size:,} bytes")
         print(f"{platform.machine()}, {', '.join(versions)}, {arguments.runs} runs, alternating")
 
         whole = {side: SIDES[side]() for side in sides}
         actions = {
             "decode alone": functools.partial(open_image, path),
-            "preprocess alone": functools.partial(whole["this project"], picture),
+            "preprocess alone": functools.partial(whole["this project"], image),
             **{side: functools.partial(preprocess, path) for side, preprocess in whole.items()},
         }
         times: dict[str, list[float]] = {name: [] for name in actions}
@@ -163,7 +163,7 @@ def main() -> None:
             ratio = statistics.median(theirs / ours for theirs, ours in pairs)
             print(f"  {side} takes {ratio:.2f} times as long (median of pairs)")
 
-        print(f"peak memory above imports, of which the decoded picture {decoded:.0f} MiB")
+        print(f"peak memory above imports, of which the decoded image {decoded:.0f} MiB")
         for side, peak in peaks.items():
             print(f"  {side:20} {peak / 2**20:7.0f} MiB")
 

@@ -27,11 +27,11 @@ import numpy.typing as npt
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
 from jvlm_mlx.checkpoint.row_reader import NUMPY_DTYPES, row_blocks
 from jvlm_mlx.checkpoint.weights import parameter_parts, parameters
-from jvlm_mlx.conversion.plan import Output
 from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.conversion.plan import Output
 from jvlm_mlx.model import Model
-from jvlm_mlx.config.model_config import ModelSettings
-from jvlm_mlx.config.config_reader import SettingsReader
 
 RELEASED = Path(__file__).parent / "released"
 SMALL = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
@@ -81,8 +81,8 @@ def write_random_checkpoint(
     tensor's values depend on its name, shape, type and the seed alone.
 
     A vocabulary below 100,000 tokens gets the tests' tokenizer, which has 518; a larger one gets
-    the release's special tokens under their ids, and made-up words between them. Picture
-    settings are the tests' or the release's, made to fit the config's tile size.
+    the release's special tokens under their ids, and made-up words between them. ExampleImage
+    config are the tests' or the release's, made to fit the config's tile size.
 
     Args:
         folder: to write to; must not hold a checkpoint yet.
@@ -106,24 +106,24 @@ def write_random_checkpoint(
                     0, len(table), (stop - start, *output.shape[1:]), dtype=np.uint16
                 )
                 writer.write(output.name, start, table[places])
-    write_settings(folder, config)
+    write_config(folder, config)
     return folder
 
 
 def random_tensors(
-    config: dict[str, Any], *, layout: str = ORIGINAL, dtype: str = "bfloat16"
+    config_json: dict[str, Any], *, layout: str = ORIGINAL, dtype: str = "bfloat16"
 ) -> list[tuple[Output, tuple[float, float]]]:
     """Return all tensors of a checkpoint, each with mean and deviation of its values."""
-    settings = ModelSettings.read(SettingsReader(copy.deepcopy(config), "config.json"))
-    tower = settings.tower
+    config = ModelConfig.read(ConfigReader(copy.deepcopy(config_json), "config.json"))
+    tower = config.tower
     # The model leaves out what no feature needs, so every state is made a feature here.
     states = tower.num_hidden_layers + tower.final_norm
     whole = dataclasses.replace(
-        settings, tower=dataclasses.replace(tower, feature_layers=(states - 1,))
+        config, tower=dataclasses.replace(tower, feature_layers=(states - 1,))
     )
     if layout == ORIGINAL:
         whole = whole.with_decoder_biases()
-    shapes = {path: array.shape for path, array in parameters(Model(settings))}
+    shapes = {path: array.shape for path, array in parameters(Model(config))}
     # Only the connector is as wide as there are features.
     shapes = {
         path: shapes[path] if path.startswith("connector.") else array.shape
@@ -160,24 +160,24 @@ def _stored(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[Any]:
     return ((values.astype(np.float32).view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
 
 
-def write_settings(folder: Path, config: dict[str, Any]) -> None:
-    """Write everything but weights: settings, tokenizer and chat template."""
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write everything but weights: config, tokenizer and chat template."""
     for name in _COPIED:
         shutil.copyfile(SMALL / name, folder / name)
     _write_json(folder / "config.json", config)
     vision, vocab_size = config["vision_config"], config["text_config"]["vocab_size"]
     is_large = vocab_size > 100_000
     source = RELEASED if is_large else SMALL
-    pictures = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
-    pictures |= {"base_input_size": vision["input_size"], "patch_size": vision["patch_size"]}
+    images = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
+    images |= {"base_input_size": vision["input_size"], "patch_size": vision["patch_size"]}
     tokenizer = json.loads((SMALL / "tokenizer.json").read_text(encoding="utf-8"))
     if is_large:
         tokenizer = large_tokenizer(tokenizer, vocab_size)
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     for role, token in (("start", "<im_start>"), ("end", "<im_end>"), ("patch", "<im_patch>"),
                         ("column", "<im_col>")):  # fmt: skip
-        pictures[f"{role}_token_id"] = ids[token]
-    _write_json(folder / "preprocessor_config.json", pictures)
+        images[f"{role}_token_id"] = ids[token]
+    _write_json(folder / "preprocessor_config.json", images)
     _write_json(folder / "tokenizer.json", tokenizer)
     end = ids[_END_OF_TEXT]
     _write_json(
@@ -189,7 +189,7 @@ def write_settings(folder: Path, config: dict[str, Any]) -> None:
 def large_tokenizer(small: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     """Return the small tokenizer with made-up words up to the size of the release's.
 
-    End of text and the marks of turns have Qwen3's ids, and the tokens of pictures follow the
+    End of text and the marks of turns have Qwen3's ids, and the tokens of images follow the
     vocabulary, as in the release.
     """
     tokenizer = copy.deepcopy(small)
@@ -203,10 +203,10 @@ def large_tokenizer(small: dict[str, Any], vocab_size: int) -> dict[str, Any]:
         vocab[special.get(token_id, word)] = token_id
     added = {token["content"]: token for token in small["added_tokens"]}
     last = max(added[token]["id"] for token in special.values())
-    pictures = [token for token in small["added_tokens"] if token["id"] > last]
+    images = [token for token in small["added_tokens"] if token["id"] > last]
     tokenizer["added_tokens"] = [
         *(added[token] | {"id": token_id} for token_id, token in special.items()),
-        *(token | {"id": vocab_size + place} for place, token in enumerate(pictures)),
+        *(token | {"id": vocab_size + place} for place, token in enumerate(images)),
     ]
     return tokenizer
 

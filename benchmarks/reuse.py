@@ -1,4 +1,4 @@
-"""Time until the first token of questions about a picture that was seen before.
+"""Time until the first token of questions about an image that was seen before.
 
     python -m benchmarks.reuse --layers 0.15 --dtype float32
     python -m benchmarks.reuse --model DIR
@@ -7,7 +7,7 @@ The same photo of 13 tiles is asked about in several ways, each after a first qu
 
     fresh       nothing is remembered: as the first question
     encoded     `EncodedImage`: the vision tower is left out, the whole prompt is read
-    caches      `GenerationCaches`: only what follows the picture is read
+    caches      `GenerationCaches`: only what follows the image is read
     next turn   `ChatSession`: only the new question is read
 
 Every answer is compared with that of a fresh run of the same question, token by token.
@@ -18,7 +18,15 @@ import statistics
 import sys
 from typing import Any
 
-from jvlm_mlx import (ChatSession, GenerationCaches, GenerationPiece, Model, Processor, encode_image, stream_generate)
+from jvlm_mlx import (
+    ChatSession,
+    GenerationCaches,
+    GenerationResponse,
+    Model,
+    Processor,
+    encode_image,
+    stream_generate,
+)
 
 from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
 from .common.machine import describe_machine
@@ -26,32 +34,32 @@ from .common.photos import TILES, photo_bytes
 from .common.report import json_line, table
 from .common.timing import readable_seconds
 
-FIRST, SECOND = "What is in this picture?", "Which colours does it have, and where?"
-Answer = list[GenerationPiece]
+FIRST, SECOND = "What is in this image?", "Which colors does it have, and where?"
+Answer = list[GenerationResponse]
 
 
 def answers(
-    model: Model, processor: Processor, picture: bytes, options: dict[str, Any]
+    model: Model, processor: Processor, image: bytes, options: dict[str, Any]
 ) -> dict[str, tuple[Answer, Answer]]:
     """Return for each way the answer to a second question, and to the same one in a fresh run."""
 
     def ask(prompt: Any, images: Any, **others: Any) -> Answer:
         return list(stream_generate(model, processor, prompt, images, **others, **options))
 
-    fresh = ask(SECOND, picture)
+    fresh = ask(SECOND, image)
     limits = {"max_crops": options["max_crops"]}
-    encoded = encode_image(model, processor, picture, **limits)
+    encoded = encode_image(model, processor, image, **limits)
     caches = GenerationCaches(2 * 10**9)
-    ask(FIRST, picture, caches=caches)
+    ask(FIRST, image, caches=caches)
     session = ChatSession(model, processor, caches=GenerationCaches(2 * 10**9), **options)
-    list(session.ask(FIRST, picture))
+    list(session.ask(FIRST, image))
     history = session.history
     turn = list(session.ask(SECOND))
     content = [{"type": "text", "text": SECOND}]
     return {
         "fresh": (fresh, fresh),
         "encoded": (ask(SECOND, encoded), fresh),
-        "caches": (ask(SECOND, picture, caches=caches), fresh),
+        "caches": (ask(SECOND, image, caches=caches), fresh),
         "next turn": (turn, ask([*history, {"role": "user", "content": content}], None)),
     }
 
@@ -74,20 +82,20 @@ def main() -> int:
         "max_crops": TILES[arguments.tiles],
         "stop_token_ids": (),
     }
-    picture = photo_bytes(arguments.tiles)
+    image = photo_bytes(arguments.tiles)
     seconds: dict[str, list[float]] = {}
     same: dict[str, bool] = {}
-    last: dict[str, GenerationPiece] = {}
+    last: dict[str, GenerationResponse] = {}
     with loaded_checkpoint(arguments.model, arguments.layers, arguments.dtype) as loaded:
         for _ in range(arguments.repeats):
-            for way, (answer, expected) in answers(*loaded, picture, options).items():
+            for way, (answer, expected) in answers(*loaded, image, options).items():
                 seconds.setdefault(way, []).append(answer[0].first_token_seconds)
                 same[way] = same.get(way, True) and tokens(answer) == tokens(expected)
                 last[way] = answer[-1]
     median = {way: statistics.median(values) for way, values in seconds.items()}
     print(
         table(
-            ("second question", "first token", "sooner", "tokens read", "pictures", "same answer"),
+            ("second question", "first token", "sooner", "tokens read", "images", "same answer"),
             [
                 (
                     way,

@@ -12,7 +12,7 @@ import numpy as np
 
 from jvlm_mlx.model import Model
 
-from .common.geometry import random_model, released_settings
+from .common.geometry import random_model, released_model_config
 from .common.machine import describe_machine
 from .common.report import json_line, line_chart, table
 from .common.timing import Timing, measure
@@ -24,10 +24,10 @@ CONTEXTS = (128, 512, 1024, 2048)
 
 def tile_timings(model: Model, repeats: int) -> dict[int, Timing]:
     """Time tower and connector for several numbers of tiles, one at a time."""
-    tower = model.settings.tower
+    tower = model.config.tower
     rows, columns = (
         -(-side // step)
-        for side, step in zip(tower.patch_grid, model.settings.connector.pooling_size, strict=True)
+        for side, step in zip(tower.patch_grid, model.config.connector.pooling_size, strict=True)
     )
     windows = rows * columns
 
@@ -55,7 +55,7 @@ def prompt_timings(model: Model, repeats: int) -> dict[int, Timing]:
 
 def decode_timings(model: Model, repeats: int) -> dict[int, Timing]:
     """Time one decode step behind contexts of several lengths."""
-    attention = model.settings.decoder.block.attention
+    attention = model.config.decoder.block.attention
     steps: dict[int, Any] = {}
     for tokens in CONTEXTS:
         shape = (1, attention.num_key_value_heads, tokens, attention.head_dim)
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write PNGs (needs matplotlib)")
     arguments = parser.parse_args()
-    model = random_model(released_settings(arguments.layers))
+    model = random_model(released_model_config(arguments.layers))
     found = {
         "tiles": tile_timings(model, arguments.repeats),
         "prompt": prompt_timings(model, arguments.repeats),

@@ -18,10 +18,10 @@ from typing import Any
 import mlx.core as mx
 
 from jvlm_mlx.checkpoint.loader import DTYPES, load
+from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
-from jvlm_mlx.config.model_config import ModelSettings
 
-from .common.geometry import random_model, released_settings
+from .common.geometry import random_model, released_model_config
 from .common.limits import Limits, measure_limits, median_limits
 from .common.machine import describe_machine
 from .common.photos import TILES
@@ -92,28 +92,28 @@ def run_stages(
 
 
 def shares(
-    settings: ModelSettings, pipeline: Pipeline, times: dict[str, Timing], limits: Limits, size: int
+    config: ModelConfig, pipeline: Pipeline, times: dict[str, Timing], limits: Limits, size: int
 ) -> dict[str, float]:
     """Return each stage's share of the machine's limit, from the work the model needs.
 
     Args:
-        settings: of the model.
+        config: of the model.
         pipeline: what was timed; the peer is held to the same work, however much it does.
         times: by stage.
         limits: measured in the same run.
         size: bytes of a weight.
     """
     windows = int((pipeline.inputs.image_input_idx >= 0).sum())
-    tower = pipeline.tiles * tower_operations(settings)
-    connector = connector_operations(settings, windows)
+    tower = pipeline.tiles * tower_operations(config)
+    connector = connector_operations(config, windows)
     work = {
         "tower": tower,
         "connector": connector,
         TOWER_AND_CONNECTOR: tower + connector,
-        "prefill": prefill_operations(settings, pipeline.length),
+        "prefill": prefill_operations(config, pipeline.length),
     }
     found = {stage: work[stage] / times[stage].median / limits.matmul for stage in work}
-    streamed = decode_bytes(settings, pipeline.length, size)
+    streamed = decode_bytes(config, pipeline.length, size)
     found["decode"] = streamed / times["decode"].median / limits.streaming
     return found
 
@@ -139,7 +139,7 @@ def main() -> None:
             decode_steps=arguments.decode_steps,
             dtype=dtype,
         )
-        share = {name: shares(model.settings, own, times[name], limits, size) for name in pipelines}
+        share = {name: shares(model.config, own, times[name], limits, size) for name in pipelines}
         print(f"\n{tiles} tiles, {own.length} tokens; limits: {limits}")
         print(_table(times, share))
         result = {
@@ -187,7 +187,7 @@ def _table(times: dict[str, dict[str, Timing]], share: dict[str, dict[str, float
 
 def _model(folder: str | None, layers: float, dtype: mx.Dtype) -> Model:
     if folder is None:
-        return random_model(released_settings(layers), dtype)
+        return random_model(released_model_config(layers), dtype)
     return load(folder, dtype=dtype)[0]
 
 

@@ -21,26 +21,37 @@ if sys.argv[:1] == ["-m"]:
     # package has imported that module already, which does no harm: the module runs nothing twice.
     warnings.filterwarnings("ignore", r"'jvlm_mlx\.", RuntimeWarning, "runpy")
 
-from .generation.requests import BatchAnswer, BatchRequest  # noqa: E402 - see above
-from .generation.batch_engine import generate_batch  # noqa: E402 - see above
-from .generation.session import ChatSession  # noqa: E402
 from .checkpoint.loader import load  # noqa: E402
 from .convert import Conversion, convert  # noqa: E402
-from .errors import CheckpointError, ConversionError, DataError, ImageError, JvlmError, PromptError, RequestError, SessionError, TrainingError, UnsupportedSettingError  # noqa: E402
-from .generation.options import GenerationOptions  # noqa: E402
-from .generation.response import GenerationPiece, GenerationResult  # noqa: E402
-from .generation.image_encoding import encode_image  # noqa: E402
+from .errors import (  # noqa: E402
+    CheckpointError,
+    ConversionError,
+    DataError,
+    ImageError,
+    JvlmError,
+    PromptError,
+    RequestError,
+    SessionError,
+    TrainingError,
+    UnsupportedSettingError,
+)
 from .generate import generate, stream_generate  # noqa: E402
+from .generation.batch_engine import batch_generate  # noqa: E402 - see above
+from .generation.cache_stats import CacheStats  # noqa: E402
+from .generation.caches import GenerationCaches  # noqa: E402
+from .generation.encoded_image import EncodedImage  # noqa: E402
+from .generation.image_encoding import encode_image  # noqa: E402
+from .generation.options import GenerationOptions  # noqa: E402
+from .generation.requests import BatchRequest, BatchResponse  # noqa: E402 - see above
+from .generation.response import GenerationResponse, GenerationResult  # noqa: E402
+from .generation.session import ChatSession  # noqa: E402
 from .model import Model  # noqa: E402
 from .processing.inputs import ModelInputs  # noqa: E402
 from .processing.processor import Processor  # noqa: E402
-from .generation.cache_stats import CacheStats  # noqa: E402
-from .generation.encoded_image import EncodedImage  # noqa: E402
-from .generation.caches import GenerationCaches  # noqa: E402
 
 __all__ = [
-    "BatchAnswer",
     "BatchRequest",
+    "BatchResponse",
     "CacheStats",
     "ChatSession",
     "CheckpointError",
@@ -50,7 +61,7 @@ __all__ = [
     "EncodedImage",
     "GenerationCaches",
     "GenerationOptions",
-    "GenerationPiece",
+    "GenerationResponse",
     "GenerationResult",
     "ImageError",
     "JvlmError",
@@ -63,10 +74,10 @@ __all__ = [
     "TrainingError",
     "UnsupportedSettingError",
     "__version__",
+    "batch_generate",
     "convert",
     "encode_image",
     "generate",
-    "generate_batch",
     "load",
     "stream_generate",
 ]

@@ -13,18 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cli.batch_responses import AnswerFile
-from .generation.requests import BatchAnswer, BatchRequest
+from .cli.arguments import (
+    add_cache_argument,
+    add_generation_arguments,
+    add_model_arguments,
+    caches,
+    generation_options,
+    load_model,
+)
 from .cli.batch_requests import Row, read_rows
-from .generation.batch_engine import DEFAULT_BATCH_SIZE, generate_batch
-from .errors import RequestError
+from .cli.batch_responses import AnswerFile
 from .cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from .cli.arguments import (add_cache_argument, add_generation_arguments, add_model_arguments, caches, generation_options, load_model)
 from .cli.progress import ProgressBars, wants_progress
+from .errors import RequestError
+from .generation.batch_engine import DEFAULT_BATCH_SIZE, batch_generate
+from .generation.requests import BatchRequest, BatchResponse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="the questions")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="the answers"
@@ -35,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--image-folder", type=Path, metavar="DIR",
-        help="where relative paths of pictures start; else the folder of FILE.jsonl, or the current"
+        help="where relative paths of images start; else the folder of FILE.jsonl, or the current"
         " one if the questions come through a pipe",
     )  # fmt: skip
     parser.add_argument(
@@ -50,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer all rows, and return the exit code: 1 if there are errors among the answers."""
     options = generation_options(arguments)
-    settings = _settings(arguments, options)
-    folder = _picture_folder(arguments)
+    config = _config(arguments, options)
+    folder = _image_folder(arguments)
     # Read once, for the questions may come through a pipe; and before the output is opened, so
     # that a mistake here leaves no empty file there.
     rows = _read_questions(arguments.file)
@@ -59,15 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(f"{arguments.output} is the file of questions: choose another output")
     answered = failed = 0
     with AnswerFile(arguments.output, retry_errors=arguments.retry_errors) as output:
-        waiting = [row for row in rows if not output.has(row, row.digest(settings))]
+        waiting = [row for row in rows if not output.has(row, row.digest(config))]
         done = len(rows) - len(waiting)
         failed_before = sum(map(output.has_error, rows))
         asked: dict[int, Row] = {}
         indices = itertools.count()
 
-        def write(row: Row, answer: BatchAnswer) -> None:
+        def write(row: Row, answer: BatchResponse) -> None:
             nonlocal answered, failed
-            output.add(row, row.digest(settings), answer)
+            output.add(row, row.digest(config), answer)
             answered += answer.error is None
             failed += answer.error is not None
             bars.rows(done + answered + failed, len(rows))
@@ -77,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 try:
                     request = row.request(folder)
                 except RequestError as error:
-                    write(row, BatchAnswer(index=-1, result=None, error=str(error)))
+                    write(row, BatchResponse(index=-1, result=None, error=str(error)))
                     continue
                 asked[next(indices)] = row
                 yield request
@@ -88,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
                 model, processor = load_model(arguments, bars)
                 bars.rows(done, len(rows))
                 try:
-                    for answer in generate_batch(
+                    for answer in batch_generate(
                         model,
                         processor,
                         requests(),
@@ -107,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_ERROR if failed or failed_before else EXIT_OK
 
 
-def _settings(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
+def _config(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
     """Return, as a text, what every answer depends on beside its question."""
-    settings = {
+    config = {
         "model": arguments.model,
         "revision": arguments.revision,
         "dtype": arguments.dtype,
@@ -119,12 +126,12 @@ def _settings(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
     for name in ("adapter_path", "image_folder"):
         path: Path | None = getattr(arguments, name)
         if path is not None:
-            settings[name] = str(path.resolve())
-    return json.dumps(settings, sort_keys=True)
+            config[name] = str(path.resolve())
+    return json.dumps(config, sort_keys=True)
 
 
-def _picture_folder(arguments: argparse.Namespace) -> Path:
-    """Return where relative paths of pictures start."""
+def _image_folder(arguments: argparse.Namespace) -> Path:
+    """Return where relative paths of images start."""
     if arguments.image_folder is not None:
         return Path(arguments.image_folder)
     # What the shell passes as a file has no folder of its own: /dev/stdin, or /dev/fd/63.

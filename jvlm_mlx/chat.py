@@ -1,4 +1,4 @@
-"""Talk about pictures.
+"""Talk about images.
 
 Answers go to standard output; everything else goes to standard error.
 """
@@ -9,20 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .checkpoint.hub import local_path
+from .cli.arguments import (
+    add_cache_argument,
+    add_generation_arguments,
+    add_model_arguments,
+    caches,
+    given_options,
+    load_model,
+)
 from .cli.chat_commands import Conversation, describe_session
 from .cli.chat_terminal import run_console
-from .generation.session import ChatSession
-from .checkpoint.hub import local_path
-from .errors import RequestError, SessionError
 from .cli.exit_codes import EXIT_OK
-from .cli.arguments import (add_cache_argument, add_generation_arguments, add_model_arguments, caches, given_options, load_model)
 from .cli.progress import ProgressBars, wants_progress
+from .errors import RequestError, SessionError
+from .generation.session import ChatSession
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
-        "-i", "--image", action="append", default=[], metavar="PICTURE",
+        "-i", "--image", action="append", default=[], metavar="IMAGE",
         help="path, URL or data URI for the first question; may be repeated",
     )  # fmt: skip
     parser.add_argument("--system", help="a system message in front")

@@ -9,29 +9,30 @@ import json
 import sys
 from pathlib import Path
 
-from .checkpoint.loader import DTYPES
 from .checkpoint.hub import DEFAULT_REPOSITORY
+from .checkpoint.loader import DTYPES
 from .checkpoint.names import PARTS
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
-from .conversion.converter import Conversion, convert
+from .cli.error_chart import check_plot, write_plot
+from .cli.exit_codes import EXIT_OK
+from .cli.progress import ProgressBars, wants_progress
+from .cli.tables import table
+from .cli.units import bytes_text, count_text
+from .cli.verify_report import as_json, as_text, check_card, update_card
+from .conversion.converter import Conversion as Conversion
+from .conversion.converter import convert as convert
 from .conversion.inspection import as_json as inspection_json
 from .conversion.inspection import as_text as inspection_text
 from .conversion.inspection import inspect
-from .cli.units import bytes_text, count_text
-from .cli.error_chart import check_plot, write_plot
 from .conversion.recipes import MODES, RECIPES
-from .cli.verify_report import as_json, as_text, check_card, update_card
-from .cli.tables import table
 from .conversion.verification import Bounds, verify
-from .cli.exit_codes import EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
 
 EXIT_VIOLATION = 3
 """`verify` found that a bound does not hold."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb and of its subcommands."""
+    """Add the flags of this subcommand and of its subcommands."""
     parser.add_argument(
         "--hf-path", "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
         help="the source: folder, or repository on the Hugging Face Hub",
@@ -67,16 +68,16 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("converted", metavar="CONVERTED", help="folder or repository")
     parser.add_argument("--revision", default=unset, help="of the source")
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="what to ask")
-    parser.add_argument("--images", nargs="+", metavar="PICTURE", help="what to ask about")
+    parser.add_argument("--images", nargs="+", metavar="IMAGE", help="what to ask about")
     parser.add_argument("--max-tokens", type=int, default=32, help="steps of each answer")
-    parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of a picture")
+    parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
     parser.add_argument("--dtype", choices=DTYPES, default=unset, help="to load both in")
     parser.add_argument("--weights-only", action="store_true", help="ask no questions")
     group = parser.add_argument_group("bounds", "exit code 3 says that one does not hold")
     group.add_argument("--max-weight-error", type=float, metavar="SHARE", help="of every part")
     group.add_argument("--max-kl", type=float, metavar="NATS", help="mean over all steps")
     group.add_argument("--min-top1", type=float, metavar="SHARE", help="same likeliest token")
-    group.add_argument("--min-cosine", type=float, metavar="COSINE", help="picture features")
+    group.add_argument("--min-cosine", type=float, metavar="COSINE", help="image features")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the error by layer")
     parser.add_argument(

@@ -6,14 +6,14 @@ The exit code is 1 if something is wrong.
 import argparse
 import sys
 
-from .diagnostics.checks import check_all
 from .cli.exit_codes import EXIT_ERROR, EXIT_OK
+from .diagnostics.checks import check_all
 
 _WIDTH = 44
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
         "--speed",
         action=argparse.BooleanOptionalAction,

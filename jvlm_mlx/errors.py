@@ -18,11 +18,11 @@ class UnsupportedSettingError(CheckpointError):
 
 
 class ImageError(JvlmError):
-    """A picture cannot be opened or has a size the model cannot take."""
+    """An image cannot be opened or has a size the model cannot take."""
 
 
 class PromptError(JvlmError):
-    """A prompt does not fit: pictures and placeholders differ, or it is too long."""
+    """A prompt does not fit: images and placeholders differ, or it is too long."""
 
 
 class RequestError(JvlmError):

@@ -7,17 +7,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from .checkpoint.loader import DTYPES
 from .checkpoint.hub import DEFAULT_REPOSITORY
+from .checkpoint.loader import DTYPES
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
-from .conversion.recipes import MODES, RECIPES
 from .cli.exit_codes import EXIT_OK
-from .training.fusing import fuse
 from .cli.progress import ProgressBars, wants_progress
+from .conversion.recipes import MODES, RECIPES
+from .training.fusing import fuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
         "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
         help="folder of a checkpoint, or repository on the Hugging Face Hub",

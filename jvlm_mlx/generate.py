@@ -1,4 +1,4 @@
-"""Answer a question about pictures.
+"""Answer a question about images.
 
 The answer goes to standard output; everything else goes to standard error.
 """
@@ -13,19 +13,24 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
-from .errors import RequestError
+from .cli.arguments import (
+    add_generation_arguments,
+    add_model_arguments,
+    generation_options,
+    load_model,
+)
 from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
-from .generation.options import GenerationOptions
-from .generation.response import GenerationPiece, GenerationResult
+from .cli.progress import ProgressBars, wants_progress
+from .cli.summary import summarize
+from .errors import RequestError
 from .generation.answer import Answer
 from .generation.caches import GenerationCaches
 from .generation.image_encoding import Progress
+from .generation.options import GenerationOptions
 from .generation.prompt import Prompt, prepare_prompt
+from .generation.response import GenerationResponse, GenerationResult
 from .model import Model
 from .processing.processor import Processor
-from .cli.summary import summarize
-from .cli.arguments import (add_generation_arguments, add_model_arguments, generation_options, load_model)
-from .cli.progress import ProgressBars, wants_progress
 
 
 def stream_generate(
@@ -39,12 +44,12 @@ def stream_generate(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
     **options: Any,
-) -> Generator[GenerationPiece, None, None]:
+) -> Generator[GenerationResponse, None, None]:
     """Answer a prompt, token by token.
 
-    Everything that can be wrong with the request is checked, and pictures are opened, before
+    Everything that can be wrong with the request is checked, and images are opened, before
     this returns; the work starts with the first piece. Closing the iterator, or
-    setting `cancel`, stops the work within one token (while pictures are encoded or the prompt
+    setting `cancel`, stops the work within one token (while images are encoded or the prompt
     is read: within one group of tiles or one step of the prefill) and frees the cache.
 
     May be called from several threads: they take turns on the device, token by token.
@@ -54,13 +59,13 @@ def stream_generate(
         processor: from `load`.
         prompt: a question, or messages with roles and content parts, or what
             `processor.apply_chat_template` returned.
-        images: a picture or a list: path, URL, data URI, bytes, file object, PIL image,
+        images: an image or a list: path, URL, data URI, bytes, file object, PIL image,
             array, or what `encode_image` returned. In front of the words of a question; for
             messages, they fill image parts in order.
         system: a system message in front.
         caches: what earlier answers left there is not computed again, and this answer adds to
             it. The tokens are those of an answer without.
-        progress: told how far pictures and prompt have come.
+        progress: told how far images and prompt have come.
         cancel: set it, from any thread, to end the answer; its last piece then has the finish
             reason `cancelled`.
         **options: see `GenerationOptions`.
@@ -69,7 +74,7 @@ def stream_generate(
         One piece for each token; the last one has a finish reason.
 
     Raises:
-        JvlmError: bad options, prompt or pictures, with one line that says what to do.
+        JvlmError: bad options, prompt or images, with one line that says what to do.
     """
     start = time.perf_counter()
     request = GenerationOptions(**options)
@@ -100,9 +105,9 @@ def generate(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
-        "-i", "--image", action="append", default=[], metavar="PICTURE",
+        "-i", "--image", action="append", default=[], metavar="IMAGE",
         help="path, URL, data URI, or - for standard input; may be repeated",
     )  # fmt: skip
     parser.add_argument("-p", "--prompt", help="the question; else it is read from standard input")
@@ -126,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     GenerationOptions(**options)  # refuses what makes no sense, before anything is loaded
     images, prompt = _read_input(arguments)
     stream = arguments.stream and not arguments.json
-    pieces: list[GenerationPiece] = []
+    pieces: list[GenerationResponse] = []
     interrupted = False
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
@@ -163,10 +168,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
-    """Return pictures and prompt; either, but not both, may come from standard input."""
+    """Return images and prompt; either, but not both, may come from standard input."""
     from_stdin = arguments.image.count("-")
     if from_stdin > 1 or (from_stdin and arguments.prompt is None):
-        raise RequestError("standard input can be one picture or the prompt, not both or twice")
+        raise RequestError("standard input can be one image or the prompt, not both or twice")
     images = [sys.stdin.buffer.read() if image == "-" else image for image in arguments.image]
     prompt = arguments.prompt
     if prompt is None:
@@ -176,7 +181,7 @@ def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise RequestError(f"the question on standard input is no {sys.stdin.encoding} text")
     if not prompt and not images:
-        raise RequestError("there is nothing to answer: give a question with -p, or a picture")
+        raise RequestError("there is nothing to answer: give a question with -p, or an image")
     return images, prompt
 
 

@@ -1,4 +1,4 @@
-"""Train a model, or adapters for one, on conversations about pictures.
+"""Train a model, or adapters for one, on conversations about images.
 
 The result is written into the output folder when all steps are done. Ctrl-C finishes the step
 and writes a checkpoint that --resume goes on from.
@@ -15,29 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.adapters import CONFIG_NAME
-from .checkpoint.loader import load, load_processor, read_settings
-from .checkpoint.hub import DEMO, local_path, locate_checkpoint
 from .checkpoint.copied_files import CONFIG
-from .errors import RequestError, TrainingError
+from .checkpoint.hub import DEMO, local_path, locate_checkpoint
+from .checkpoint.loader import load, load_processor, read_config
 from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from .cli.figure import new_figure
-from .training import (FeedSettings, TrainingResult, prepare_model, train, training_feed, validation_feed)
 from .cli.loss_chart import write_chart
+from .cli.progress import wants_progress
+from .cli.training_options import (
+    DEFAULTS,
+    Values,
+    add_options,
+    given_options,
+    read_recipe,
+    training_config,
+)
+from .cli.training_progress import TrainingBars
+from .errors import RequestError, TrainingError
+from .training import (
+    LoaderConfig,
+    TrainingResult,
+    prepare_model,
+    train,
+    training_feed,
+    validation_feed,
+)
 from .training.checkpoints import RUN_FOLDER, saved_steps, step_folder, write_json
 from .training.data_limits import DataLimits
-from .training.prepare_data import prepare_data
-from .training.mixture import read_mixture
 from .training.metrics import METRICS_NAME
+from .training.mixture import read_mixture
+from .training.prepare_data import prepare_data
 from .training.processes import Processes
-from .cli.progress import wants_progress
-from .cli.training_options import (DEFAULTS, Values, add_options, given_options, read_recipe, training_settings)
-from .cli.training_progress import TrainingBars
 
 RECIPE_NAME, CHART_NAME = "recipe.json", "loss.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE",
         help="JSON object with these options by name; the command line counts more",
@@ -88,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 _FREE = (
     "output", "gradient_checkpointing", "validation", "validate_every", "save_every",
-    "keep", "report_every", "picture_cache", "chart",
+    "keep", "report_every", "image_cache", "chart",
 )  # fmt: skip
 """Options that may differ when a run goes on: the weights do not depend on them."""
 
@@ -161,16 +175,16 @@ def _newest(output: Path) -> int:
 def _train(
     values: Values, output: Path, first: int | None, processes: Processes, bars: TrainingBars
 ) -> TrainingResult:
-    # All that can be wrong with settings and rows is said before weights are read.
+    # All that can be wrong with config and rows is said before weights are read.
     _check_length(values)
-    training_settings(values, values["steps"] or 1)
-    cache_bytes = values["picture_cache"] * 1e9
+    training_config(values, values["steps"] or 1)
+    cache_bytes = values["image_cache"] * 1e9
     if not 0 <= cache_bytes < math.inf:
-        raise RequestError(f"picture_cache {values['picture_cache']} must be at least 0 and finite")
+        raise RequestError(f"image_cache {values['image_cache']} must be at least 0 and finite")
     source = locate_checkpoint(
         values["model"], revision=values["revision"], show_progress=None if bars.shown else False
     )
-    checkpoint = read_settings(source)
+    checkpoint = read_config(source)
     processor = load_processor(source, checkpoint)
     limits = DataLimits(
         max_length=checkpoint.model.decoder.context_size
@@ -180,7 +194,7 @@ def _train(
         min_pixels=None,
         max_pixels=None,
     )
-    feed_settings = FeedSettings(
+    feed_config = LoaderConfig(
         batch_size=values["batch_size"],
         seed=values["seed"],
         text_share=values["text_share"],
@@ -191,27 +205,27 @@ def _train(
         cache_bytes=int(cache_bytes),
     )
     data = prepare_data(read_mixture(values["data"]), processor, limits, progress=bars.check_rows)
-    feed = training_feed(data, feed_settings, processes)
+    feed = training_feed(data, feed_config, processes)
     validation = None
     if values["validation"]:
         rows = prepare_data(read_mixture(values["validation"]), processor, limits)
-        validation = validation_feed(rows, feed_settings)
+        validation = validation_feed(rows, feed_config)
     steps = _steps(values, feed.batches.steps_per_epoch)
-    settings = training_settings(values, steps)
+    config = training_config(values, steps)
     newest = None if first is None else step_folder(output, first)
-    if settings.adapter is None:
+    if config.adapter is None:
         model, _ = load(newest or source, dtype="float32", progress=bars.load)
-        prepare_model(model, settings, None)
+        prepare_model(model, config, None)
     else:
-        model, _ = load(source, dtype=settings.dtype, progress=bars.load)
-        prepare_model(model, settings, newest)
+        model, _ = load(source, dtype=config.dtype, progress=bars.load)
+        prepare_model(model, config, newest)
     if processes.is_first:
         _record(output, values)
     with interrupted_once() as should_stop:
         return train(
-            model, feed, settings, output, source, processes=processes,
+            model, feed, config, output, source, processes=processes,
             validation=validation, resume=first is not None,
-            should_stop=should_stop, progress=bars.training(settings.steps, first or 0),
+            should_stop=should_stop, progress=bars.training(config.steps, first or 0),
         )  # fmt: skip
 
 
@@ -242,7 +256,7 @@ def _record(output: Path, values: Values) -> None:
     for name, value in changed.items():
         path = _path(name, value)
         if path is not None:
-            # Not resolved: pictures are looked for beside a link, and not beside its target.
+            # Not resolved: images are looked for beside a link, and not beside its target.
             changed[name] = str(path.absolute())
     try:
         (output / RUN_FOLDER).mkdir(parents=True, exist_ok=True)

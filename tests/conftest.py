@@ -73,7 +73,7 @@ def golden_folder():
 @pytest.fixture(scope="session")
 def grouped(tmp_path_factory):
     """A random checkpoint in the original layout, sharded, whose layers fit groups of 32."""
-    from converting import write_grouped
+    from tests.helpers.converting import write_grouped
 
     return write_grouped(tmp_path_factory.mktemp("grouped"), max_shard_bytes=300_000)
 

@@ -1,1 +1,1 @@
-"""What the benchmarks share: models, pictures, timing, limits, counting and reports."""
+"""What the benchmarks share: models, images, timing, limits, counting and reports."""

@@ -8,9 +8,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
-from jvlm_mlx.config.model_config import ModelSettings
-from jvlm_mlx.config.config_reader import SettingsReader
 
 from ..random_checkpoint import released_config
 
@@ -18,21 +18,21 @@ from ..random_checkpoint import released_config
 _BLOCK_VALUES = 8_388_593
 
 
-def released_settings(layers: float = 1.0) -> ModelSettings:
-    """Return the settings of the release, or of the same model with a share of its layers."""
-    return ModelSettings.read(SettingsReader(released_config(layers), "config.json"))
+def released_model_config(layers: float = 1.0) -> ModelConfig:
+    """Return the config of the release, or of the same model with a share of its layers."""
+    return ModelConfig.read(ConfigReader(released_config(layers), "config.json"))
 
 
-def random_model(settings: ModelSettings, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Model:
+def random_model(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Model:
     """Return an evaluated model with made-up weights whose activations stay finite.
 
     Args:
-        settings: geometry.
+        config: geometry.
         dtype: of all weights.
         seed: of the values. They are cut from one block of random numbers, since drawing
             billions of them would take longer than the benchmark.
     """
-    model = Model(settings)
+    model = Model(config)
     generator = np.random.default_rng(seed)
     block = generator.standard_normal(_BLOCK_VALUES, dtype=np.float32)
 
@@ -51,9 +51,9 @@ def random_model(settings: ModelSettings, dtype: mx.Dtype = mx.float32, seed: in
     return model
 
 
-def weightless_model(settings: ModelSettings, dtype: mx.Dtype = mx.float32) -> Model:
+def weightless_model(config: ModelConfig, dtype: mx.Dtype = mx.float32) -> Model:
     """Return a model whose weights are one number shown many times: for looking at graphs."""
-    model = Model(settings)
+    model = Model(config)
     _replace(model, lambda array: constant(array.shape, dtype))
     return model
 

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
-from jvlm_mlx.config.model_config import ModelSettings
 
 from .geometry import constant
 
@@ -33,7 +33,7 @@ def make_peer(model: Model) -> Any:
     from mlx_vlm.models.jina_vlm import Model as PeerModel
     from mlx_vlm.models.jina_vlm import ModelConfig
 
-    peer = PeerModel(_peer_config(ModelConfig(), model.settings))
+    peer = PeerModel(_peer_config(ModelConfig(), model.config))
     # Only names are taken over; the initial values are never evaluated.
     peer.update(tree_unflatten(list(_renamed(model))))
     mx.eval(peer.parameters())
@@ -50,10 +50,10 @@ def peer_embedding_inputs(inputs: Any) -> dict[str, mx.array]:
     }
 
 
-def _peer_config(config: Any, settings: ModelSettings) -> Any:
-    config = copy.deepcopy(config)
-    tower, decoder = settings.tower, settings.decoder
-    vision, text = config.vision_config, config.text_config
+def _peer_config(config_json: Any, config: ModelConfig) -> Any:
+    config_json = copy.deepcopy(config_json)
+    tower, decoder = config.tower, config.decoder
+    vision, text = config_json.vision_config, config_json.text_config
     vision.hidden_size = tower.hidden_size
     vision.num_hidden_layers = tower.num_hidden_layers
     vision.num_attention_heads = tower.block.attention.num_attention_heads
@@ -62,8 +62,8 @@ def _peer_config(config: Any, settings: ModelSettings) -> Any:
     vision.intermediate_size = tower.block.mlp.intermediate_size
     vision.layer_norm_eps = tower.block.norm.eps
     vision.vit_layers = tower.feature_layers
-    vision.output_size = settings.connector.output_size
-    vision.connector_hidden_size = settings.connector.projector.intermediate_size
+    vision.output_size = config.connector.output_size
+    vision.connector_hidden_size = config.connector.projector.intermediate_size
     text.hidden_size = decoder.hidden_size
     text.num_hidden_layers = decoder.num_hidden_layers
     text.num_attention_heads = decoder.block.attention.num_attention_heads
@@ -76,7 +76,7 @@ def _peer_config(config: Any, settings: ModelSettings) -> Any:
     text.intermediate_size = decoder.block.mlp.intermediate_size
     text.rms_norm_eps = decoder.block.norm.eps
     text.rope_theta = decoder.rope_theta
-    return config
+    return config_json
 
 
 _LAYER_NAMES = {
@@ -95,11 +95,11 @@ def _renamed(model: Model) -> Iterator[tuple[str, mx.array]]:
     for name, array in _flat(tower.patch_embedding):
         yield f"vision_model.patch_embed.proj.{name}", array
     yield "vision_model.pos_embed", tower.position_embedding
-    for place in range(model.settings.tower.num_hidden_layers):
+    for place in range(model.config.tower.num_hidden_layers):
         layer = tower.layers[min(place, len(tower.layers) - 1)]
         yield from _layer(f"vision_model.layers.{place}", layer, "up")
     for name in ("weight", "bias"):
-        size = (model.settings.tower.hidden_size,)
+        size = (model.config.tower.hidden_size,)
         yield f"vision_model.post_norm.{name}", constant(size, model.dtype)
     yield "vl_connector.pad_embed", connector.pad_embed
     for name, array in _flat(connector.pooling):
@@ -107,7 +107,7 @@ def _renamed(model: Model) -> Iterator[tuple[str, mx.array]]:
     yield "vl_connector.projector.gate_up.weight", connector.projector.up.weight
     yield "vl_connector.projector.down.weight", connector.projector.down.weight
     # Slices of an evaluated table are views of it.
-    rows = model.settings.decoder.embedding_size
+    rows = model.config.decoder.embedding_size
     table = decoder.embedding.weight
     yield "language_model.embedding.embedding", table[:rows]
     yield "language_model.embedding.new_embedding", table[rows:]

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.image_config import ImageConfig
 from jvlm_mlx.processing.image_processor import ImageProcessor
 from jvlm_mlx.processing.image_tokens import ImageTokenIds
-from jvlm_mlx.config.image_config import ImageSettings
-from jvlm_mlx.config.config_reader import SettingsReader
 
 RELEASED = Path(__file__).parents[1] / "released"
 TILES = {2: 1, 5: 4, 10: 9, 13: 12}
-"""Tiles of a picture with its thumbnail, and the `max_crops` that gives them. There is always a
+"""Tiles of an image with its thumbnail, and the `max_crops` that gives them. There is always a
 thumbnail, so 2 is the fewest."""
 IMAGE_TOKEN_IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=151939, image=151940)
 
@@ -54,8 +54,8 @@ def photo_bytes(tiles: int) -> bytes:
 def image_processor() -> ImageProcessor:
     """Return the release's image processor."""
     text = (RELEASED / "preprocessor_config.json").read_text(encoding="utf-8")
-    settings = ImageSettings.read(SettingsReader(json.loads(text), "preprocessor_config.json"))
-    return ImageProcessor(settings, IMAGE_TOKEN_IDS)
+    config = ImageConfig.read(ConfigReader(json.loads(text), "preprocessor_config.json"))
+    return ImageProcessor(config, IMAGE_TOKEN_IDS)
 
 
 def photo_inputs(tiles: int, words: int = 24, seed: int = 0) -> PhotoInputs:
@@ -63,14 +63,14 @@ def photo_inputs(tiles: int, words: int = 24, seed: int = 0) -> PhotoInputs:
 
     Args:
         tiles: one of `TILES`.
-        words: random token ids behind the picture.
+        words: random token ids behind the image.
         seed: of these ids.
     """
-    picture = image_processor()(photo_bytes(tiles), max_crops=TILES[tiles])
+    image = image_processor()(photo_bytes(tiles), max_crops=TILES[tiles])
     ids = np.random.default_rng(seed).integers(1000, 100_000, words)
     return PhotoInputs(
-        input_ids=np.concatenate([picture.image_tokens, ids])[None],
-        pixel_values=picture.pixel_values[None],
-        image_masks=picture.image_masks[None],
-        image_input_idx=picture.window_positions[None],
+        input_ids=np.concatenate([image.image_tokens, ids])[None],
+        pixel_values=image.pixel_values[None],
+        image_masks=image.image_masks[None],
+        image_input_idx=image.window_positions[None],
     )

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
-from jvlm_mlx.processing.image_io import open_image
 from jvlm_mlx.model import Model
+from jvlm_mlx.processing.image_io import open_image
 
 from .photos import TILES, image_processor, photo_bytes, photo_inputs
 
@@ -98,12 +98,12 @@ class PeerPipeline(Pipeline):
 
         super().__init__(tiles)
         self._peer = peer
-        settings = image_processor().settings
+        config = image_processor().config
         self._processor = ImageProcessor(
-            max_crops=TILES[tiles], min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+            max_crops=TILES[tiles], min_pixels=config.min_pixels, max_pixels=config.max_pixels
         )
         self._ids = mx.array(self.inputs.input_ids)
-        # Its tokens of pictures are looked up like any other; ids are given, not made by it.
+        # Its tokens of images are looked up like any other; ids are given, not made by it.
         self._pixels = mx.array(self.inputs.pixel_values)
 
     def _decode_file(self) -> None:

@@ -1,31 +1,31 @@
-"""How much work a model is: operations and bytes, from its settings alone.
+"""How much work a model is: operations and bytes, from its config alone.
 
 A product of (m, k) and (k, n) is 2 m k n operations; norms, activations and softmax are left
 out, as is usual. Attention of L tokens to S tokens with H heads of D is 4 L S H D operations.
 """
 
-from jvlm_mlx.config.blocks import AttentionSettings, MLPSettings
-from jvlm_mlx.config.model_config import ModelSettings
+from jvlm_mlx.config.blocks import AttentionConfig, MLPConfig
+from jvlm_mlx.config.model_config import ModelConfig
 
 
-def attention_weights(settings: AttentionSettings, hidden_size: int) -> int:
+def attention_weights(config: AttentionConfig, hidden_size: int) -> int:
     """Return the weights of an attention block: q, k, v and output projections."""
-    return hidden_size * (2 * settings.query_size + 2 * settings.key_value_size)
+    return hidden_size * (2 * config.query_size + 2 * config.key_value_size)
 
 
-def mlp_weights(settings: MLPSettings, input_size: int, output_size: int) -> int:
+def mlp_weights(config: MLPConfig, input_size: int, output_size: int) -> int:
     """Return the weights of an MLP."""
-    return settings.intermediate_size * (input_size * (1 + settings.gated) + output_size)
+    return config.intermediate_size * (input_size * (1 + config.gated) + output_size)
 
 
-def tower_operations(settings: ModelSettings, *, layers: int | None = None) -> int:
+def tower_operations(config: ModelConfig, *, layers: int | None = None) -> int:
     """Return the operations of the vision tower for one tile.
 
     Args:
-        settings: of the model.
+        config: of the model.
         layers: how many are run; None for those that a feature needs.
     """
-    tower = settings.tower
+    tower = config.tower
     attention, patches = tower.block.attention, tower.num_patches
     weights = attention_weights(attention, tower.hidden_size)
     weights += mlp_weights(tower.block.mlp, tower.hidden_size, tower.hidden_size)
@@ -34,9 +34,9 @@ def tower_operations(settings: ModelSettings, *, layers: int | None = None) -> i
     return embedding + layer * (tower.num_used_layers if layers is None else layers)
 
 
-def connector_operations(settings: ModelSettings, windows: int) -> int:
+def connector_operations(config: ModelConfig, windows: int) -> int:
     """Return the operations of the connector for so many windows."""
-    tower, connector = settings.tower, settings.connector
+    tower, connector = config.tower, config.connector
     pooling = connector.pooling
     patches = connector.pooling_size[0] * connector.pooling_size[1]
     weights = tower.feature_size * (pooling.query_size + 2 * patches * pooling.key_value_size)
@@ -45,45 +45,45 @@ def connector_operations(settings: ModelSettings, windows: int) -> int:
     return windows * (2 * weights + 4 * patches * pooling.query_size)
 
 
-def decoder_layer_weights(settings: ModelSettings) -> int:
+def decoder_layer_weights(config: ModelConfig) -> int:
     """Return the weights of one decoder layer, without its norms."""
-    decoder = settings.decoder
+    decoder = config.decoder
     return attention_weights(decoder.block.attention, decoder.hidden_size) + mlp_weights(
         decoder.block.mlp, decoder.hidden_size, decoder.hidden_size
     )
 
 
-def prefill_operations(settings: ModelSettings, tokens: int, *, attention: bool = True) -> int:
+def prefill_operations(config: ModelConfig, tokens: int, *, attention: bool = True) -> int:
     """Return the operations of reading a prompt, head left out: it is run for one token.
 
     Args:
-        settings: of the model.
+        config: of the model.
         tokens: of the prompt.
         attention: whether the part that grows with the square of `tokens` counts.
     """
-    decoder = settings.decoder
+    decoder = config.decoder
     # Causal: each token sees itself and what came before it, half of all pairs.
     pairs = 2 * tokens**2 * decoder.block.attention.query_size if attention else 0
-    layer = 2 * tokens * decoder_layer_weights(settings) + pairs
+    layer = 2 * tokens * decoder_layer_weights(config) + pairs
     return decoder.num_hidden_layers * layer
 
 
-def kv_bytes_per_token(settings: ModelSettings, bytes_per_value: float = 2) -> float:
+def kv_bytes_per_token(config: ModelConfig, bytes_per_value: float = 2) -> float:
     """Return the bytes of one token's keys and values in all layers."""
-    decoder = settings.decoder
+    decoder = config.decoder
     values = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return values * bytes_per_value
 
 
-def decode_bytes(settings: ModelSettings, tokens: int, bytes_per_value: float) -> float:
+def decode_bytes(config: ModelConfig, tokens: int, bytes_per_value: float) -> float:
     """Return the bytes that one decode step must read: every layer, the head, keys and values.
 
     Args:
-        settings: of the model.
+        config: of the model.
         tokens: in the cache.
         bytes_per_value: of weights, keys and values.
     """
-    decoder = settings.decoder
-    weights = decoder.num_hidden_layers * decoder_layer_weights(settings)
+    decoder = config.decoder
+    weights = decoder.num_hidden_layers * decoder_layer_weights(config)
     weights += decoder.hidden_size * decoder.vocab_size
-    return weights * bytes_per_value + tokens * kv_bytes_per_token(settings, bytes_per_value)
+    return weights * bytes_per_value + tokens * kv_bytes_per_token(config, bytes_per_value)

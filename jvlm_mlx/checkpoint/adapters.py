@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..errors import CheckpointError
 from .._mlx_lm import import_mlx_lm
-from ..model import Model
 from ..config.config_reader import read_json
-from .reader import CheckpointFiles
+from ..errors import CheckpointError
+from ..model import Model
 from .hub import local_path
+from .reader import CheckpointFiles
 
 import_mlx_lm()
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402 - after its parent, imported with care

@@ -8,9 +8,9 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 
-from .hub import CARD_FILES, SETTINGS_FILES, TOKENIZER_FILES
 from ..errors import CheckpointError, PromptError
 from ..processing.processor import Processor
+from .hub import CARD_FILES, CONFIG_FILES, TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ CONFIG = "config.json"
 
 
 def copy_files(source: Path, folder: Path) -> None:
-    """Copy tokenizer, template, processor and licence files as they are."""
-    for name in (*TOKENIZER_FILES, *SETTINGS_FILES, *CARD_FILES):
+    """Copy tokenizer, template, processor and license files as they are."""
+    for name in (*TOKENIZER_FILES, *CONFIG_FILES, *CARD_FILES):
         if name not in (CONFIG, CARD) and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SETTINGS_FILES = (
+CONFIG_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -51,7 +51,7 @@ CARD_FILES = ("README.md", "LICENSE")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
-MOST_LETTERS = 100
+MAX_CHARACTERS = 100
 """Longest path that a message quotes in full, where it may be no path at all."""
 
 
@@ -72,7 +72,7 @@ def local_path(path: str | Path, error_type: type[JvlmError]) -> Path:
             expanded.stat()
     except (OSError, RuntimeError, ValueError) as error:
         name = str(path)
-        name = name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}…"
+        name = name if len(name) <= MAX_CHARACTERS else f"{name[:MAX_CHARACTERS]}…"
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise error_type(f"{name} cannot be looked up: {reason}") from None
     return expanded
@@ -126,7 +126,7 @@ def locate_checkpoint(
             name,
             revision=revision,
             allow_patterns=[
-                *SETTINGS_FILES,
+                *CONFIG_FILES,
                 *TOKENIZER_FILES,
                 *CARD_FILES,
                 *(_WEIGHT_FILES if weights else ()),

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import RequestError
-from ..processing.image_processor import ImageProcessor
-from ..model import Model
-from ..processing.processor import Processor
-from ..config.checkpoint_config import CheckpointSettings
+from ..config.checkpoint_config import CheckpointConfig
 from ..config.config_reader import read_json
+from ..errors import RequestError
+from ..model import Model
 from ..processing.chat_template import ChatTemplate
+from ..processing.image_processor import ImageProcessor
+from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from .adapters import load_adapter
+from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
-from .hub import DEFAULT_REPOSITORY, SETTINGS_FILES, locate_checkpoint
 from .weights import Checkpoint, Progress
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -48,9 +48,9 @@ def load(
     """
     wanted = as_dtype(dtype)
     folder = locate_checkpoint(path_or_repo, revision=revision, show_progress=show_progress)
-    settings = read_settings(folder)
-    processor = load_processor(folder, settings)
-    checkpoint = Checkpoint.open(CheckpointFiles(folder), settings.model)
+    config = read_config(folder)
+    processor = load_processor(folder, config)
+    checkpoint = Checkpoint.open(CheckpointFiles(folder), config.model)
     model = checkpoint.build(wanted, progress)
     if adapter_path is not None:
         load_adapter(model, adapter_path)
@@ -71,28 +71,28 @@ def as_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     raise RequestError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
 
 
-def read_settings(folder: Path) -> CheckpointSettings:
-    """Read all settings of a checkpoint folder.
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read all config of a checkpoint folder.
 
     Raises:
         CheckpointError: a file is missing or malformed, or a setting is not supported.
     """
-    return CheckpointSettings.read(
+    return CheckpointConfig.read(
         {
             name: read_json(folder / name)
-            for name in SETTINGS_FILES
+            for name in CONFIG_FILES
             if name == "config.json" or (folder / name).exists()
         }
     )
 
 
-def load_processor(folder: Path, settings: CheckpointSettings) -> Processor:
-    """Load tokenizer, chat template and picture settings; no weights.
+def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
+    """Load tokenizer, chat template and image config; no weights.
 
     Raises:
-        CheckpointError: the tokenizer is missing or does not fit the settings.
+        CheckpointError: the tokenizer is missing or does not fit the config.
     """
-    tokenizer = Tokenizer.load(folder, settings.stop_token_ids)
-    tokenizer.check_image_ids(settings.image_processor)
-    template = ChatTemplate.load(folder, settings.prompt, tokenizer)
-    return Processor(tokenizer, template, ImageProcessor(settings.image, tokenizer.image_token_ids))
+    tokenizer = Tokenizer.load(folder, config.stop_token_ids)
+    tokenizer.check_image_ids(config.image_processor)
+    template = ChatTemplate.load(folder, config.prompt, tokenizer)
+    return Processor(tokenizer, template, ImageProcessor(config.image, tokenizer.image_token_ids))

@@ -5,11 +5,11 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from .names import PARTS
 from ..cli.units import bytes_text, count_text
-from .origin import is_repository
 from ..conversion.plan import Plan
 from ..conversion.recipes import RECIPES
+from .names import PARTS
+from .origin import is_repository
 from .record import Record, quantization_entries
 
 _KEPT_METADATA = ("license", "license_name", "license_link", "language")
@@ -21,7 +21,7 @@ def model_card(plan: Plan, record: Record, metadata: dict[str, Any]) -> str:
     Args:
         plan: of the conversion.
         record: about it.
-        metadata: front matter of the source's own card; licence and languages are kept.
+        metadata: front matter of the source's own card; license and languages are kept.
     """
     quantization = quantization_entries(plan)
     from_hub = is_repository(record.source)
@@ -112,7 +112,7 @@ def _quality(quality: dict[str, Any]) -> str:
         ("same likeliest token", f"{100 * quality['top1']:.2f} %"),
     ]
     if quality["feature_cosine"] is not None:
-        rows.append(("mean cosine of picture features", f"{quality['feature_cosine']:.5f}"))
+        rows.append(("mean cosine of image features", f"{quality['feature_cosine']:.5f}"))
     asked = f"{quality['questions']} questions, {quality['tokens']} tokens of answers"
     return _table((f"compared with `{quality['reference']}`", asked), rows)
 

@@ -8,7 +8,7 @@ changes but the order of a sum.
 
 import mlx.core as mx
 
-from ..config.model_config import ModelSettings
+from ..config.model_config import ModelConfig
 
 
 def padded_size(size: int, group_size: int) -> int:
@@ -16,23 +16,23 @@ def padded_size(size: int, group_size: int) -> int:
     return -(-size // group_size) * group_size
 
 
-def can_pad(settings: ModelSettings) -> bool:
+def can_pad(config: ModelConfig) -> bool:
     """Return whether rows may be added at the end: a gated MLP has two halves there."""
-    return not settings.tower.block.mlp.gated
+    return not config.tower.block.mlp.gated
 
 
 def resized_shape(
-    path: str, shape: tuple[int, ...], mlp_size: int, settings: ModelSettings
+    path: str, shape: tuple[int, ...], mlp_size: int, config: ModelConfig
 ) -> tuple[int, ...]:
     """Return the shape of a parameter for another width of the tower's MLP.
 
     Args:
         path: of the parameter.
-        shape: for the width that the settings say.
+        shape: for the width that the config say.
         mlp_size: the other width.
-        settings: of the model.
+        config: of the model.
     """
-    if mlp_size == settings.tower.block.mlp.intermediate_size:
+    if mlp_size == config.tower.block.mlp.intermediate_size:
         return shape
     if path.startswith("vision_tower.") and ".mlp.up." in path:
         return (mlp_size, *shape[1:])

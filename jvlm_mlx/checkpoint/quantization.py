@@ -1,7 +1,7 @@
 """Which layers of a checkpoint are quantized, and how: read off the tensors themselves.
 
 A quantized weight is stored packed, with a scale for every group of inputs. The layer's input
-size is known from the settings, so packed width and number of scales give bits and group size;
+size is known from the config, so packed width and number of scales give bits and group size;
 a config that says otherwise cannot mislead.
 """
 

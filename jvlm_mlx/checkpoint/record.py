@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .quantization import Quantization
-from ..errors import CheckpointError
-from ..config.model_config import ModelSettings
+from ..config.model_config import ModelConfig
 from ..conversion.plan import Plan
+from ..errors import CheckpointError
+from .quantization import Quantization
 
 KEY = "jvlm_mlx"
 """The key of config.json that holds the record. Loading ignores it."""
@@ -61,35 +61,35 @@ def read_record(config: dict[str, Any]) -> Record | None:
 
 
 def output_config(
-    config: dict[str, Any], settings: ModelSettings, plan: Plan, record: Record
+    config_json: dict[str, Any], config: ModelConfig, plan: Plan, record: Record
 ) -> dict[str, Any]:
     """Return the output's config.json: the source's, with what has changed.
 
     Args:
-        config: contents of the source's config.json.
-        settings: the same, as they were read and found true.
+        config_json: contents of the source's config.json.
+        config: the same, as they were read and found true.
         plan: of the conversion.
         record: about it.
     """
-    config = copy.deepcopy(config)
-    block = config["vision_config"]["block_config"]
-    if plan.mlp_size != settings.tower.block.mlp.intermediate_size:
+    config_json = copy.deepcopy(config_json)
+    block = config_json["vision_config"]["block_config"]
+    if plan.mlp_size != config.tower.block.mlp.intermediate_size:
         block["ffn_config"]["size"] = plan.mlp_size
-    attention = config["text_config"]["block_config"]["attn_config"]
-    biases = settings.decoder.block.attention.projection_biases
+    attention = config_json["text_config"]["block_config"]["attn_config"]
+    biases = config.decoder.block.attention.projection_biases
     for key, bias in zip(("q_bias", "k_bias", "v_bias"), biases, strict=True):
         attention[key] = bias and plan.decoder_biases
     dtypes = {parameter.path: parameter.dtype for parameter in plan.parameters}
-    dtype_key = "dtype" if "dtype" in config else "torch_dtype"
-    config[dtype_key] = _DTYPE_NAMES[dtypes["decoder.norm.weight"]]
+    dtype_key = "dtype" if "dtype" in config_json else "torch_dtype"
+    config_json[dtype_key] = _DTYPE_NAMES[dtypes["decoder.norm.weight"]]
     quantization = quantization_entries(plan)
     for key in ("quantization", "quantization_config"):
-        config.pop(key, None)
+        config_json.pop(key, None)
         if quantization:
-            config[key] = quantization
-    config.pop(KEY, None)
-    config[KEY] = asdict(record)
-    return config
+            config_json[key] = quantization
+    config_json.pop(KEY, None)
+    config_json[KEY] = asdict(record)
+    return config_json
 
 
 def quantization_entries(plan: Plan) -> dict[str, Any]:

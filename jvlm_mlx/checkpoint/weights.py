@@ -7,12 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
-from ..config.model_config import ModelSettings
-from .reader import CheckpointFiles, StoredTensor
 from .names import LAYOUTS, MLX, ORIGINAL, OWN, Layout, detect_layout
 from .quantization import Quantization, infer_quantization, quantizable_layers, quantize_layers
+from .reader import CheckpointFiles, StoredTensor
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -39,7 +39,7 @@ class Checkpoint:
 
     files: CheckpointFiles
     layout: Layout
-    settings: ModelSettings
+    config: ModelConfig
     """As in config.json, but with the decoder biases that the tensors really have."""
     quantized: dict[str, Quantization]
     """Paths of the model's layers that are stored quantized."""
@@ -47,8 +47,8 @@ class Checkpoint:
     """What each parameter of the model is made of, along the first axis."""
 
     @classmethod
-    def open(cls, files: CheckpointFiles, settings: ModelSettings) -> "Checkpoint":
-        """Recognise the layout and check every name and shape, before any data is read.
+    def open(cls, files: CheckpointFiles, config: ModelConfig) -> "Checkpoint":
+        """Recognize the layout and check every name and shape, before any data is read.
 
         Raises:
             CheckpointError: names follow no known layout, or a tensor is missing, surplus or
@@ -60,16 +60,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ..."
             )
-        if _decoder_biases(files, settings, layout):
-            settings = settings.with_decoder_biases()
-        model = Model(settings)
+        if _decoder_biases(files, config, layout):
+            config = config.with_decoder_biases()
+        model = Model(config)
         quantized = _find_quantized(model, files, layout)
         quantize_layers(model, quantized)
         parts = {
-            path: parameter_parts(path, tuple(array.shape), settings, layout)
+            path: parameter_parts(path, tuple(array.shape), config, layout)
             for path, array in parameters(model)
         }
-        checkpoint = cls(files, layout, settings, quantized, parts)
+        checkpoint = cls(files, layout, config, quantized, parts)
         checkpoint._check()
         return checkpoint
 
@@ -86,7 +86,7 @@ class Checkpoint:
                     f"{name} in {tensors[name].file.name} has shape {tensors[name].shape};"
                     f" expected {part.shape}"
                 )
-        unused = unused_tensors(self.settings, self.layout)
+        unused = unused_tensors(self.config, self.layout)
         problems += [
             f"{name} in {tensor.file.name} of shape {tensor.shape} has no place in the model"
             for name, tensor in sorted(tensors.items())
@@ -124,7 +124,7 @@ class Checkpoint:
             dtype: as for `take`.
             progress: told of every parameter that has been read.
         """
-        model = Model(self.settings)
+        model = Model(self.config)
         quantize_layers(model, self.quantized)
         paths = list(self.parts)
         total = sum(self._stored_bytes(path) for path in paths)
@@ -167,24 +167,24 @@ def stored_bytes(tensor: StoredTensor) -> int:
     return size * int(digits) // 8
 
 
-def needed_names(settings: ModelSettings, layout: Layout) -> set[str]:
+def needed_names(config: ModelConfig, layout: Layout) -> set[str]:
     """Return the names of all tensors that a checkpoint without quantization must have."""
     return {
         part.name
-        for path, array in parameters(Model(settings))
-        for part in parameter_parts(path, tuple(array.shape), settings, layout)
+        for path, array in parameters(Model(config))
+        for part in parameter_parts(path, tuple(array.shape), config, layout)
         if not part.optional
     }
 
 
 def parameter_parts(
-    path: str, shape: tuple[int, ...], settings: ModelSettings, layout: Layout
+    path: str, shape: tuple[int, ...], config: ModelConfig, layout: Layout
 ) -> tuple[Part, ...]:
     """Return the stored pieces of a parameter of a shape, in order along its first axis."""
     names = layout.sources(path)
     if len(names) == 1:
         return (Part(names[0], shape, optional=False),)
-    rows, biases = _part_rows(path, settings)
+    rows, biases = _part_rows(path, config)
     return tuple(
         # A projection whose bias is switched off, beside one whose bias is on.
         Part(name, (count, *shape[1:]), optional=not bias)
@@ -193,15 +193,15 @@ def parameter_parts(
     )
 
 
-def _part_rows(path: str, settings: ModelSettings) -> tuple[Sequence[int], Sequence[bool]]:
+def _part_rows(path: str, config: ModelConfig) -> tuple[Sequence[int], Sequence[bool]]:
     """Return the rows of each part of a joined parameter, and whether it must be there."""
     if path == "decoder.embedding.weight":
-        decoder = settings.decoder
+        decoder = config.decoder
         return (decoder.embedding_size, decoder.additional_vocab_size), (True, True)
     if path.startswith("connector."):
-        pooling = settings.connector.pooling
+        pooling = config.connector.pooling
         return (pooling.key_value_size,) * 2, pooling.projection_biases[1:]
-    block = settings.tower.block if path.startswith("vision_tower.") else settings.decoder.block
+    block = config.tower.block if path.startswith("vision_tower.") else config.decoder.block
     sizes = (block.attention.query_size, *(block.attention.key_value_size,) * 2)
     return sizes, block.attention.projection_biases
 
@@ -230,14 +230,14 @@ def _find_quantized(
     return found
 
 
-def _decoder_biases(files: CheckpointFiles, settings: ModelSettings, layout: Layout) -> bool:
+def _decoder_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> bool:
     """Return whether the decoder has query, key or value biases that are not all zero.
 
-    The released checkpoint carries zeros although its settings say there are no biases.
+    The released checkpoint carries zeros although its config say there are no biases.
     """
-    if settings.decoder.block.attention.has_projection_bias:
+    if config.decoder.block.attention.has_projection_bias:
         return False
-    for layer in range(settings.decoder.num_hidden_layers):
+    for layer in range(config.decoder.num_hidden_layers):
         names = layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
         stored = [files.take(name) for name in names if name in files.tensors]
         if any(mx.any(array != 0).item() for array in stored):
@@ -245,9 +245,9 @@ def _decoder_biases(files: CheckpointFiles, settings: ModelSettings, layout: Lay
     return False
 
 
-def unused_tensors(settings: ModelSettings, layout: Layout) -> Callable[[str], bool]:
+def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]:
     """Return what tells the names of tensors that may be there although nothing needs them."""
-    tower = settings.tower
+    tower = config.tower
     modules = [
         f"vision_tower.layers.{layer}."
         for layer in range(tower.num_used_layers, tower.num_hidden_layers)
@@ -256,8 +256,8 @@ def unused_tensors(settings: ModelSettings, layout: Layout) -> Callable[[str], b
         modules.append("vision_tower.final_norm.")
     prefixes = tuple(layout.sources(path)[0] for path in modules)
     names: set[str] = set()
-    if not settings.decoder.block.attention.has_projection_bias:
-        for layer in range(settings.decoder.num_hidden_layers):
+    if not config.decoder.block.attention.has_projection_bias:
+        for layer in range(config.decoder.num_hidden_layers):
             names.update(layout.sources(f"decoder.layers.{layer}.attention.qkv.bias"))
     # Biases by whole name: `qkv.biases` belongs to a quantized weight.
     return lambda name: name in names or name.startswith(prefixes)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .reader import INDEX_NAME, SINGLE_NAME
 from ..conversion.plan import DTYPE_BYTES, Output
+from .reader import INDEX_NAME, SINGLE_NAME
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Largest file, as is usual on the Hub."""

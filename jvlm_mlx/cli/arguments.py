@@ -5,14 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loader import DTYPES, load
 from ..checkpoint.hub import DEFAULT_REPOSITORY
+from ..checkpoint.loader import DTYPES, load
 from ..errors import RequestError
 from ..generation.budget import memory_bytes
+from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
 from ..processing.processor import Processor
-from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from .progress import ProgressBars
 
 
@@ -78,9 +78,9 @@ _HELP = {
     "prefill_step_size": "prompt tokens read at once",
     "tile_group_size": "tiles encoded at once; more need more memory",
     "max_memory": "encode tiles in groups that fit into this much memory, like 8GB",
-    "max_crops": "most tiles of a picture; fewer are faster and see less",
-    "min_pixels": "enlarge pictures of a smaller area",
-    "max_pixels": "reduce pictures of a larger area",
+    "max_crops": "most tiles of an image; fewer are faster and see less",
+    "min_pixels": "enlarge images of a smaller area",
+    "max_pixels": "reduce images of a larger area",
 }
 _DEFAULTS = {
     name: getattr(GenerationOptions(), name)
@@ -107,7 +107,7 @@ def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that bounds what answers remember for later ones."""
     parser.add_argument(
         "--cache-size", type=_gigabytes, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
-        help="memory for pictures and prompts that were seen before; 0 for none",
+        help="memory for images and prompts that were seen before; 0 for none",
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..errors import RequestError
 from ..generation.options import GenerationOptions
+from ..generation.requests import BatchRequest
 from ..processing.image_decoding import reason
 from ..processing.image_io import is_address, source_name
-from ..generation.requests import BatchRequest
 
 _OPTIONS = {field.name: field.type for field in dataclasses.fields(GenerationOptions)}
 _KEYS = ("id", "prompt", "messages", "image", "images", "system")
@@ -53,19 +53,19 @@ class Row:
             return self.number
         return given if isinstance(given, str) else self.number if given is None else str(given)
 
-    def digest(self, settings: str) -> str:
-        """Return a digest of the question and of the settings it is asked with."""
+    def digest(self, config: str) -> str:
+        """Return a digest of the question and of the config it is asked with."""
         try:
             question = json.dumps(self.content(), sort_keys=True)
         except RequestError:
             question = self.text
-        return hashlib.sha256(f"{settings}\n{question}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{config}\n{question}".encode()).hexdigest()[:16]
 
     def request(self, folder: Path) -> BatchRequest:
         """Return what is asked.
 
         Args:
-            folder: that relative paths of pictures start from.
+            folder: that relative paths of images start from.
 
         Raises:
             RequestError: a key is unknown or has a value of the wrong type.
@@ -144,7 +144,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _with_paths(messages: Any, folder: Path) -> Any:
-    """Return messages whose pictures' relative paths start from the folder."""
+    """Return messages whose images' relative paths start from the folder."""
     if not isinstance(messages, list):
         return messages  # what is wrong with them is said where they are read
 
@@ -165,7 +165,7 @@ def _with_paths(messages: Any, folder: Path) -> Any:
 
 
 def _locate_value(value: Any, folder: Path) -> Any:
-    """Locate what a part says of its picture: the source, or an object with it under `url`."""
+    """Locate what a part says of its image: the source, or an object with it under `url`."""
     if isinstance(value, dict) and isinstance(value.get("url"), str):
         return {**value, "url": _locate(value["url"], folder)}
     return _locate(value, folder) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import RequestError
-from ..generation.requests import BatchAnswer
+from ..generation.requests import BatchResponse
 from .batch_requests import Row
 
 _BEGINNING = re.compile(rb'\{("id": "([^"\\]|\\.)*", )?"row": \d+, "request": "', re.DOTALL)
@@ -61,7 +61,7 @@ class AnswerFile:
         if found is not None and found != digest:
             raise RequestError(
                 f"{self._path} has an answer for row {row.key!r} to another question or with other"
-                " settings: choose another output file, or remove this one"
+                " config: choose another output file, or remove this one"
             )
         return found is not None
 
@@ -69,7 +69,7 @@ class AnswerFile:
         """Return whether what a row has is an error, read when the file was opened."""
         return row.key in self._failed
 
-    def add(self, row: Row, digest: str, answer: BatchAnswer) -> None:
+    def add(self, row: Row, digest: str, answer: BatchResponse) -> None:
         """Write the answer of a row.
 
         Raises:

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.hub import local_path
 from ..errors import ImageError, RequestError, SessionError
+from ..generation.image_encoding import PromptImage, open_prompt_image
 from ..generation.options import GenerationOptions
-from ..generation.image_encoding import Picture, open_picture
-from ..generation.response import GenerationPiece
-from .summary import summarize
-from ..processing.image_io import is_address, source_name
-from ..model import Model
-from ..processing.processor import Processor
+from ..generation.response import GenerationResponse
 from ..generation.session import ChatSession
+from ..model import Model
+from ..processing.image_io import is_address, source_name
+from ..processing.processor import Processor
+from .summary import summarize
 
 _COMMAND = re.compile(r"/([a-z]*)(?:\s+(.*))?", re.DOTALL)
 
@@ -29,7 +29,7 @@ class Command(NamedTuple):
 
 
 class Conversation:
-    """A session on the terminal, and the pictures that wait for the next question."""
+    """A session on the terminal, and the images that wait for the next question."""
 
     def __init__(
         self, model: Model, processor: Processor, session: ChatSession, options: dict[str, Any]
@@ -39,8 +39,8 @@ class Conversation:
         self.session = session
         self.options = options
         """That go before those of a conversation that is loaded."""
-        self.pending: list[Picture] = []
-        self.last_piece: GenerationPiece | None = None
+        self.pending: list[PromptImage] = []
+        self.last_piece: GenerationResponse | None = None
         """Of the last answer."""
 
     def command(self, line: str) -> str | None:
@@ -58,11 +58,11 @@ class Conversation:
         return COMMANDS[name].run(self, rest)
 
     def add_images(self, sources: list[str]) -> str:
-        """Open pictures for the next question; either all of them are taken or none."""
+        """Open images for the next question; either all of them are taken or none."""
         limits = GenerationOptions(**self.session.options).image_limits
-        opened = [open_picture(self.processor, source, limits) for source in sources]
+        opened = [open_prompt_image(self.processor, source, limits) for source in sources]
         self.pending += opened
-        return "\n".join(_describe(picture) for picture in opened)
+        return "\n".join(_describe(image) for image in opened)
 
 
 def _image(conversation: Conversation, rest: str) -> str:
@@ -88,9 +88,9 @@ def _is_path(text: str) -> bool:
 
 
 def _images(conversation: Conversation, _: str) -> str:
-    lines = [_describe(picture) for picture in conversation.session.images]
-    lines += [f"{_describe(picture)}, for the next question" for picture in conversation.pending]
-    return "\n".join(f"{number}  {line}" for number, line in enumerate(lines, 1)) or "no pictures"
+    lines = [_describe(image) for image in conversation.session.images]
+    lines += [f"{_describe(image)}, for the next question" for image in conversation.pending]
+    return "\n".join(f"{number}  {line}" for number, line in enumerate(lines, 1)) or "no images"
 
 
 def _reset(conversation: Conversation, _: str) -> str:
@@ -155,8 +155,8 @@ def _exit(_conversation: Conversation, _: str) -> str:
 
 
 COMMANDS = {
-    "image": Command(_image, "PICTURE...", "show pictures with the next question"),
-    "images": Command(_images, "", "list the pictures of the conversation"),
+    "image": Command(_image, "IMAGE...", "show images with the next question"),
+    "images": Command(_images, "", "list the images of the conversation"),
     "reset": Command(_reset, "", "begin a new conversation"),
     "save": Command(_save, "FILE", "save the conversation"),
     "load": Command(_load, "FILE", "go on with a saved conversation"),
@@ -168,13 +168,13 @@ COMMANDS = {
 
 def describe_session(session: ChatSession) -> str:
     """Return how far a conversation has come."""
-    messages, pictures = len(session.history), len(session.images)
+    messages, images = len(session.history), len(session.images)
     return (
         f"a conversation of {messages} message{'s' * (messages != 1)}"
-        f" and {pictures} picture{'s' * (pictures != 1)}"
+        f" and {images} image{'s' * (images != 1)}"
     )
 
 
-def _describe(picture: Picture) -> str:
-    layout = picture.layout
-    return f"{picture.name}: {layout.num_tiles} tiles, {layout.num_tokens} tokens"
+def _describe(image: PromptImage) -> str:
+    layout = image.layout
+    return f"{image.name}: {layout.num_tiles} tiles, {layout.num_tokens} tokens"

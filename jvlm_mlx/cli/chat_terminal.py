@@ -24,7 +24,7 @@ def run_console(
 
     Args:
         conversation: to go on with.
-        progress: told how far pictures and prompt have come.
+        progress: told how far images and prompt have come.
         close_progress: called before anything is shown.
     """
     while True:
@@ -72,7 +72,7 @@ def _react(
                     print(piece.text, end="", flush=True)
         finally:
             if len(session.history) > before:
-                # The pictures are part of the conversation now.
+                # The images are part of the conversation now.
                 conversation.pending = []
     close_progress()
     print(flush=True)

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 from ..checkpoint.hub import local_path
+from ..conversion.verification import Verification
+from ..conversion.weight_error import relative_error
 from ..errors import ConversionError
 from .figure import new_figure
-from ..conversion.weight_error import relative_error
-from ..conversion.verification import Verification
 
 
 def check_plot(file: Path) -> None:
@@ -35,7 +35,7 @@ def check_plot(file: Path) -> None:
 
 
 def write_plot(verification: Verification, file: Path) -> None:
-    """Write a picture of the relative error by layer of tower and decoder, and of the rest.
+    """Write an image of the relative error by layer of tower and decoder, and of the rest.
 
     Raises:
         RequestError: matplotlib is not installed.

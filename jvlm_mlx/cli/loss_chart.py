@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TrainingError
-from .figure import new_figure
 from ..training.metrics import read_metrics
+from .figure import new_figure
 
 
 def write_chart(metrics: Path, file: Path) -> None:
-    """Write a picture of the losses by step; none of a run that has not reported any.
+    """Write an image of the losses by step; none of a run that has not reported any.
 
     Args:
         metrics: file of metrics.

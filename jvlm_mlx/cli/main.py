@@ -1,4 +1,4 @@
-"""`jvlm VERB`, and the same verbs as `python -m jvlm_mlx.VERB`."""
+"""`jvlm SUBCOMMAND`, and the same subcommands as `python -m jvlm_mlx.SUBCOMMAND`."""
 
 import argparse
 import errno
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import JvlmError
-from .exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from ..version import __version__
+from .exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 
 _OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
-class Verb:
+class Subcommand:
     """One subcommand."""
 
     module: str
@@ -29,15 +29,15 @@ class Verb:
     summary: str
 
 
-VERBS = {
-    "generate": Verb("generate", "answer a question about pictures"),
-    "chat": Verb("chat", "talk about pictures"),
-    "batch": Verb("batch", "answer a file of questions"),
-    "doctor": Verb("doctor", "check this machine: chip, kernels, equality, speed"),
-    "train": Verb("train", "train a model, or adapters for one, on your own rows"),
-    "fuse": Verb("fuse", "make one checkpoint of a model and its adapters"),
-    "demo": Verb("demo", "draw a picture for the model that comes with the package"),
-    "convert": Verb("convert", "convert a checkpoint, verify a conversion, inspect a file"),
+SUBCOMMANDS = {
+    "generate": Subcommand("generate", "answer a question about images"),
+    "chat": Subcommand("chat", "talk about images"),
+    "batch": Subcommand("batch", "answer a file of questions"),
+    "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
+    "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),
+    "fuse": Subcommand("fuse", "make one checkpoint of a model and its adapters"),
+    "demo": Subcommand("demo.__main__", "draw an image for the model that comes with the package"),
+    "convert": Subcommand("convert", "convert a checkpoint, verify a conversion, inspect a file"),
 }
 
 
@@ -55,33 +55,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _with_output(lambda: _main(arguments))
 
 
+def main_convert() -> int:
+    """Run `jvlm-convert` and return its exit code."""
+    return run_subcommand("convert", prog="jvlm-convert")
+
+
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
-        prog="jvlm", description="Jina-VLM on Apple Silicon: pictures and questions in, text out."
+        prog="jvlm", description="Jina-VLM on Apple Silicon: images and questions in, text out."
     )
     parser.add_argument("--version", action="version", version=f"jvlm-mlx {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in VERBS.items():
-        subparsers.add_parser(name, help=verb.summary, add_help=False)
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for name, subcommand in SUBCOMMANDS.items():
+        subparsers.add_parser(name, help=subcommand.summary, add_help=False)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Only the verb is read here; its own parser reads the rest.
+    # Only the subcommand is read here; its own parser reads the rest.
     known, _ = parser.parse_known_args(given[:1])
-    return run_verb(known.verb, given[1:], prog=f"jvlm {known.verb}")
+    return run_subcommand(known.subcommand, given[1:], prog=f"jvlm {known.subcommand}")
 
 
-def run_verb(name: str, arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run one verb and return its exit code.
+def run_subcommand(
+    name: str, arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> int:
+    """Run one subcommand and return its exit code.
 
     A user's mistake is one line on standard error and exit code 1 (2 for flags that do not
     exist); Ctrl-C is 130; a reader of the output that went away, like `head`, is no error.
     """
     with _input():
-        return _with_output(lambda: _run_verb(name, arguments, prog))
+        return _with_output(lambda: _run_subcommand(name, arguments, prog))
 
 
-def _run_verb(name: str, arguments: Sequence[str] | None, prog: str | None) -> int:
-    verb = VERBS[name]
-    module = importlib.import_module(f".{verb.module}", __package__)
+def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None) -> int:
+    subcommand = SUBCOMMANDS[name]
+    module = importlib.import_module(f"jvlm_mlx.{subcommand.module}")
     parser = argparse.ArgumentParser(
         prog=prog or f"python -m jvlm_mlx.{name}",
         description=(module.__doc__ or "").split("\n\n")[0],

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
-_NAMES = {"tiles": "pictures", "prompt": "prompt"}
+_NAMES = {"tiles": "images", "prompt": "prompt"}
 _UNITS = {"tiles": "tile", "prompt": "token"}
 
 _QUESTION_STAGES = ("source", "converted")

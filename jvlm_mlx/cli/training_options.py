@@ -10,7 +10,14 @@ from typing import Any, NoReturn
 from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..errors import RequestError
 from ..training.modules import PARTS
-from ..training.training_config import (ADAPTERS, DECAYS, DTYPES, AdapterSettings, PartSettings, TrainingSettings)
+from ..training.training_config import (
+    ADAPTERS,
+    DECAYS,
+    DTYPES,
+    AdapterOptions,
+    ModuleConfig,
+    TrainingConfig,
+)
 
 Values = dict[str, Any]
 """Options by name, as in a recipe file."""
@@ -45,7 +52,7 @@ _DATA = (
     Option("revision", None, "branch, tag or commit of a repository"),
     Option("data", None, "mixture file (.json), or one file of rows (.jsonl)", metavar="FILE"),
     Option("validation", None, "the same, for the validation loss", metavar="FILE"),
-    Option("text_share", None, "share of rows without pictures; else by the weights of sources",
+    Option("text_share", None, "share of rows without images; else by the weights of sources",
            float, metavar="SHARE"),
     Option("batches", "mixed", "rows of all sources in a batch, or of one source",
            choices=("mixed", "single-source")),
@@ -58,9 +65,9 @@ _DATA = (
            int, metavar="BATCHES"),
     Option("pad_to_multiple", 1, "make lengths of batches a multiple of this", int,
            metavar="TOKENS"),
-    Option("picture_cache", 1.0, "memory for pictures that will be used again", float,
+    Option("image_cache", 1.0, "memory for images that will be used again", float,
            metavar="GB"),
-    Option("max_crops", None, "most tiles of a picture; else the checkpoint's", int,
+    Option("max_crops", None, "most tiles of an image; else the checkpoint's", int,
            metavar="TILES"),
 )  # fmt: skip
 _LENGTH = (
@@ -214,8 +221,8 @@ def given_options(arguments: argparse.Namespace) -> Values:
     return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
 
 
-def training_settings(values: Mapping[str, Any], steps: int) -> TrainingSettings:
-    """Return the settings that options stand for.
+def training_config(values: Mapping[str, Any], steps: int) -> TrainingConfig:
+    """Return the config that options stand for.
 
     Args:
         values: all options by name.
@@ -229,7 +236,7 @@ def training_settings(values: Mapping[str, Any], steps: int) -> TrainingSettings
     adapter = None
     if values["adapter"] != "none":
         keys = values["adapter_keys"]
-        adapter = AdapterSettings(
+        adapter = AdapterOptions(
             kind=values["adapter"],
             parts=tuple(values["adapter_parts"]),
             rank=values["rank"],
@@ -238,10 +245,10 @@ def training_settings(values: Mapping[str, Any], steps: int) -> TrainingSettings
             num_layers=values["adapter_layers"],
             keys=None if keys is None else tuple(keys),
         )
-    return TrainingSettings(
-        vision_tower=_part_settings(values, "vision_tower", steps),
-        connector=_part_settings(values, "connector", steps),
-        decoder=_part_settings(values, "decoder", steps),
+    return TrainingConfig(
+        vision_tower=_part_config(values, "vision_tower", steps),
+        connector=_part_config(values, "connector", steps),
+        decoder=_part_config(values, "decoder", steps),
         steps=steps,
         accumulate=values["accumulate"],
         betas=(values["betas"][0], values["betas"][1]),
@@ -260,7 +267,7 @@ def training_settings(values: Mapping[str, Any], steps: int) -> TrainingSettings
     )
 
 
-def _part_settings(values: Mapping[str, Any], part: str, steps: int) -> PartSettings:
+def _part_config(values: Mapping[str, Any], part: str, steps: int) -> ModuleConfig:
     def choose(name: str, otherwise: Any) -> Any:
         for given in (values[f"{part}_{name}"], values[name]):
             if given is not None:
@@ -268,7 +275,7 @@ def _part_settings(values: Mapping[str, Any], part: str, steps: int) -> PartSett
         return otherwise
 
     is_full = values["adapter"] == "none"
-    return PartSettings(
+    return ModuleConfig(
         trainable=part not in values["freeze"],
         learning_rate=choose("learning_rate", _FULL_RATES[part] if is_full else _ADAPTER_RATE),
         warmup_steps=choose("warmup_steps", steps // (100 if part == "connector" else 10)),

@@ -7,20 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loader import read_settings
-from ..checkpoint.hub import DEMO, local_path
-from ..errors import ConversionError, RequestError
-from ..config.config_reader import read_json
-from ..checkpoint.model_card import model_card
-from ..conversion.weight_error import severity
-from ..conversion.conversion_options import ConversionOptions
-from ..checkpoint.origin import origin
 from ..checkpoint.copied_files import CARD, CONFIG, card_metadata, config_text
-from ..conversion.plan import plan_conversion
+from ..checkpoint.hub import DEMO, local_path
+from ..checkpoint.loader import read_config
+from ..checkpoint.model_card import model_card
+from ..checkpoint.origin import origin
 from ..checkpoint.record import KEY, read_record
+from ..config.config_reader import read_json
+from ..conversion.conversion_options import ConversionOptions
+from ..conversion.plan import plan_conversion
 from ..conversion.source import open_source
-from .tables import table
 from ..conversion.verification import Verification
+from ..conversion.weight_error import severity
+from ..errors import ConversionError, RequestError
+from .tables import table
 
 
 def as_text(verification: Verification) -> str:
@@ -147,7 +147,7 @@ def update_card(verification: Verification) -> None:
     }
     record = read_record(config)
     assert record is not None
-    with open_source(folder, read_settings(folder).model) as source:
+    with open_source(folder, read_config(folder).model) as source:
         plan = plan_conversion(
             source, ConversionOptions(), unpadded_mlp_size=record.unpadded_mlp_size
         )

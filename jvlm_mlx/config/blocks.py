@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .config_reader import SettingsReader, boolean, number, positive, size
+from .config_reader import ConfigReader, boolean, number, positive, size
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
-class NormSettings:
+class NormConfig:
     """A LayerNorm (`layer`) or RMSNorm (`rms`) with learned scale."""
 
     kind: str
@@ -20,22 +20,22 @@ class NormSettings:
     """Whether a LayerNorm also has a learned shift."""
 
     @classmethod
-    def read(cls, config: SettingsReader) -> "NormSettings":
+    def read(cls, reader: ConfigReader) -> "NormConfig":
         """Read an `lnorm_config` object."""
-        config.only("with_affine", True)
-        kind = config.choice("type", ("default", "rms"))
-        bias = config.read("bias", boolean, kind == "default")
+        reader.only("with_affine", True)
+        kind = reader.choice("type", ("default", "rms"))
+        bias = reader.read("bias", boolean, kind == "default")
         if kind == "rms" and bias:
-            config.refuse("bias", True, "false, since an RMSNorm has none")
+            reader.refuse("bias", True, "false, since an RMSNorm has none")
         return cls(
             kind="layer" if kind == "default" else kind,
-            eps=config.read("eps", positive),
+            eps=reader.read("eps", positive),
             bias=bias,
         )
 
 
 @dataclass(frozen=True)
-class AttentionSettings:
+class AttentionConfig:
     """Multi-head attention. Query, key and value projections are stored as one."""
 
     num_attention_heads: int
@@ -50,9 +50,9 @@ class AttentionSettings:
     """Whether the query, key and value projections have a bias."""
     output_bias: bool
     """Whether the output projection has a bias."""
-    q_norm: NormSettings | None
+    q_norm: NormConfig | None
     """Norm over each query head, before RoPE."""
-    k_norm: NormSettings | None
+    k_norm: NormConfig | None
     """Norm over each key head, before RoPE."""
 
     @property
@@ -71,47 +71,47 @@ class AttentionSettings:
         return any(self.projection_biases)
 
     @classmethod
-    def read(cls, config: SettingsReader, hidden_size: int) -> "AttentionSettings":
+    def read(cls, reader: ConfigReader, hidden_size: int) -> "AttentionConfig":
         """Read an `attn_config` or `attn_pooling_config` object."""
-        config.only("sliding_window", -1, None)
-        config.only("clip_qkv", None)
+        reader.only("sliding_window", -1, None)
+        reader.only("clip_qkv", None)
         for key in ("v_lnorm", "o_lnorm", "inner_lnorm"):
-            config.only(key, False)
+            reader.only(key, False)
         # Scores are always computed in float32 by fused attention, so `fp32` asks for nothing.
-        config.harmless("fp32", "dropout")
-        heads = config.read("n_heads", size)
-        head_dim = config.read("head_dim", size, hidden_size // heads)
-        key_value_heads = config.read("n_kv_heads", size, heads)
+        reader.harmless("fp32", "dropout")
+        heads = reader.read("n_heads", size)
+        head_dim = reader.read("head_dim", size, hidden_size // heads)
+        key_value_heads = reader.read("n_kv_heads", size, heads)
         if heads % key_value_heads:
             raise CheckpointError(
-                f"{config.name('n_kv_heads')} {key_value_heads} does not divide n_heads {heads}"
+                f"{reader.name('n_kv_heads')} {key_value_heads} does not divide n_heads {heads}"
             )
-        q_norm = config.read("q_lnorm", boolean, False)
-        k_norm = config.read("k_lnorm", boolean, False)
+        q_norm = reader.read("q_lnorm", boolean, False)
+        k_norm = reader.read("k_lnorm", boolean, False)
         if q_norm or k_norm:
-            config.only("qkv_lnorm_on_heads", True)
+            reader.only("qkv_lnorm_on_heads", True)
         else:
-            config.harmless("qkv_lnorm_on_heads")
-        norm = NormSettings.read(config.section("lnorm_config")) if q_norm or k_norm else None
-        config.harmless("lnorm_config")
+            reader.harmless("qkv_lnorm_on_heads")
+        norm = NormConfig.read(reader.section("lnorm_config")) if q_norm or k_norm else None
+        reader.harmless("lnorm_config")
         return cls(
             num_attention_heads=heads,
             num_key_value_heads=key_value_heads,
             head_dim=head_dim,
-            scale=config.read("softmax_scale", number, head_dim**-0.5),
+            scale=reader.read("softmax_scale", number, head_dim**-0.5),
             projection_biases=(
-                config.read("q_bias", boolean),
-                config.read("k_bias", boolean),
-                config.read("v_bias", boolean),
+                reader.read("q_bias", boolean),
+                reader.read("k_bias", boolean),
+                reader.read("v_bias", boolean),
             ),
-            output_bias=config.read("o_bias", boolean),
+            output_bias=reader.read("o_bias", boolean),
             q_norm=norm if q_norm else None,
             k_norm=norm if k_norm else None,
         )
 
 
 @dataclass(frozen=True)
-class MLPSettings:
+class MLPConfig:
     """Two projections with an activation between them, gated or not."""
 
     intermediate_size: int
@@ -124,36 +124,36 @@ class MLPSettings:
     """Whether both projections have a bias."""
 
     @classmethod
-    def read(cls, config: SettingsReader, hidden_size: int) -> "MLPSettings":
+    def read(cls, reader: ConfigReader, hidden_size: int) -> "MLPConfig":
         """Read an `ffn_config` or `mlp_projector_config` object."""
-        config.only("inner_lnorm", False)
-        config.harmless("lnorm_config")
-        ratio = config.read("ratio", positive, 4.0)
+        reader.only("inner_lnorm", False)
+        reader.harmless("lnorm_config")
+        ratio = reader.read("ratio", positive, 4.0)
         return cls(
-            intermediate_size=config.read("size", size, int(ratio * hidden_size)),
-            activation=config.choice("activation_type", ACTIVATIONS),
-            gated=config.read("gated_activation", boolean),
-            bias=config.read("bias", boolean),
+            intermediate_size=reader.read("size", size, int(ratio * hidden_size)),
+            activation=reader.choice("activation_type", ACTIVATIONS),
+            gated=reader.read("gated_activation", boolean),
+            bias=reader.read("bias", boolean),
         )
 
 
 @dataclass(frozen=True)
-class BlockSettings:
+class BlockConfig:
     """One pre-norm transformer block."""
 
-    attention: AttentionSettings
-    mlp: MLPSettings
-    norm: NormSettings
+    attention: AttentionConfig
+    mlp: MLPConfig
+    norm: NormConfig
 
     @classmethod
-    def read(cls, config: SettingsReader, hidden_size: int) -> "BlockSettings":
+    def read(cls, reader: ConfigReader, hidden_size: int) -> "BlockConfig":
         """Read a `block_config` object."""
-        config.only("postnorm", False)
-        config.only("attn_lscale_init", None)
-        config.only("ffn_lscale_init", None)
-        config.harmless("residual_dropout", "residual_response_dropout", "residual_path_dropout")
+        reader.only("postnorm", False)
+        reader.only("attn_lscale_init", None)
+        reader.only("ffn_lscale_init", None)
+        reader.harmless("residual_dropout", "residual_response_dropout", "residual_path_dropout")
         return cls(
-            attention=AttentionSettings.read(config.section("attn_config"), hidden_size),
-            mlp=MLPSettings.read(config.section("ffn_config"), hidden_size),
-            norm=NormSettings.read(config.section("lnorm_config")),
+            attention=AttentionConfig.read(reader.section("attn_config"), hidden_size),
+            mlp=MLPConfig.read(reader.section("ffn_config"), hidden_size),
+            norm=NormConfig.read(reader.section("lnorm_config")),
         )

@@ -1,14 +1,14 @@
-"""All settings of a checkpoint folder, read together and held against each other."""
+"""All config of a checkpoint folder, read together and held against each other."""
 
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from .image_config import ImageSettings
-from .model_config import ModelSettings
-from .prompt_config import PromptSettings
-from .config_reader import SettingsReader, integer
+from .config_reader import ConfigReader, integer
+from .image_config import ImageConfig
+from .model_config import ModelConfig
+from .prompt_config import PromptConfig
 
 logger = logging.getLogger(__name__)
 
@@ -16,57 +16,55 @@ NO_TOKENS: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class CheckpointSettings:
+class CheckpointConfig:
     """What the JSON files of a checkpoint say."""
 
-    model: ModelSettings
-    image: ImageSettings
-    prompt: PromptSettings
+    model: ModelConfig
+    image: ImageConfig
+    prompt: PromptConfig
     stop_token_ids: frozenset[int]
-    """Token ids that end an answer, of config.json and generation_config.json."""
-    image_processor: SettingsReader
-    """The picture settings as they were read, for the token ids they repeat."""
+    """Token ids that end an answer, of reader.json and generation_config.json."""
+    image_processor: ConfigReader
+    """The image config as they were read, for the token ids they repeat."""
 
     @classmethod
-    def read(cls, files: dict[str, Any]) -> "CheckpointSettings":
-        """Read settings.
+    def read(cls, files: dict[str, Any]) -> "CheckpointConfig":
+        """Read config.
 
         Args:
-            files: contents of `config.json` and `preprocessor_config.json`, and of
+            files: contents of `reader.json` and `preprocessor_config.json`, and of
                 `processor_config.json` and `generation_config.json` where they exist.
 
         Raises:
             UnsupportedSettingError: a setting asks for mathematics that is not implemented.
             CheckpointError: a setting is missing or malformed, or two contradict each other.
         """
-        config = SettingsReader(files["config.json"], "config.json")
-        processor = SettingsReader(files.get("processor_config.json", {}), "processor_config.json")
-        generation = SettingsReader(
-            files.get("generation_config.json", {}), "generation_config.json"
-        )
-        # Newer tools save the picture settings inside processor_config.json.
+        reader = ConfigReader(files["config.json"], "config.json")
+        processor = ConfigReader(files.get("processor_config.json", {}), "processor_config.json")
+        generation = ConfigReader(files.get("generation_config.json", {}), "generation_config.json")
+        # Newer tools save the image config inside processor_config.json.
         if "preprocessor_config.json" in files:
-            image = SettingsReader(files["preprocessor_config.json"], "preprocessor_config.json")
+            image = ConfigReader(files["preprocessor_config.json"], "preprocessor_config.json")
             processor.harmless("image_processor")
         elif "image_processor" in processor:
             image = processor.section("image_processor")
         else:
             raise CheckpointError("the checkpoint has no preprocessor_config.json")
-        settings = cls(
-            model=ModelSettings.read(config),
-            image=ImageSettings.read(image),
-            prompt=PromptSettings.read(processor),
+        config = cls(
+            model=ModelConfig.read(reader),
+            image=ImageConfig.read(image),
+            prompt=PromptConfig.read(processor),
             stop_token_ids=(
-                config.read("eos_token_id", _token_ids, NO_TOKENS)
+                reader.read("eos_token_id", _token_ids, NO_TOKENS)
                 | generation.read("eos_token_id", _token_ids, NO_TOKENS)
             ),
             image_processor=image,
         )
-        settings._check()
-        unread = config.unread() + image.unread() + processor.unread()
+        config._check()
+        unread = reader.unread() + image.unread() + processor.unread()
         if unread:
             logger.warning("settings without effect here: %s", ", ".join(sorted(set(unread))))
-        return settings
+        return config
 
     def _check(self) -> None:
         tower, connector, image = self.model.tower, self.model.connector, self.image
@@ -78,7 +76,7 @@ class CheckpointSettings:
             if processed != expected:
                 raise CheckpointError(
                     f"preprocessor_config.json has a {what} of {processed},"
-                    f" config.json of {expected}"
+                    f" reader.json of {expected}"
                 )
 
 

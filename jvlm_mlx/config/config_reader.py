@@ -1,6 +1,6 @@
 """Reads one JSON object of a checkpoint key by key, and forgets nothing.
 
-A key that is asked for is known. A value that the implementation cannot honour is refused by
+A key that is asked for is known. A value that the implementation cannot honor is refused by
 name. What nobody asked for is left over, and `unread()` lists it, so that no setting is ever
 ignored in silence.
 """
@@ -102,8 +102,8 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
 
 
-class SettingsReader:
-    """One JSON object `values`; `path` says where it stands, for messages (`config.json: ...`)."""
+class ConfigReader:
+    """One JSON object `values`; `path` says where it stands, for messages (`reader.json: ...`)."""
 
     def __init__(self, values: Any, path: str) -> None:
         if not isinstance(values, dict):
@@ -111,7 +111,7 @@ class SettingsReader:
         self._values: dict[str, Any] = values
         self._path = path
         self._known: set[str] = set()
-        self._sections: list[SettingsReader] = []
+        self._sections: list[ConfigReader] = []
 
     def name(self, key: str) -> str:
         """The full name of a key, for messages."""
@@ -157,7 +157,7 @@ class SettingsReader:
         """Mark keys as known that have no effect on inference (dropout rates and the like)."""
         self._known.update(keys)
 
-    def section(self, key: str) -> "SettingsReader":
+    def section(self, key: str) -> "ConfigReader":
         """Return the reader of a nested object.
 
         Raises:
@@ -166,7 +166,7 @@ class SettingsReader:
         self._known.add(key)
         if key not in self._values:
             raise CheckpointError(f"{self.name(key)} is missing")
-        nested = SettingsReader(self._values[key], self.name(key))
+        nested = ConfigReader(self._values[key], self.name(key))
         self._sections.append(nested)
         return nested
 

@@ -1,19 +1,19 @@
-"""How pictures become tiles: preprocessor_config.json."""
+"""How images become tiles: preprocessor_config.json."""
 
 import dataclasses
 from dataclasses import dataclass
 
 from ..errors import CheckpointError, RequestError
-from .config_reader import SettingsReader, boolean, integer, integers, number, numbers, size, sizes
+from .config_reader import ConfigReader, boolean, integer, integers, number, numbers, size, sizes
 
-MOST_TILES = 1000
+MAX_TILES = 1000
 """Far more than any context holds; keeps a mistyped limit from listing millions of grids."""
 
 
 def _limits_problem(max_crops: int, min_pixels: int, max_pixels: int) -> str | None:
     """Say what is wrong with the limits on tiles and areas, or None."""
-    if not 1 <= max_crops <= MOST_TILES:
-        return f"max_crops is {max_crops}; expected 1 to {MOST_TILES} tiles"
+    if not 1 <= max_crops <= MAX_TILES:
+        return f"max_crops is {max_crops}; expected 1 to {MAX_TILES} tiles"
     if not 0 < min_pixels <= max_pixels:
         return (
             f"min_pixels {min_pixels} and max_pixels {max_pixels}:"
@@ -23,11 +23,11 @@ def _limits_problem(max_crops: int, min_pixels: int, max_pixels: int) -> str | N
 
 
 @dataclass(frozen=True)
-class ImageSettings:
+class ImageConfig:
     """Settings of the image processor. Sizes are in pixels unless the name says otherwise.
 
     Raises:
-        CheckpointError: two settings contradict each other.
+        CheckpointError: two config contradict each other.
     """
 
     tile_size: tuple[int, int]
@@ -35,19 +35,19 @@ class ImageSettings:
     patch_size: int
     """Side of the square patches a tile is cut into."""
     overlap_margins: tuple[int, int]
-    """Patches that a tile shares with its neighbour before and after it, on both axes."""
+    """Patches that a tile shares with its neighbor before and after it, on both axes."""
     max_crops: int
     """Most tiles of the grid; the thumbnail is not counted."""
     min_pixels: int
-    """Area below which a picture is enlarged first."""
+    """Area below which an image is enlarged first."""
     max_pixels: int
-    """Area above which a picture is reduced first."""
+    """Area above which an image is reduced first."""
     pooling_size: tuple[int, int]
     """Height and width, in patches, of the window that becomes one token."""
     use_column_tokens: bool
     """Whether each row of patch tokens ends with a column token."""
     do_resize: bool
-    """Whether pictures are first brought to a multiple of the patch within the two areas."""
+    """Whether images are first brought to a multiple of the patch within the two areas."""
     interpolation: str
     """`bilinear` or `bicubic`."""
     antialias: bool
@@ -65,7 +65,7 @@ class ImageSettings:
 
     @property
     def overlap(self) -> int:
-        """Pixels that neighbouring tiles share, on both axes."""
+        """Pixels that neighboring tiles share, on both axes."""
         return sum(self.overlap_margins) * self.patch_size
 
     @property
@@ -97,7 +97,7 @@ class ImageSettings:
         max_crops: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-    ) -> "ImageSettings":
+    ) -> "ImageConfig":
         """Return a copy with other limits of a request; None keeps the checkpoint's.
 
         Raises:
@@ -116,7 +116,7 @@ class ImageSettings:
         return dataclasses.replace(self, max_crops=most, min_pixels=low, max_pixels=high)
 
     def __post_init__(self) -> None:
-        """Refuse settings that no picture could be cut with."""
+        """Refuse config that no image could be cut with."""
         if self.patch_size < 1 or any(
             side < self.patch_size or side % self.patch_size for side in self.tile_size
         ):
@@ -144,66 +144,66 @@ class ImageSettings:
             raise CheckpointError(problem)
 
     @classmethod
-    def read(cls, config: SettingsReader) -> "ImageSettings":
+    def read(cls, reader: ConfigReader) -> "ImageConfig":
         """Read the contents of preprocessor_config.json.
 
         Raises:
             UnsupportedSettingError: a setting asks for a step that is not implemented.
             CheckpointError: a setting is missing or malformed.
         """
-        config.only("cropping_method", "overlap-and-resize")
-        config.only("preserve_aspect_ratio", False)
-        config.only("random_interpolation", False)
-        config.only("padding_mask", False)
-        config.only("do_convert_rgb", True)
+        reader.only("cropping_method", "overlap-and-resize")
+        reader.only("preserve_aspect_ratio", False)
+        reader.only("random_interpolation", False)
+        reader.only("padding_mask", False)
+        reader.only("do_convert_rgb", True)
         # Padding is only ever added with preserve_aspect_ratio. Token ids are read from the
         # tokenizer and compared with these in `tokens.py`; class names select code elsewhere.
-        config.harmless("padding_value", "auto_map", "image_processor_type", "processor_class")
-        config.harmless("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
+        reader.harmless("padding_value", "auto_map", "image_processor_type", "processor_class")
+        reader.harmless("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
 
-        tile_size = config.read("base_input_size", sizes)
-        margins = config.read("overlap_margins", integers)
+        tile_size = reader.read("base_input_size", sizes)
+        margins = reader.read("overlap_margins", integers)
         if len(tile_size) != 2 or len(margins) != 2:
             raise CheckpointError(
-                f"{config.name('base_input_size')} and overlap_margins must have two numbers each"
+                f"{reader.name('base_input_size')} and overlap_margins must have two numbers each"
             )
         # Newer files repeat the two areas under `size`; the plain names win, as in the original.
         areas: dict[str, int | None] = {"shortest_edge": None, "longest_edge": None}
-        if "size" in config:
-            section = config.section("size")
+        if "size" in reader:
+            section = reader.section("size")
             areas = {key: section.read(key, integer, None) for key in areas}
 
         def area(key: str, alias: str) -> int:
-            value = config.read(key, integer, areas[alias])
+            value = reader.read(key, integer, areas[alias])
             if value is None:
-                raise CheckpointError(f"{config.name(key)} is missing")
+                raise CheckpointError(f"{reader.name(key)} is missing")
             return value
 
-        settings = cls(
+        config = cls(
             tile_size=(tile_size[0], tile_size[1]),
-            patch_size=config.read("patch_size", size),
+            patch_size=reader.read("patch_size", size),
             overlap_margins=(margins[0], margins[1]),
-            max_crops=config.read("max_crops", integer),
+            max_crops=reader.read("max_crops", integer),
             min_pixels=area("min_pixels", "shortest_edge"),
             max_pixels=area("max_pixels", "longest_edge"),
-            pooling_size=(config.read("pooling_h", size), config.read("pooling_w", size)),
-            use_column_tokens=config.read("use_column_tokens", boolean, True),
-            do_resize=config.read("do_resize", boolean, True),
-            interpolation=config.choice("interpolation", ("bilinear", "bicubic")),
-            antialias=config.read("antialias", boolean),
-            resize_in_float32=config.read("resize_in_float32", boolean),
-            normalization_method=config.choice("normalization_method", ("minmax", "gaussian")),
+            pooling_size=(reader.read("pooling_h", size), reader.read("pooling_w", size)),
+            use_column_tokens=reader.read("use_column_tokens", boolean, True),
+            do_resize=reader.read("do_resize", boolean, True),
+            interpolation=reader.choice("interpolation", ("bilinear", "bicubic")),
+            antialias=reader.read("antialias", boolean),
+            resize_in_float32=reader.read("resize_in_float32", boolean),
+            normalization_method=reader.choice("normalization_method", ("minmax", "gaussian")),
             image_range=(
-                config.read("image_min", number, -1.0),
-                config.read("image_max", number, 1.0),
+                reader.read("image_min", number, -1.0),
+                reader.read("image_max", number, 1.0),
             ),
-            image_mean=config.read("image_mean", numbers, (0.5, 0.5, 0.5)),
-            image_std=config.read("image_std", numbers, (0.5, 0.5, 0.5)),
+            image_mean=reader.read("image_mean", numbers, (0.5, 0.5, 0.5)),
+            image_std=reader.read("image_std", numbers, (0.5, 0.5, 0.5)),
         )
         for key, expected in zip(
-            ("token_length_h", "token_length_w"), settings.window_grid, strict=True
+            ("token_length_h", "token_length_w"), config.window_grid, strict=True
         ):
-            found = config.read(key, integer, expected)
+            found = reader.read(key, integer, expected)
             if found != expected:
-                config.refuse(key, found, f"{expected}, what tile, patch and pooling give")
-        return settings
+                reader.refuse(key, found, f"{expected}, what tile, patch and pooling give")
+        return config

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from .config_reader import SettingsReader, boolean
+from .config_reader import ConfigReader, boolean
 
 
 @dataclass(frozen=True)
-class PromptSettings:
+class PromptConfig:
     """Settings of the prompt beside the chat template itself."""
 
     always_start_with_space: bool
     """Whether the first message starts with a space, as every later one does."""
 
     @classmethod
-    def read(cls, config: SettingsReader) -> "PromptSettings":
+    def read(cls, reader: ConfigReader) -> "PromptConfig":
         """Read the contents of processor_config.json; of an empty object if there is no file.
 
         A missing key counts as true. The model was trained with the space, and a checkpoint
@@ -24,5 +24,5 @@ class PromptSettings:
             CheckpointError: the setting is neither true nor false.
         """
         # Class names select code elsewhere; the template is read together with its other homes.
-        config.harmless("auto_map", "processor_class", "chat_template")
-        return cls(always_start_with_space=config.read("always_start_with_space", boolean, True))
+        reader.harmless("auto_map", "processor_class", "chat_template")
+        return cls(always_start_with_space=reader.read("always_start_with_space", boolean, True))

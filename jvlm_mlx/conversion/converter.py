@@ -9,27 +9,34 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.loader import load_processor, read_settings
-from ..checkpoint.hub import DEMO, local_path, locate_checkpoint
-from ..errors import ConversionError, RequestError
-from ..config.config_reader import read_json
-from ..version import __version__
-from ..checkpoint.model_card import model_card
-from .finite_check import Progress, check_values
+from ..checkpoint.copied_files import (
+    CARD,
+    CONFIG,
+    card_metadata,
+    check_template,
+    config_text,
+    copy_files,
+)
 from ..checkpoint.folder_swap import check_free_space, check_target, replaced_folder
-from .conversion_options import ConversionOptions
+from ..checkpoint.hub import DEMO, local_path, locate_checkpoint
+from ..checkpoint.loader import load_processor, read_config
+from ..checkpoint.model_card import model_card
 from ..checkpoint.origin import origin
-from ..checkpoint.copied_files import (CARD, CONFIG, card_metadata, check_template, config_text, copy_files)
-from .plan import Plan, plan_conversion
 from ..checkpoint.record import Record, output_config, read_record
-from .source import Source, open_source
 from ..checkpoint.upload import check_upload, upload
-from .write_weights import write_weights
 from ..checkpoint.writer import MAX_SHARD_BYTES
+from ..config.config_reader import read_json
+from ..errors import ConversionError, RequestError
+from ..version import __version__
+from .conversion_options import ConversionOptions
+from .finite_check import Progress, check_values
+from .plan import Plan, plan_conversion
+from .source import Source, open_source
+from .write_weights import write_weights
 
 logger = logging.getLogger(__name__)
 
-_SPARE_BYTES = 64 * 2**20  # tokenizer, settings and what a file system needs for itself
+_SPARE_BYTES = 64 * 2**20  # tokenizer, config and what a file system needs for itself
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,11 @@ def convert(
     folder = locate_checkpoint(hf_path, revision=revision, show_progress=show_progress)
     if target is not None:
         check_target(target, folder, force=force)
-    config = read_json(folder / "config.json")
-    settings = read_settings(folder)
-    check_template(folder, load_processor(folder, settings))
-    earlier = read_record(config)
-    with open_source(folder, settings.model) as source:
+    config_json = read_json(folder / "config.json")
+    config = read_config(folder)
+    check_template(folder, load_processor(folder, config))
+    earlier = read_record(config_json)
+    with open_source(folder, config.model) as source:
         plan = plan_conversion(
             source,
             options,
@@ -139,7 +146,7 @@ def convert(
                     card = model_card(plan, record, card_metadata(folder))
                     (work / CARD).write_text(card, encoding="utf-8")
                 # Comes last: a folder without it is no checkpoint.
-                new_config = output_config(config, source.settings, plan, record)
+                new_config = output_config(config_json, source.config, plan, record)
                 (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
         except OSError as error:
             raise ConversionError(
@@ -162,13 +169,13 @@ def _target(mlx_path: str | Path | None, *, force: bool) -> Path:
 def _has_zero_decoder_biases(source: Source) -> bool:
     """Return whether the decoder has biases that all are zero: as good as none.
 
-    Loading has dropped them already if the settings say that there are none.
+    Loading has dropped them already if the config say that there are none.
     """
-    if not source.settings.decoder.block.attention.has_projection_bias:
+    if not source.config.decoder.block.attention.has_projection_bias:
         return False
     paths = [
         f"decoder.layers.{layer}.attention.qkv.bias"
-        for layer in range(source.settings.decoder.num_hidden_layers)
+        for layer in range(source.config.decoder.num_hidden_layers)
     ]
     return not any(
         mx.any(source.stored(path, 0, source.shapes[path][0]) != 0).item() for path in paths

@@ -5,20 +5,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.reader import CheckpointFiles, StoredTensor
+from ..checkpoint.copied_files import CONFIG
 from ..checkpoint.hub import local_path, locate_checkpoint
 from ..checkpoint.names import PARTS, Layout, detect_layout, part_of
+from ..checkpoint.padding import resized_shape
 from ..checkpoint.quantization import infer_quantization, quantizable_layers
+from ..checkpoint.reader import CheckpointFiles, StoredTensor
+from ..checkpoint.record import Record, read_record
 from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
+from ..cli.tables import table
+from ..cli.units import bytes_text, count_text
+from ..config.config_reader import ConfigReader, read_json
+from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
-from ..config.model_config import ModelSettings
-from ..config.config_reader import SettingsReader, read_json
-from ..cli.units import bytes_text, count_text
-from ..checkpoint.copied_files import CONFIG
-from ..checkpoint.padding import resized_shape
-from ..checkpoint.record import Record, read_record
-from ..cli.tables import table
 
 CACHE_TOKENS = 1000
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -97,17 +97,17 @@ def inspect(path: str | Path) -> Inspection:
     if layout is None:
         names = ", ".join(sorted(files.tensors)[:3])
         raise CheckpointError(f"{path} holds no Jina-VLM: its tensors are named {names}, ...")
-    used, missing, settings = dict(files.tensors), None, None
+    used, missing, config = dict(files.tensors), None, None
     record: Record | None = None
     shapes: dict[str, tuple[int, ...]] = {}
     if (files.folder / CONFIG).is_file():
-        config = read_json(files.folder / CONFIG)
-        settings = ModelSettings.read(SettingsReader(config, CONFIG))
-        unused = unused_tensors(settings, layout)
+        config_json = read_json(files.folder / CONFIG)
+        config = ModelConfig.read(ConfigReader(config_json, CONFIG))
+        unused = unused_tensors(config, layout)
         used = {name: tensor for name, tensor in files.tensors.items() if not unused(name)}
-        missing = len(needed_names(settings, layout) - used.keys())
-        shapes = _shapes(settings, layout)
-        record = read_record(config)
+        missing = len(needed_names(config, layout) - used.keys())
+        shapes = _shapes(config, layout)
+        record = read_record(config_json)
     groups: dict[str, list[StoredTensor]] = {}
     for name, tensor in used.items():
         groups.setdefault(part_of(name) or "other", []).append(tensor)
@@ -117,7 +117,7 @@ def inspect(path: str | Path) -> Inspection:
         layout=layout.name,
         files=len({tensor.file for tensor in files.tensors.values()}),
         parts=tuple(
-            _part(part, groups[part], used, shapes, settings, mlp_size)
+            _part(part, groups[part], used, shapes, config, mlp_size)
             for part in (*PARTS, "other")
             if part in groups
         ),
@@ -126,15 +126,15 @@ def inspect(path: str | Path) -> Inspection:
         ),
         missing=missing,
         loaded_bytes=sum(map(stored_bytes, used.values())),
-        cache_bytes=_cache_bytes(settings, files) if settings else None,
+        cache_bytes=_cache_bytes(config, files) if config else None,
     )
 
 
-def _shapes(settings: ModelSettings, layout: Layout) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ModelConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Return the shape of each layer's weight, by its name in a layout, if it were not packed."""
     return {
         layout.sources(f"{path}.weight")[0]: tuple(layer.weight.shape)
-        for path, layer in quantizable_layers(Model(settings))
+        for path, layer in quantizable_layers(Model(config))
     }
 
 
@@ -143,7 +143,7 @@ def _part(
     members: list[StoredTensor],
     tensors: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
-    settings: ModelSettings | None,
+    config: ModelConfig | None,
     mlp_size: int | None,
 ) -> PartSummary:
     counts: list[int | None] = []
@@ -163,9 +163,9 @@ def _part(
         else:
             shape = None
             formats.add("packed")
-        if shape is not None and settings and mlp_size is not None:
+        if shape is not None and config and mlp_size is not None:
             # Padding is no part of the model; only this package's own layout has it.
-            shape = resized_shape(tensor.name, shape, mlp_size, settings)
+            shape = resized_shape(tensor.name, shape, mlp_size, config)
         counts.append(None if shape is None else math.prod(shape))
     return PartSummary(
         name=name,
@@ -176,8 +176,8 @@ def _part(
     )
 
 
-def _cache_bytes(settings: ModelSettings, files: CheckpointFiles) -> int:
-    decoder = settings.decoder
+def _cache_bytes(config: ModelConfig, files: CheckpointFiles) -> int:
+    decoder = config.decoder
     norms = {
         _FLOAT_BYTES.get(tensor.dtype, 4)
         for name, tensor in files.tensors.items()

@@ -1,7 +1,7 @@
 """What a model answers, written down so that another can be held against it later.
 
 Only one of the two is in memory at a time: what is kept of the first are probabilities of the
-tokens it chose, and the features of the pictures.
+tokens it chose, and the features of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ PREFILL_STEP = 1024
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt, perhaps with a picture."""
+    """One prompt, perhaps with an image."""
 
     name: str
     prompt: str
@@ -39,7 +39,7 @@ class Observation:
     logprobs: npt.NDArray[np.float32]
     """(L, vocabulary) of each step of the answer."""
     features: npt.NDArray[np.float32] | None
-    """(N, hidden size) of the picture."""
+    """(N, hidden size) of the image."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Agreement:
     first_divergence: int | None
     """The first step in which they do not; None if they write the same answer."""
     feature_cosine: float | None
-    """Mean cosine of picture features; None without a picture."""
+    """Mean cosine of image features; None without an image."""
     feature_cosine_min: float | None
     """The smallest."""
 
@@ -71,13 +71,13 @@ def built_in_questions() -> list[Question]:
         Question("arithmetic", "What is 17 times 23? Explain each step."),
         Question("explanation", "Explain in two sentences why the sky is blue."),
         Question("multilingual", "Übersetze ins Chinesische: Das Meer ist heute ruhig."),
-        Question("shapes", "Describe the shapes and their colours.", shapes),
-        Question("page", "Read all text in this picture.", page),
+        Question("shapes", "Describe the shapes and their colors.", shapes),
+        Question("page", "Read all text in this image.", page),
     ]
 
 
 def questions_of(prompts: Sequence[str], images: Sequence[Any]) -> list[Question]:
-    """Return each prompt with each picture, or alone if there are none."""
+    """Return each prompt with each image, or alone if there are none."""
     return [
         Question(f"{prompt[:24]} ({image})" if images else prompt[:24], prompt, image)
         for image in images or (None,)
@@ -102,7 +102,7 @@ def observe(
         processor: of its checkpoint.
         questions: what to ask.
         max_tokens: most tokens of an answer.
-        max_crops: most tiles of a picture.
+        max_crops: most tiles of an image.
         follow: observations of another model whose answers are given to this one token by
             token, instead of its own. As long as both agree, that is its own.
         progress: told how many questions are answered, and how many there are.
@@ -159,7 +159,7 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
 def _read_prompt(
     model: Model, prepared: PreparedPrompt
 ) -> tuple[npt.NDArray[np.float32] | None, mx.array, list[Any]]:
-    """Return the picture's features, the logits (vocabulary,) behind the prompt, and the cache."""
+    """Return the image's features, the logits (vocabulary,) behind the prompt, and the cache."""
     inputs = prepared.inputs
     embeddings = model.decoder.embed(mx.array(inputs.input_ids))
     features = None
@@ -186,22 +186,22 @@ def _head(model: Model, hidden: mx.array) -> mx.array:
 
 
 def _shapes() -> Image.Image:
-    picture = Image.new("RGB", (560, 420), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (560, 420), "white")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((40, 60, 220, 240), fill="red", outline="black", width=4)
     draw.rectangle((280, 40, 500, 200), fill="blue")
     draw.polygon([(120, 380), (260, 260), (400, 380)], fill="green")
     draw.line((430, 240, 540, 400), fill="orange", width=12)
-    return picture
+    return image
 
 
 def _page() -> Image.Image:
-    picture = Image.new("RGB", (700, 500), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (700, 500), "white")
+    draw = ImageDraw.Draw(image)
     lines = (
         "INVOICE No. 2047", "", "3 x lamp      59.70", "1 x table    120.00",
         "delivery       9.90", "", "total        189.60", "due by 31 March",
     )  # fmt: skip
     for number, line in enumerate(lines):
         draw.text((60, 40 + 52 * number), line, fill="black", font_size=32)
-    return picture
+    return image

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..checkpoint.names import OWN, part_of
+from ..checkpoint.padding import can_pad, padded_size, resized_shape
 from ..checkpoint.quantization import Quantization
 from ..checkpoint.weights import stored_bytes
+from ..config.model_config import ModelConfig
 from ..errors import CheckpointError, RequestError
-from ..config.model_config import ModelSettings
 from .conversion_options import ConversionOptions
-from ..checkpoint.padding import can_pad, padded_size, resized_shape
 from .recipes import choose_quantization
 from .source import Source
 
@@ -172,8 +172,8 @@ def plan_conversion(
     for path, source_shape in source.shapes.items():
         if zero_decoder_biases and is_decoder_bias(path):
             continue
-        shape = resized_shape(path, source_shape, mlp_size, source.settings)
-        unpadded_shape = resized_shape(path, source_shape, unpadded, source.settings)
+        shape = resized_shape(path, source_shape, mlp_size, source.config)
+        unpadded_shape = resized_shape(path, source_shape, unpadded, source.config)
         quantization = wanted.get(path)
         if quantization and shape[-1] % quantization.group_size:
             unfit.append(path.removesuffix(".weight"))
@@ -235,8 +235,8 @@ def _wanted(source: Source, options: ConversionOptions) -> dict[str, Quantizatio
             options.rules,
             layer,
             options.quantization,
-            last_layer=source.settings.decoder.num_hidden_layers - 1,
-            tied_head=source.settings.tie_word_embeddings,
+            last_layer=source.config.decoder.num_hidden_layers - 1,
+            tied_head=source.config.tie_word_embeddings,
         )
         if have not in (None, wanted[path]):
             raise RequestError(
@@ -250,8 +250,8 @@ def _mlp_sizes(
     source: Source, wanted: dict[str, Quantization | None], unpadded_size: int | None
 ) -> tuple[int, int]:
     """Return the width of the tower's MLP in the output, and its width without padding."""
-    settings: ModelSettings = source.settings
-    size = settings.tower.block.mlp.intermediate_size
+    config: ModelConfig = source.config
+    size = config.tower.block.mlp.intermediate_size
     unpadded = unpadded_size or size
     if not 0 < unpadded <= size:
         raise CheckpointError(
@@ -260,9 +260,9 @@ def _mlp_sizes(
         )
     paths = [
         f"vision_tower.layers.{layer}.mlp.down.weight"
-        for layer in range(settings.tower.num_used_layers)
+        for layer in range(config.tower.num_used_layers)
     ]
-    if not can_pad(settings):
+    if not can_pad(config):
         return size, unpadded
     groups = [quantization.group_size for path in paths if (quantization := wanted[path])]
     return (padded_size(unpadded, max(groups)) if groups else unpadded), unpadded

@@ -39,14 +39,14 @@ RECIPES = {
             # Nothing comes after these to even errors out: they act on the tokens at once.
             ("decoder.layers.{last}.*", MORE),
             ("lm_head", MORE),
-            # All that the decoder learns of a picture goes through here; it is 1.5 % of all
+            # All that the decoder learns of an image goes through here; it is 1.5 % of all
             # weights, so that precision is nearly free.
             ("connector.*", MORE),
             ("*", BASE),
         ),
     ),
     "language-only": Recipe(
-        summary="decoder, embedding and head; pictures are seen at full precision",
+        summary="decoder, embedding and head; images are seen at full precision",
         rules=(
             ("vision_tower.*", AS_IS),
             ("connector.*", AS_IS),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.reader import CheckpointFiles
 from ..checkpoint.quantization import Quantization, quantizable_layers, unpack
+from ..checkpoint.reader import CheckpointFiles
 from ..checkpoint.row_reader import FLOATING, RowReader
 from ..checkpoint.weights import Checkpoint, parameters
+from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
-from ..config.model_config import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Source:
     """Inputs of each layer that may be quantized."""
 
     @property
-    def settings(self) -> ModelSettings:
+    def config(self) -> ModelConfig:
         """Settings of the model, as stored."""
-        return self.checkpoint.settings
+        return self.checkpoint.config
 
     def quantization(self, path: str) -> Quantization | None:
         """Return how a parameter is quantized, if it is."""
@@ -102,14 +102,14 @@ class Source:
 
 
 @contextmanager
-def open_source(folder: Path, settings: ModelSettings) -> Iterator[Source]:
+def open_source(folder: Path, config: ModelConfig) -> Iterator[Source]:
     """Open a checkpoint; names, shapes and lengths of all files are checked, no weights read.
 
     Raises:
         CheckpointError: see `Checkpoint.open`.
     """
-    checkpoint = Checkpoint.open(CheckpointFiles(folder), settings)
-    plain = Model(checkpoint.settings)
+    checkpoint = Checkpoint.open(CheckpointFiles(folder), config)
+    plain = Model(checkpoint.config)
     shapes = {path: tuple(array.shape) for path, array in parameters(plain)}
     input_sizes = {path: layer.weight.shape[-1] for path, layer in quantizable_layers(plain)}
     with RowReader(checkpoint.files) as reader:

@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
+from ..checkpoint.padding import fit
 from ..checkpoint.quantization import pack, unpack
 from ..checkpoint.row_reader import MLX_DTYPES, as_float
-from ..checkpoint.padding import fit
 from .plan import ParameterPlan
 from .source import Source
 

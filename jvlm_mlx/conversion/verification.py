@@ -5,16 +5,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loader import load, read_settings
 from ..checkpoint.hub import locate_checkpoint
+from ..checkpoint.loader import load, read_config
 from ..checkpoint.names import PARTS
 from ..errors import RequestError
-from .outputs import (Agreement, Observation, Question, agreement, built_in_questions, observe, questions_of)
 from .finite_check import Progress
-from .weight_error import TensorError, compare_weights, relative_error, severity
+from .outputs import (
+    Agreement,
+    Observation,
+    Question,
+    agreement,
+    built_in_questions,
+    observe,
+    questions_of,
+)
 from .source import open_source
+from .weight_error import TensorError, compare_weights, relative_error, severity
 
-DEFAULT_PICTURE_PROMPT = "Describe this picture."
+DEFAULT_IMAGE_PROMPT = "Describe this image."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,7 @@ class Bounds:
     min_top1: float | None = None
     """On the share of steps with the same likeliest token."""
     min_cosine: float | None = None
-    """On the mean cosine of picture features."""
+    """On the mean cosine of image features."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -75,7 +83,7 @@ class Verification:
 
     @property
     def feature_cosine(self) -> float | None:
-        """Mean cosine of picture features."""
+        """Mean cosine of image features."""
         return self._mean(
             [
                 (answer.feature_cosine, 1)
@@ -132,11 +140,11 @@ def verify(
         source: folder or repository.
         converted: folder or repository; of any layout, like the source.
         revision: branch, tag or commit of the source.
-        prompts: what to ask; with pictures, about each of them. None for built-in questions,
-            or to describe the pictures given.
-        images: pictures to ask about, of any kind the processor opens.
+        prompts: what to ask; with images, about each of them. None for built-in questions,
+            or to describe the images given.
+        images: images to ask about, of any kind the processor opens.
         max_tokens: steps that each answer is followed for.
-        max_crops: most tiles of a picture.
+        max_crops: most tiles of an image.
         dtype: to load both in; None for what is stored.
         weights_only: whether to ask no questions.
         bounds: what the conversion may cost.
@@ -154,17 +162,17 @@ def verify(
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; it must be at least 1")
     questions = [] if weights_only else _questions(prompts, images)
-    has_picture = any(question.image is not None for question in questions)
-    if bounds.min_cosine is not None and not has_picture:
+    has_image = any(question.image is not None for question in questions)
+    if bounds.min_cosine is not None and not has_image:
         raise RequestError(
-            "min_cosine is about pictures, but no question has one: add images, or leave it out"
+            "min_cosine is about images, but no question has one: add images, or leave it out"
         )
     folders = [
         locate_checkpoint(source, revision=revision, show_progress=show_progress),
         locate_checkpoint(converted, show_progress=show_progress),
     ]
-    settings = [read_settings(folder).model for folder in folders]
-    with open_source(folders[0], settings[0]) as ours, open_source(folders[1], settings[1]) as its:
+    config = [read_config(folder).model for folder in folders]
+    with open_source(folders[0], config[0]) as ours, open_source(folders[1], config[1]) as its:
         weights = compare_weights(ours, its, progress)
     answers: list[Agreement] = []
     if questions:
@@ -186,7 +194,7 @@ def verify(
 def _questions(prompts: Sequence[str] | None, images: Sequence[Any] | None) -> list[Question]:
     if not prompts and not images:
         return built_in_questions()
-    return questions_of(prompts or (DEFAULT_PICTURE_PROMPT,), images or ())
+    return questions_of(prompts or (DEFAULT_IMAGE_PROMPT,), images or ())
 
 
 def _observe(

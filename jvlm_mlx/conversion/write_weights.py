@@ -8,12 +8,12 @@ import mlx.core as mx
 
 from ..checkpoint.names import part_of
 from ..checkpoint.row_reader import as_bytes, row_blocks
+from ..checkpoint.writer import ShardWriter, split_into_shards
 from .finite_check import Progress
 from .plan import ParameterPlan, Plan
 from .source import Source
 from .transform import transform_rows
 from .workers import device_lock, work_through
-from ..checkpoint.writer import ShardWriter, split_into_shards
 
 BLOCK_VALUES = 2**20
 """Numbers that one thread works on at a time. To quantize to 4-bit floating point on the CPU,

@@ -6,22 +6,23 @@ from.
 
 import argparse
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
+from ..cli.exit_codes import EXIT_OK
+from ..errors import RequestError
 from .data import SOURCES
 from .tasks import LANGUAGES, example_at
-from ..errors import RequestError
-from ..cli.exit_codes import EXIT_OK
 
 _TASKS = tuple(task for tasks in SOURCES.values() for task in tasks)
 _DEFAULT_TASK = "small_number"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+    """Add the flags of this subcommand."""
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo.png"), metavar="FILE",
         help="picture to write",
@@ -60,3 +61,9 @@ def _write(picture: Image.Image, output: Path) -> None:
             file.replace(output)
     except OSError as error:
         raise RequestError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    from ..cli.main import run_subcommand
+
+    sys.exit(run_subcommand("demo"))

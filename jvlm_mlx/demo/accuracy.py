@@ -166,7 +166,7 @@ def greedy_answerer(
 ) -> Answerer:
     """Return what answers the first questions of examples, all together.
 
-    `generate_batch` reads one prompt after the other. Here prompts are read together, which for
+    `batch_generate` reads one prompt after the other. Here prompts are read together, which for
     so small a model is several times as fast.
     """
 

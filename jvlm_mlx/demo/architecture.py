@@ -11,7 +11,7 @@ VOCAB_SIZE = 768
 ADDED_TOKENS = 16
 """Rows of the second embedding table; six are in use, as in the release."""
 TILE_SIZE, PATCH_SIZE, OVERLAP_MARGINS = 72, 8, (1, 1)
-"""9 x 9 patches, of which neighbouring tiles share two."""
+"""9 x 9 patches, of which neighboring tiles share two."""
 
 POOLING_SIZE = (2, 2)
 FEATURE_LAYERS = (-2, -4)

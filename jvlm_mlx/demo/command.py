@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ..errors import JvlmError
 from ..cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
+from ..errors import JvlmError
 
 
 def run_command(

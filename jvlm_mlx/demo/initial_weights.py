@@ -6,8 +6,8 @@ model takes very long to connect what it sees with what it says. What is arrange
 
 - a patch is seen as contrasts that are all about as strong, and white paper is zero;
 - the last quarter of the tower's width belongs to positions, which are waves, so that a head can
-  look at a neighbour from the start: a shift is a rotation of waves;
-- heads of the first tower layers look at neighbours, and those of the pooling at one patch of the
+  look at a neighbor from the start: a shift is a rotation of waves;
+- heads of the first tower layers look at neighbors, and those of the pooling at one patch of the
   window each, as a convolution would;
 - what the connector adds to a token is no smaller than the token.
 """
@@ -60,7 +60,7 @@ def random_weights(model: Model, seed: int) -> dict[str, mx.array]:
 
 def _see_contrasts(weights: dict[str, mx.array], model: Model, seed: int) -> None:
     """Make patches contrasts: principal components of patches, in random mixture."""
-    tower = model.settings.tower
+    tower = model.config.tower
     places = _place_size(model)
     count = tower.hidden_size - places
     patches = patches_of([make_marks(Random(f"w{place}")) for place in range(_PICTURES)])
@@ -82,11 +82,11 @@ def _see_contrasts(weights: dict[str, mx.array], model: Model, seed: int) -> Non
 
 
 def _look_around(weights: dict[str, mx.array], model: Model) -> None:
-    """Turn the heads of the first layers towards neighbours."""
+    """Turn the heads of the first layers towards neighbors."""
     size = _place_size(model)
-    for layer, neighbours in enumerate(_NEIGHBOURS[: len(model.vision_tower.layers)]):
+    for layer, neighbors in enumerate(_NEIGHBOURS[: len(model.vision_tower.layers)]):
         path = f"vision_tower.layers.{layer}.attention.qkv.weight"
-        queries, keys = _looking(neighbours, model.settings.tower.hidden_size, size)
+        queries, keys = _looking(neighbors, model.config.tower.hidden_size, size)
         values = np.array(weights[path])[2 * len(queries) :]
         weights[path] = _array(np.concatenate([queries, keys, values]))
     for layer in range(len(_NEIGHBOURS), len(model.vision_tower.layers)):
@@ -98,16 +98,16 @@ def _look_around(weights: dict[str, mx.array], model: Model) -> None:
 
 def _pool_apart(weights: dict[str, mx.array], model: Model) -> None:
     """Give each head of the pooling one patch of the window, seen from its middle."""
-    settings = model.settings.connector
-    rows, columns = settings.pooling_size
+    config = model.config.connector
+    rows, columns = config.pooling_size
     offsets = [
         (place // columns - (rows - 1) / 2, place % columns - (columns - 1) / 2)
         for place in range(rows * columns)
     ]
-    heads = settings.pooling.num_attention_heads
+    heads = config.pooling.num_attention_heads
     chosen = tuple(offsets[head % len(offsets)] for head in range(heads))
     # The last of the features is of the earliest layer, where waves are cleanest.
-    queries, keys = _looking(chosen, model.settings.tower.feature_size, _place_size(model))
+    queries, keys = _looking(chosen, model.config.tower.feature_size, _place_size(model))
     weights["connector.pooling.q.weight"] = _array(queries)
     path = "connector.pooling.kv.weight"
     values = np.array(weights[path])[len(keys) :]
@@ -132,7 +132,7 @@ def _looking(
 
 def _place_size(model: Model) -> int:
     """Return how many of the tower's values belong to positions: as many as a head compares."""
-    return model.settings.tower.block.attention.head_dim
+    return model.config.tower.block.attention.head_dim
 
 
 def _frequencies(size: int) -> FloatArray:

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from .architecture import PATCH_SIZE, TILE_SIZE
-from .drawing import (LARGE_PRINT, PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, text_width)
+from .drawing import (
+    LARGE_PRINT,
+    PRINT_INKS,
+    SMALL_PRINT,
+    draw_shape,
+    draw_text,
+    new_picture,
+    text_width,
+)
 from .phrases import COLOURS, SHAPES
 from .scenes import jittered
 from .words import DIGITS, LETTERS, WORDS, random_number

@@ -9,7 +9,16 @@ from random import Random
 
 from PIL import Image
 
-from .drawing import (LARGE_PRINT, PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture, random_print, text_width)
+from .drawing import (
+    LARGE_PRINT,
+    PRINT_INKS,
+    SMALL_PRINT,
+    draw_shape,
+    draw_text,
+    new_picture,
+    random_print,
+    text_width,
+)
 from .example import Example
 from .phrases import COLOURS, SHAPES
 from .scenes import jittered, name_shape

@@ -23,9 +23,9 @@ from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
+from ..checkpoint.folder_swap import check_target, replaced_folder
 from ..checkpoint.loader import load
 from ..checkpoint.row_reader import as_float
-from ..checkpoint.folder_swap import check_target, replaced_folder
 from ..model import Model
 from ..model.windows import window_patches
 from ..training.checkpoints import write_model
@@ -56,8 +56,8 @@ class Sight(nn.Module):
         super().__init__()
         self.vision_tower = model.vision_tower
         self.connector = model.connector
-        self.of_patches = _Namer(model.settings.tower.feature_size, _PATCH_CELLS)
-        self.of_windows = _Namer(model.settings.decoder.hidden_size, _PATCH_CELLS * _WINDOW)
+        self.of_patches = _Namer(model.config.tower.feature_size, _PATCH_CELLS)
+        self.of_windows = _Namer(model.config.decoder.hidden_size, _PATCH_CELLS * _WINDOW)
         # (W, p) both
         self._patches, self._inside = window_patches((_GRID, _GRID), POOLING_SIZE)
 
@@ -182,7 +182,7 @@ def write_seeing(source: Path, folder: Path, steps: int, *, show_progress: bool 
     if processes.is_first:
         with replaced_folder(folder) as work:
             how = f"Tower and connector learned to see in {steps} steps."
-            write_model(source, work, model.settings, flat(model.parameters()), how)
+            write_model(source, work, model.config, flat(model.parameters()), how)
     return folder
 
 

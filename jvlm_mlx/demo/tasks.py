@@ -14,7 +14,7 @@ from .phrases import LANGUAGES
 __all__ = ["LANGUAGES", "TASKS", "example_at", "examples", "is_held_out", "make_example", "page_at"]
 
 TASKS = (*scenes.TASKS, *printed.TASKS, *bar_chart.TASKS, *form.TASKS, *text_only.TASKS)
-MOST_TURNS = 5
+MAX_TURNS = 5
 
 
 def make_example(task: str, language: str, random: Random) -> Example:
@@ -105,4 +105,4 @@ def _arrange(turns: list[Turn], task: str, random: Random) -> tuple[Turn, ...]:
     """Put a turn of `task` first and a few of the others, all by chance, behind it."""
     first = random.choice([turn for turn in turns if turn.task == task])
     others = [turn for turn in turns if turn is not first]
-    return (first, *random.sample(others, min(len(others), MOST_TURNS - 1)))
+    return (first, *random.sample(others, min(len(others), MAX_TURNS - 1)))

@@ -1,4 +1,4 @@
-"""Questions without a picture: opposites, neighbours, small sums, colours of things."""
+"""Questions without a picture: opposites, neighbors, small sums, colours of things."""
 
 from dataclasses import dataclass
 from random import Random

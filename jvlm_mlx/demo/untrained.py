@@ -1,4 +1,4 @@
-"""The demo before its training: settings, tokenizer and random weights in one folder.
+"""The demo before its training: config, tokenizer and random weights in one folder.
 
     python -m jvlm_mlx.demo.untrained OUT
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder_swap import check_target, replaced_folder
+from ..config.config_reader import ConfigReader
+from ..config.model_config import ModelConfig
 from ..model import Model
-from ..config.model_config import ModelSettings
-from ..config.config_reader import SettingsReader
 from ..training.checkpoints import write_weights
 from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_pictures
 from .command import run_command
@@ -50,17 +50,17 @@ def write_untrained(
     check_target(folder, force=False)
     with replaced_folder(folder) as work:
         ids = write_tokenizer(work, train_tokenizer(_sentences()))
-        config = demo_config(
+        config_json = demo_config(
             ids[END_OF_TEXT], pooling_size=pooling_size, feature_layers=feature_layers
         )
-        _write_json(work / "config.json", config)
+        _write_json(work / "config.json", config_json)
         _write_json(
             work / "preprocessor_config.json", demo_pictures(ids, pooling_size=pooling_size)
         )
         stops = [ids[END_OF_TEXT], ids["<|im_end|>"]]
         _write_json(work / "generation_config.json", {"eos_token_id": stops})
-        settings = ModelSettings.read(SettingsReader(config, "config.json"))
-        write_weights(work, random_weights(Model(settings), seed))
+        config = ModelConfig.read(ConfigReader(config_json, "config.json"))
+        write_weights(work, random_weights(Model(config), seed))
     return folder
 
 

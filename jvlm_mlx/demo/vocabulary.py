@@ -63,9 +63,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """Write tokenizer, its settings and the chat template; return the ids of special tokens."""
+    """Write tokenizer, its config and the chat template; return the ids of special tokens."""
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    settings: dict[str, Any] = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
@@ -73,7 +73,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         "clean_up_tokenization_spaces": False,
         "additional_special_tokens": list(PICTURE_TOKENS),
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     (folder / "processor_config.json").write_text(
         json.dumps({"processor_class": "JinaVLMProcessor", "always_start_with_space": True}),

@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig
+from ..config.model_config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
 from ..model import Model, cpu
-from ..config.blocks import AttentionSettings, BlockSettings, MLPSettings, NormSettings
-from ..config.model_config import ConnectorSettings, DecoderSettings, ModelSettings, TowerSettings
 from .findings import Finding
 
 TOLERANCES = {mx.float32: 0.02, mx.bfloat16: 0.25}
@@ -18,24 +18,22 @@ largest by 0.005; bfloat16 has 8 bits, which moves it by 0.08 on a CPU. Three to
 is allowed, since sums in another order round elsewhere. A kernel that leaves out a mask or a
 position, or takes a wrong head, is off by more than twice the larger of the two."""
 
-_LAYER_NORM = NormSettings(kind="layer", eps=1e-6, bias=True)
-_RMS_NORM = NormSettings(kind="rms", eps=1e-6, bias=False)
+_LAYER_NORM = NormConfig(kind="layer", eps=1e-6, bias=True)
+_RMS_NORM = NormConfig(kind="rms", eps=1e-6, bias=False)
 
 
-def small_settings() -> ModelSettings:
+def small_config() -> ModelConfig:
     """Return a model with the release's head sizes and activations, and little else of it."""
     biases = (True, True, True)
-    tower = AttentionSettings(2, 2, 72, 72**-0.5, biases, True, None, None)
-    decoder = AttentionSettings(
+    tower = AttentionConfig(2, 2, 72, 72**-0.5, biases, True, None, None)
+    decoder = AttentionConfig(
         2, 1, 128, 128**-0.5, (False, False, False), False, _RMS_NORM, _RMS_NORM
     )
-    return ModelSettings(
-        tower=TowerSettings(
+    return ModelConfig(
+        tower=VisionConfig(
             hidden_size=144,
             num_hidden_layers=3,
-            block=BlockSettings(
-                tower, MLPSettings(320, "gelu_pytorch_tanh", False, True), _LAYER_NORM
-            ),
+            block=BlockConfig(tower, MLPConfig(320, "gelu_pytorch_tanh", False, True), _LAYER_NORM),
             image_size=(126, 126),
             patch_size=14,
             num_channels=3,
@@ -43,17 +41,17 @@ def small_settings() -> ModelSettings:
             final_norm=True,
             feature_layers=(2, 0),
         ),
-        connector=ConnectorSettings(
+        connector=ConnectorConfig(
             pad_embed=True,
             pooling=tower,
             pooling_size=(2, 2),
-            projector=MLPSettings(256, "silu", True, False),
+            projector=MLPConfig(256, "silu", True, False),
             output_size=256,
         ),
-        decoder=DecoderSettings(
+        decoder=DecoderConfig(
             hidden_size=256,
             num_hidden_layers=3,
-            block=BlockSettings(decoder, MLPSettings(512, "silu", True, False), _RMS_NORM),
+            block=BlockConfig(decoder, MLPConfig(512, "silu", True, False), _RMS_NORM),
             vocab_size=512,
             embedding_size=512,
             additional_vocab_size=8,
@@ -68,7 +66,7 @@ def small_settings() -> ModelSettings:
 
 def small_model(dtype: mx.Dtype) -> Model:
     """Return the small model with the same made-up weights every time."""
-    model = Model(small_settings())
+    model = Model(small_config())
     generator = np.random.default_rng(0)
     weights = []
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
@@ -82,9 +80,9 @@ def small_model(dtype: mx.Dtype) -> Model:
 
 
 def logits(model: Model) -> mx.array:
-    """Return logits (24, vocabulary) of a made-up picture and words, and of one decoded token."""
+    """Return logits (24, vocabulary) of a made-up image and words, and of one decoded token."""
     generator = np.random.default_rng(1)
-    tower = model.settings.tower
+    tower = model.config.tower
     pixels = generator.uniform(-1, 1, (1, 2, tower.num_patches, tower.patch_values))
     positions = np.full((1, 2, 25), -1)
     positions[0, 0, :10], positions[0, 1, 5:10] = np.arange(1, 11), np.arange(12, 17)

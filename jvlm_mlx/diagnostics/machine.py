@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from .findings import Finding
 
-LEAST_MLX = (0, 32, 2)
+MIN_MLX = (0, 32, 2)
 """The first with a fused kernel for heads of 72 values, the vision tower's."""
-LEAST_MEMORY = 8e9
+MIN_MEMORY = 8e9
 """The smallest Mac has 8 GiB, of which bfloat16 weights take 5 GB."""
 
 
@@ -25,8 +25,8 @@ def check_machine() -> Iterator[Finding]:
     yield Finding(
         "memory",
         f"{memory / 1e9:.1f} GB",
-        "this is less than 8 GB: only a 4-bit model and small pictures will fit"
-        if memory < LEAST_MEMORY
+        "this is less than 8 GB: only a 4-bit model and small images will fit"
+        if memory < MIN_MEMORY
         else None,
     )
     limit = info.get("max_recommended_working_set_size")
@@ -51,6 +51,6 @@ def _chip_problem(on_gpu: bool) -> str | None:
 def _mlx_problem() -> str | None:
     parts = version("mlx").split(".")
     found = tuple(int(part) for part in parts[:3] if part.isdigit())
-    if found >= LEAST_MLX:
+    if found >= MIN_MLX:
         return None
     return "this MLX has no fused attention for the vision tower: pip install -U mlx"

@@ -1,4 +1,4 @@
-"""One answer in the making: encode pictures, read the prompt, decode token by token."""
+"""One answer in the making: encode images, read the prompt, decode token by token."""
 
 import threading
 from collections.abc import Generator
@@ -13,14 +13,14 @@ from ..model import Model
 from ..processing.processor import Processor
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
+from .image_encoding import Progress, model_of
 from .memory import device_turns, wired_limit
 from .options import GenerationOptions
-from .image_encoding import Progress, model_of
 from .prefill import PromptReader
 from .prompt import PreparedPrompt, answer_length
-from .response import GenerationPiece
+from .response import GenerationResponse
+from .response_builder import ResponseBuilder
 from .sampling import make_penalties, make_sampler
-from .response_builder import Transcript
 
 
 class Cancelled(Exception):  # noqa: N818 - a signal, not an error
@@ -31,7 +31,7 @@ def check_fit(model: Model, prepared: PreparedPrompt) -> None:
     """Refuse a prompt that was made for another model.
 
     Raises:
-        ImageError: another model has encoded a picture; names it.
+        ImageError: another model has encoded an image; names it.
         PromptError: the model has no embedding of a token. MLX would read beyond the table.
     """
     rows = model.decoder.embedding.weight.shape[0]
@@ -41,11 +41,11 @@ def check_fit(model: Model, prepared: PreparedPrompt) -> None:
             f"the prompt has token {highest}, but the model knows {rows} tokens; take tokenizer"
             " and weights from the same checkpoint"
         )
-    encoded = [one for one in prepared.pictures if isinstance(one, EncodedImage)]
+    encoded = [one for one in prepared.images if isinstance(one, EncodedImage)]
     if encoded:
         fingerprint = model_of(model)
-        for picture in encoded:
-            picture.check_model(fingerprint)
+        for image in encoded:
+            image.check_model(fingerprint)
 
 
 class Answer:
@@ -56,13 +56,13 @@ class Answer:
         processor: from `load`.
         prepared: the prompt.
         options: of the request.
-        caches: for pictures and prompts, or None.
-        progress: told how far pictures and prompt have come.
+        caches: for images and prompts, or None.
+        progress: told how far images and prompt have come.
         cancel: ends the answer when it is set.
         start: when the request came, by `time.perf_counter`.
 
     Raises:
-        JvlmError: prompt, pictures or options do not fit the model.
+        JvlmError: prompt, images or options do not fit the model.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Answer:
         self._progress = progress or (lambda *_: None)
         self._cancel = cancel
         max_tokens = answer_length(model, len(prepared.token_ids), options)
-        self._transcript = Transcript(processor, prepared, options, max_tokens, start)
+        self._transcript = ResponseBuilder(processor, prepared, options, max_tokens, start)
         self._reader = PromptReader(
             model,
             prepared,
@@ -99,7 +99,7 @@ class Answer:
         """Let caches let go of what has no room beside this answer; return how many tiles fit."""
         return self._reader.make_room().tile_group_size
 
-    def pieces(self) -> Generator[GenerationPiece, None, None]:
+    def pieces(self) -> Generator[GenerationResponse, None, None]:
         """Yield the pieces; see `stream_generate`."""
         whole = self._options.kv_bits is None and self._options.max_kv_size is None
         with wired_limit():
@@ -118,12 +118,12 @@ class Answer:
                 self._reader.cache = []
                 mx.clear_cache()
 
-    def _decode(self) -> Generator[GenerationPiece, None, None]:
+    def _decode(self) -> Generator[GenerationResponse, None, None]:
         prepared = self._prepared
         assert prepared is not None
         last_embedding = self._reader.read(prepared)
         steps = self._steps(prepared, last_embedding)
-        # Pictures are not needed any more, and may be large.
+        # Images are not needed any more, and may be large.
         self._prepared = prepared = None
         with closing(steps):
             while True:
@@ -143,7 +143,7 @@ class Answer:
     def _steps(self, prepared: PreparedPrompt, last_embedding: mx.array) -> Any:
         """Return mlx-lm's generator of tokens."""
         prompt = prepared.token_ids
-        vocab_size = self._model.settings.decoder.vocab_size
+        vocab_size = self._model.config.decoder.vocab_size
         # Only the embedding is read. An id without a logit must still not reach mlx-lm, which
         # may look scores up by it.
         last = int(prompt[-1])

@@ -11,18 +11,18 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from ..errors import JvlmError, RequestError
+from ..model import Model
+from ..processing.processor import Processor
 from .answer import Answer, Cancelled, check_fit
+from .caches import GenerationCaches
 from .memory import device_turns, wired_limit
 from .options import GenerationOptions
 from .prefill import PromptReader
 from .prompt import PreparedPrompt, answer_length, prepare_prompt
-from .response import GenerationPiece, GenerationResult
+from .requests import BatchRequest, BatchResponse
+from .response import GenerationResponse, GenerationResult
+from .response_builder import ResponseBuilder
 from .sampling import LogitsProcessor, make_penalties, make_sampler
-from .response_builder import Transcript
-from ..model import Model
-from ..processing.processor import Processor
-from .caches import GenerationCaches
-from .requests import BatchAnswer, BatchRequest
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ DEFAULT_BATCH_SIZE = 8
 _OPTION_NAMES = {field.name for field in dataclasses.fields(GenerationOptions)}
 
 
-def generate_batch(
+def batch_generate(
     model: Model,
     processor: Processor,
     requests: Iterable[BatchRequest | Mapping[str, Any]],
@@ -39,7 +39,7 @@ def generate_batch(
     caches: GenerationCaches | None = None,
     cancel: threading.Event | None = None,
     **options: Any,
-) -> Generator[BatchAnswer, None, None]:
+) -> Generator[BatchResponse, None, None]:
     """Answer many requests, several at a time.
 
     Each prompt is read alone; then up to `batch_size` answers grow together, and as one ends
@@ -55,7 +55,7 @@ def generate_batch(
         requests: `BatchRequest`s, or mappings with `prompt`, `images`, `system` and options;
             taken one by one, as there is room.
         batch_size: most answers that grow together; device memory grows with it.
-        caches: worth it if requests share pictures or beginnings.
+        caches: worth it if requests share images or beginnings.
         cancel: set it, from any thread, to stop; answers that are not finished are dropped.
         **options: of all requests that do not say otherwise, see `GenerationOptions`.
 
@@ -92,8 +92,8 @@ class _Row:
     """An answer that is growing."""
 
     index: int
-    transcript: Transcript
-    pieces: list[GenerationPiece]
+    transcript: ResponseBuilder
+    pieces: list[GenerationResponse]
 
 
 class _Batch:
@@ -117,7 +117,7 @@ class _Batch:
 
     def answers(
         self, requests: Iterable[BatchRequest | Mapping[str, Any]]
-    ) -> Generator[BatchAnswer, None, None]:
+    ) -> Generator[BatchResponse, None, None]:
         waiting = enumerate(requests)
         with wired_limit():
             batch = BatchGenerator(
@@ -146,7 +146,7 @@ class _Batch:
                 batch.close()
                 mx.clear_cache()
 
-    def _step(self, batch: BatchGenerator) -> list[BatchAnswer]:
+    def _step(self, batch: BatchGenerator) -> list[BatchResponse]:
         """Let every answer grow by a token; return those that end."""
         with device_turns:
             _, responses = batch.next()
@@ -167,7 +167,7 @@ class _Batch:
 
     def _begin(
         self, batch: BatchGenerator, index: int, request: BatchRequest | Mapping[str, Any]
-    ) -> BatchAnswer | None:
+    ) -> BatchResponse | None:
         """Read a prompt and let its answer join the batch; return what is finished already."""
         start = time.perf_counter()
         try:
@@ -183,11 +183,11 @@ class _Batch:
         except Cancelled:
             raise
         except JvlmError as error:
-            return BatchAnswer(index=index, result=None, error=str(error))
+            return BatchResponse(index=index, result=None, error=str(error))
         except Exception as error:  # whatever it is, the other requests go on
             logger.exception("request %d fails", index)
             said = " ".join(str(error).split())
-            return BatchAnswer(index=index, result=None, error=f"{type(error).__name__}: {said}")
+            return BatchResponse(index=index, result=None, error=f"{type(error).__name__}: {said}")
 
     def _read_options(self, request: BatchRequest) -> GenerationOptions:
         unknown = sorted(set(request.options) - _OPTION_NAMES)
@@ -197,7 +197,7 @@ class _Batch:
 
     def _alone(
         self, prepared: PreparedPrompt, options: GenerationOptions, start: float
-    ) -> list[GenerationPiece]:
+    ) -> list[GenerationResponse]:
         answer = Answer(
             self._model,
             self._processor,
@@ -223,7 +223,7 @@ class _Batch:
         check_fit(self._model, prepared)
         prompt = prepared.token_ids
         max_tokens = answer_length(self._model, len(prompt), options)
-        transcript = Transcript(self._processor, prepared, options, max_tokens, start)
+        transcript = ResponseBuilder(self._processor, prepared, options, max_tokens, start)
         reader = PromptReader(
             self._model,
             prepared,
@@ -236,10 +236,10 @@ class _Batch:
         )
         reader.read(prepared)
         reader.keep()
-        penalties = make_penalties(options, prompt, self._model.settings.decoder.vocab_size)
+        penalties = make_penalties(options, prompt, self._model.config.decoder.vocab_size)
         with device_turns:
             # mlx-lm reads the last token by its id. That is all there is to know of it: even a
-            # picture ends with a token that carries no feature.
+            # image ends with a token that carries no feature.
             (uid,) = batch.insert(
                 [[int(prompt[-1])]],
                 max_tokens=[max_tokens],
@@ -254,5 +254,5 @@ class _Batch:
             raise Cancelled
 
 
-def _answer(index: int, pieces: list[GenerationPiece]) -> BatchAnswer:
-    return BatchAnswer(index=index, result=GenerationResult.collect(pieces), error=None)
+def _answer(index: int, pieces: list[GenerationResponse]) -> BatchResponse:
+    return BatchResponse(index=index, result=GenerationResult.collect(pieces), error=None)

@@ -7,18 +7,18 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
+from ..config.model_config import ModelConfig
 from ..errors import RequestError
 from ..model import Model, cpu
-from ..config.model_config import ModelSettings
 from .options import GenerationOptions
 
-MOST_TILES = 16
+MAX_TILES = 16
 """More at once are not faster: one already fills a GPU's matrix units for most of its time."""
 
 _OPERATIONS_IN_FLIGHT = 10
 """Results that exist at once, fitted to measured peaks: MLX allocates ahead of what it computes."""
 
-LEAST_PREFILL = 64
+MIN_PREFILL = 64
 """Fewer tokens at once would not save much beside the weights, and each step reads all of them."""
 
 _LAYERS_IN_FLIGHT = 2
@@ -47,7 +47,7 @@ def memory_bytes(text: str) -> int:
     return size
 
 
-def tile_bytes(settings: ModelSettings, value_bytes: int) -> int:
+def tile_bytes(config: ModelConfig, value_bytes: int) -> int:
     """Return the most memory that one more tile of a group takes, in bytes.
 
     Of every patch: the pixels in float32; the features that are kept and joined; the residual
@@ -55,10 +55,10 @@ def tile_bytes(settings: ModelSettings, value_bytes: int) -> int:
     MLP or the fused projection. Attention scores are not among them; see `SCORES_BYTES`.
 
     Args:
-        settings: of the model.
+        config: of the model.
         value_bytes: of an activation.
     """
-    tower = settings.tower
+    tower = config.tower
     attention = tower.block.attention
     widest = max(
         tower.block.mlp.intermediate_size, attention.query_size + 2 * attention.key_value_size
@@ -67,29 +67,29 @@ def tile_bytes(settings: ModelSettings, value_bytes: int) -> int:
     return tower.num_patches * (values * value_bytes + tower.patch_values * 4)
 
 
-def kv_bytes(settings: ModelSettings, tokens: int, value_bytes: int) -> int:
+def kv_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
     """Return the bytes of the keys and values of so many tokens."""
-    decoder = settings.decoder
+    decoder = config.decoder
     width = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return tokens * width * value_bytes
 
 
-def prefill_bytes(settings: ModelSettings, step: int, tokens: int, value_bytes: int) -> int:
+def prefill_bytes(config: ModelConfig, step: int, tokens: int, value_bytes: int) -> int:
     """Return the memory that reading `step` tokens of a prompt takes beside keys and values.
 
     Those are results of decoder layers. On a CPU, where attention is not fused, there are scores
     of every token with all tokens so far, too.
 
     Args:
-        settings: of the model.
+        config: of the model.
         step: tokens that are read at once.
         tokens: of the whole prompt.
         value_bytes: of an activation.
     """
-    decoder = settings.decoder
+    decoder = config.decoder
     attention, mlp = decoder.block.attention, decoder.block.mlp
     projected = attention.query_size + 2 * attention.key_value_size
-    # Projected, normalised, rotated; attended; both halves of the MLP and their product; norms,
+    # Projected, normalized, rotated; attended; both halves of the MLP and their product; norms,
     # outputs and sums.
     values = 3 * projected + attention.query_size + 6 * decoder.hidden_size
     values += (2 + mlp.gated) * mlp.intermediate_size
@@ -122,13 +122,13 @@ def choose_steps(
 
     Without `max_memory` it is what the options say. With it, first the tiles and then the tokens
     that fit beside weights, keys and values, embeddings, and what caches hold. Of the latter, as
-    much is to be let go of as is needed for one tile and `LEAST_PREFILL` tokens.
+    much is to be let go of as is needed for one tile and `MIN_PREFILL` tokens.
 
     Args:
         model: whose weights are in memory.
         options: of the request.
         prompt_tokens: of the whole prompt, what is known of it already included.
-        has_tiles: whether there are pictures to be encoded.
+        has_tiles: whether there are images to be encoded.
         answers: how many like this one are in memory together.
         cached_bytes: what caches hold.
 
@@ -137,23 +137,23 @@ def choose_steps(
     """
     if options.max_memory is None:
         return Steps(options.tile_group_size, options.prefill_step_size, None)
-    settings = model.settings
+    config = model.config
     size: int = model.dtype.size
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     weights = sum(array.nbytes for array in parameters.values())
-    tokens = min(prompt_tokens + options.max_tokens, settings.decoder.context_size)
+    tokens = min(prompt_tokens + options.max_tokens, config.decoder.context_size)
     if options.max_kv_size is not None:
         tokens = min(tokens, options.max_kv_size)
-    cache = answers * kv_bytes(settings, -(-tokens // KVCache.step) * KVCache.step, size)
+    cache = answers * kv_bytes(config, -(-tokens // KVCache.step) * KVCache.step, size)
     # Looked up; features, and gathered ones; the sum.
-    embeddings = 4 * prompt_tokens * settings.decoder.hidden_size * size
+    embeddings = 4 * prompt_tokens * config.decoder.hidden_size * size
 
     def prefill(step: int) -> int:
-        return prefill_bytes(settings, step, prompt_tokens, size)
+        return prefill_bytes(config, step, prompt_tokens, size)
 
-    one = tile_bytes(settings, size)
+    one = tile_bytes(config, size)
     longest = min(options.prefill_step_size, prompt_tokens)
-    least_tokens = min(longest, LEAST_PREFILL)
+    least_tokens = min(longest, MIN_PREFILL)
     least = max(prefill(least_tokens), SCORES_BYTES + one if has_tiles else 0)
     room = options.max_memory - weights - cache - embeddings
     if room < least:
@@ -167,7 +167,7 @@ def choose_steps(
         )
     cached = min(cached_bytes, room - least)
     room -= cached
-    group = min((room - SCORES_BYTES) // one, MOST_TILES) if has_tiles else options.tile_group_size
+    group = min((room - SCORES_BYTES) // one, MAX_TILES) if has_tiles else options.tile_group_size
     step = longest
     while step > least_tokens and prefill(step) > room:
         step = max(step // 2, least_tokens)

@@ -1,24 +1,24 @@
 """The caches that answers share."""
 
 from ..errors import RequestError
+from .cache_stats import CacheStats
 from .feature_cache import FeatureCache
 from .prefix_cache import PrefixCache
-from .cache_stats import CacheStats
 
 DEFAULT_MAX_BYTES = 1_000_000_000
 _FEATURE_SHARE = 8
-"""Features of a picture need a small part of what its keys and values need."""
+"""Features of an image need a small part of what its keys and values need."""
 
 
 class GenerationCaches:
-    """Remembers pictures and prompts, so that nothing is computed twice.
+    """Remembers images and prompts, so that nothing is computed twice.
 
     Hand the same object to any number of answers, also of several models and from several
-    threads. A picture seen before does not go through the vision tower again, and of a prompt
+    threads. An image seen before does not go through the vision tower again, and of a prompt
     only what follows its longest known beginning is read. Answers stay what they are without.
 
     Args:
-        max_bytes: most device memory for all of it: an eighth for features of pictures, the
+        max_bytes: most device memory for all of it: an eighth for features of images, the
             rest for keys and values. The oldest leave first.
 
     Raises:
@@ -41,7 +41,7 @@ class GenerationCaches:
         return {"features": self.features.stats(), "prefixes": self.prefixes.stats()}
 
     def shrink(self, nbytes: int) -> None:
-        """Let go of prompts, the oldest first, and then of pictures, until all takes `nbytes`."""
+        """Let go of prompts, the oldest first, and then of images, until all takes `nbytes`."""
         self.prefixes.shrink(nbytes - self.features.stats().nbytes)
         self.features.shrink(nbytes)
 

@@ -1,31 +1,31 @@
-"""A picture that the vision tower has seen, for any number of questions."""
+"""An image that the vision tower has seen, for any number of questions."""
 
 import dataclasses
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..config.image_config import ImageConfig
 from ..errors import ImageError
-from ..processing.tiling import ImageLayout
 from ..processing.image_tokens import ImageTokenIds
-from ..config.image_config import ImageSettings
+from ..processing.tiling import ImageLayout
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """A picture's features with everything a prompt must know of it. Made by `encode_image`.
+    """An image's features with everything a prompt must know of it. Made by `encode_image`.
 
-    It may be used wherever a picture may, from any thread, as often as wanted, with the model
+    It may be used wherever an image may, from any thread, as often as wanted, with the model
     that it was made with.
     """
 
     name: str
     """What messages call it."""
     digest: str
-    """Of its pixels and settings."""
+    """Of its pixels and config."""
     model: str
     """Fingerprint of the model that encoded it."""
-    settings: ImageSettings
+    config: ImageConfig
     """How it was cut, limits included."""
     token_ids: ImageTokenIds
     layout: ImageLayout
@@ -37,21 +37,21 @@ class EncodedImage:
         """Device memory of the features."""
         return self.features.nbytes
 
-    def check_settings(
+    def check_config(
         self,
-        settings: ImageSettings,
+        config: ImageConfig,
         token_ids: ImageTokenIds,
         *,
         max_crops: int | None,
         min_pixels: int | None,
         max_pixels: int | None,
     ) -> None:
-        """Refuse a picture that was cut in another way than a request wants.
+        """Refuse an image that was cut in another way than a request wants.
 
         Args:
-            settings: of the checkpoint in use.
+            config: of the checkpoint in use.
             token_ids: of the checkpoint in use.
-            max_crops: limit of the request; None takes the picture as it is.
+            max_crops: limit of the request; None takes the image as it is.
             min_pixels: likewise.
             max_pixels: likewise.
 
@@ -59,22 +59,22 @@ class EncodedImage:
             ImageError: names the first difference.
         """
         wanted = {"max_crops": max_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
-        for field in dataclasses.fields(ImageSettings):
-            expected = wanted.get(field.name, getattr(settings, field.name))
-            found = getattr(self.settings, field.name)
+        for field in dataclasses.fields(ImageConfig):
+            expected = wanted.get(field.name, getattr(config, field.name))
+            found = getattr(self.config, field.name)
             if expected is not None and found != expected:
                 raise ImageError(
                     f"{self.name} was encoded with {field.name} {found}, not {expected};"
-                    " encode it again with the settings in use"
+                    " encode it again with the config in use"
                 )
         if self.token_ids != token_ids:
             raise ImageError(
-                f"{self.name} was encoded for other picture tokens ({self.token_ids});"
+                f"{self.name} was encoded for other image tokens ({self.token_ids});"
                 " encode it again with the processor in use"
             )
 
     def check_model(self, fingerprint: str) -> None:
-        """Refuse a picture of another model.
+        """Refuse an image of another model.
 
         Raises:
             ImageError: says so.

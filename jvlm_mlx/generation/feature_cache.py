@@ -1,4 +1,4 @@
-"""Features of pictures that have been through the vision tower."""
+"""Features of images that have been through the vision tower."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from .cache_stats import CacheStats
 
 
 class FeatureCache:
-    """Keeps features by model and digest of the picture; the longest unused leave first.
+    """Keeps features by model and digest of the image; the longest unused leave first.
 
     May be used from any thread. What is put in must have been evaluated.
     """
@@ -21,7 +21,7 @@ class FeatureCache:
         self._nbytes = self._hits = self._misses = self._evictions = 0
 
     def get(self, model: str, digest: str) -> mx.array | None:
-        """Return the features (N, hidden_size) of a picture, or None."""
+        """Return the features (N, hidden_size) of an image, or None."""
         with self._lock:
             features = self._features.get((model, digest))
             if features is None:
@@ -32,7 +32,7 @@ class FeatureCache:
             return features
 
     def put(self, model: str, digest: str, features: mx.array) -> None:
-        """Keep the features of a picture, if they are not larger than the whole cache."""
+        """Keep the features of an image, if they are not larger than the whole cache."""
         with self._lock:
             if features.nbytes > self._max_bytes or (model, digest) in self._features:
                 return

@@ -46,7 +46,7 @@ _known: dict[int, _Known] = {}
 
 
 def fingerprint(model: Model) -> str:
-    """Return a digest of a model's settings and of a sample of its weights.
+    """Return a digest of a model's config and of a sample of its weights.
 
     It is worked out once; a model whose weights have been replaced since gets another one, as
     does one whose adapters count more or less. Arrays written into in place are not noticed.
@@ -70,7 +70,7 @@ def fingerprint(model: Model) -> str:
 
 def describe(model: Model) -> str:
     """Return a few words about a model, for people to tell it from others."""
-    decoder = model.settings.decoder
+    decoder = model.config.decoder
     quantized = any(path.endswith(".scales") for path, _ in _parameters(model))
     dtype = str(model.dtype).removeprefix("mlx.core.")
     return (
@@ -86,7 +86,7 @@ def _parameters(model: Model) -> list[tuple[str, mx.array]]:
 
 def _digest(model: Model, parameters: list[tuple[str, mx.array]], scales: Scales) -> str:
     described = [(path, array.shape, str(array.dtype)) for path, array in parameters]
-    digest = hashlib.sha256(repr((model.settings, described, scales)).encode())
+    digest = hashlib.sha256(repr((model.config, described, scales)).encode())
     samples = []
     for _, array in parameters:
         values = array.reshape(-1)[:: max(1, array.size // _SAMPLES)]

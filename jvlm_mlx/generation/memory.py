@@ -39,7 +39,7 @@ def kv_group_size(model: Model, options: GenerationOptions) -> int:
     Raises:
         RequestError: no group size of mlx divides the head size.
     """
-    head_dim = model.settings.decoder.block.attention.head_dim
+    head_dim = model.config.decoder.block.attention.head_dim
     sizes = (options.kv_group_size,) if options.kv_group_size else (64, 32, 128)
     for size in sizes:
         if size in (32, 64, 128) and head_dim % size == 0:

@@ -10,7 +10,7 @@ KV_BITS = (2, 3, 4, 5, 6, 8)
 
 
 class ImageLimits(TypedDict):
-    """Limits on pictures, as `Processor` takes them; None for the checkpoint's own."""
+    """Limits on images, as `Processor` takes them; None for the checkpoint's own."""
 
     max_crops: int | None
     min_pixels: int | None
@@ -47,7 +47,7 @@ class GenerationOptions:
     stop_token_ids: frozenset[int] | None = None
     """Tokens that end the answer; None for the checkpoint's own."""
     max_kv_size: int | None = None
-    """Most tokens whose keys and values are kept. The prompt with its pictures always stays, the
+    """Most tokens whose keys and values are kept. The prompt with its images always stays, the
     oldest tokens of the answer leave."""
     kv_bits: int | None = None
     """Quantize keys and values to this many bits, once the prompt has been read."""
@@ -58,15 +58,15 @@ class GenerationOptions:
     tile_group_size: int = 4
     """Tiles that go through the vision tower at once."""
     max_memory: int | None = None
-    """Bytes for weights, keys and values, pictures, prompt and caches together. So many tiles are
+    """Bytes for weights, keys and values, images, prompt and caches together. So many tiles are
     encoded at once as fit, whatever `tile_group_size` says, and perhaps fewer tokens are read than
     `prefill_step_size`. A request that cannot fit is refused. None for no limit."""
     max_crops: int | None = None
-    """Most tiles of a picture beside its thumbnail; None for the checkpoint's own."""
+    """Most tiles of an image beside its thumbnail; None for the checkpoint's own."""
     min_pixels: int | None = None
-    """Area below which a picture is enlarged; None for the checkpoint's own."""
+    """Area below which an image is enlarged; None for the checkpoint's own."""
     max_pixels: int | None = None
-    """Area above which a picture is reduced; None for the checkpoint's own."""
+    """Area above which an image is reduced; None for the checkpoint's own."""
 
     def __post_init__(self) -> None:
         # A single text is a sequence of letters, and that is never what was meant.
@@ -109,7 +109,7 @@ class GenerationOptions:
 
     @property
     def image_limits(self) -> ImageLimits:
-        """The limits on pictures, by the processor's names."""
+        """The limits on images, by the processor's names."""
         return ImageLimits(
             max_crops=self.max_crops, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )

@@ -7,17 +7,17 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 
-from ..processing.opened_image import OpenedImage
 from ..model import Model
-from .caches import GenerationCaches
-from .prefix_cache import LayerState
-from .prompt_key import PromptKey
+from ..processing.opened_image import OpenedImage
 from .budget import Steps, choose_steps
+from .caches import GenerationCaches
+from .image_encoding import Progress, encode_opened_images, model_of, patch_token_offsets
 from .memory import device_turns, kv_group_size, make_cache
 from .options import GenerationOptions
-from .image_encoding import Progress, encode_pictures, model_of, patch_token_offsets
+from .prefix_cache import LayerState
 from .prompt import PreparedPrompt
-from .response_builder import Transcript
+from .prompt_key import PromptKey
+from .response_builder import ResponseBuilder
 
 
 class PromptReader:
@@ -27,8 +27,8 @@ class PromptReader:
         model: the model.
         prepared: the prompt.
         options: of the request.
-        caches: searched for pictures and for the prompt's beginning, and added to; or None.
-        transcript: told what was found, and when the pictures were done.
+        caches: searched for images and for the prompt's beginning, and added to; or None.
+        transcript: told what was found, and when the images were done.
         progress: told about `tiles` and `prompt`.
         check: called between steps; may raise to leave the work.
         answers: how many like this one are in memory together.
@@ -45,7 +45,7 @@ class PromptReader:
         prepared: PreparedPrompt,
         options: GenerationOptions,
         caches: GenerationCaches | None,
-        transcript: Transcript,
+        transcript: ResponseBuilder,
         progress: Progress,
         check: Callable[[], None],
         *,
@@ -59,7 +59,7 @@ class PromptReader:
         self._check = check
         self._group_size = None if options.kv_bits is None else kv_group_size(model, options)
         self._length = len(prepared.token_ids)
-        self._has_tiles = any(isinstance(one, OpenedImage) for one in prepared.pictures)
+        self._has_tiles = any(isinstance(one, OpenedImage) for one in prepared.images)
         self._answers = answers
         self._choose_steps(0)  # raises, before any work is done, if it cannot fit
         self._key = None if caches is None else prepared.key()
@@ -83,7 +83,7 @@ class PromptReader:
         layers.clear()
         self._transcript.cached_tokens = known
         embeddings = self._embed(prepared, known, steps.tile_group_size)
-        self._transcript.pictures_done()
+        self._transcript.images_done()
         self._prefill(embeddings, steps.prefill_step_size)
         if self._options.kv_bits is not None:
             # What others may take over is at full precision, as it is in a fresh run: the
@@ -144,19 +144,19 @@ class PromptReader:
         return known
 
     def _embed(self, prepared: PreparedPrompt, known: int, tile_group_size: int) -> mx.array:
-        """Return the embeddings of the tokens after the first `known`, pictures merged in.
+        """Return the embeddings of the tokens after the first `known`, images merged in.
 
-        (L - known, hidden_size). Pictures among the known tokens are not needed any more.
+        (L - known, hidden_size). Images among the known tokens are not needed any more.
         """
         model, ids = self._model, prepared.token_ids[known:]
-        pictures = [
-            (start - known, picture)
-            for start, picture in zip(prepared.starts, prepared.pictures, strict=True)
+        images = [
+            (start - known, image)
+            for start, image in zip(prepared.starts, prepared.images, strict=True)
             if start >= known
         ]
-        features = encode_pictures(
+        features = encode_opened_images(
             model,
-            [picture for _, picture in pictures],
+            [image for _, image in images],
             self._caches,
             tile_group_size,
             self._progress,
@@ -164,8 +164,8 @@ class PromptReader:
         )
         sources = np.full((1, len(ids)), -1, np.int32)
         row = 0
-        for start, picture in pictures:
-            offsets = patch_token_offsets(picture)
+        for start, image in images:
+            offsets = patch_token_offsets(image)
             sources[0, start + offsets] = np.arange(row, row + len(offsets))
             row += len(offsets)
         with device_turns:

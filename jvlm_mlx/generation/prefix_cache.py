@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.models.cache import LRUPromptCache
 
-from .prompt_key import PromptKey
 from .cache_stats import CacheStats
+from .prompt_key import PromptKey
 
 _ANY_NUMBER = 2**31
 

@@ -1,4 +1,4 @@
-"""From what a caller gives, a text or messages and pictures, to checked tokens and pictures."""
+"""From what a caller gives, a text or messages and images, to checked tokens and images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError, PromptError
-from ..processing.image_tokens import image_tokens
 from ..model import Model
+from ..processing.chat_template import RenderedPrompt
+from ..processing.image_tokens import image_tokens
 from ..processing.inputs import ModelInputs, Row, collate, place_images
+from ..processing.messages import collect_images
 from ..processing.processor import Processor
 from .encoded_image import EncodedImage
-from .prompt_key import PictureSpan, PromptKey
-from ..processing.messages import collect_images
-from ..processing.chat_template import RenderedPrompt
+from .image_encoding import PromptImage, open_prompt_image
 from .options import GenerationOptions
-from .image_encoding import Picture, open_picture
+from .prompt_key import ImageSpan, PromptKey
 
 Prompt = str | Sequence[dict[str, Any]]
 """The words of a single question, a rendered prompt, or the messages of a conversation."""
@@ -28,29 +28,29 @@ class PreparedPrompt:
     """A single prompt, ready for the model."""
 
     token_ids: npt.NDArray[np.int32]
-    """(L,) all tokens, those of pictures included."""
+    """(L,) all tokens, those of images included."""
     starts: tuple[int, ...]
-    """Where each picture's first token stands."""
-    pictures: tuple[Picture, ...]
+    """Where each image's first token stands."""
+    images: tuple[PromptImage, ...]
     """In the order of the prompt; opened, or encoded already."""
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Tiles of each picture."""
-        return tuple(picture.layout.num_tiles for picture in self.pictures)
+        """Tiles of each image."""
+        return tuple(image.layout.num_tiles for image in self.images)
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that stand for pictures."""
-        return sum(picture.layout.num_tokens for picture in self.pictures)
+        """Tokens that stand for images."""
+        return sum(image.layout.num_tokens for image in self.images)
 
     def key(self) -> PromptKey:
         """Return what caches know the prompt by."""
         return PromptKey.of(
             self.token_ids.tolist(),
             [
-                PictureSpan(start, picture.layout.num_tokens, picture.digest)
-                for start, picture in zip(self.starts, self.pictures, strict=True)
+                ImageSpan(start, image.layout.num_tokens, image.digest)
+                for start, image in zip(self.starts, self.images, strict=True)
             ],
         )
 
@@ -59,13 +59,13 @@ class PreparedPrompt:
         """The same prompt as arguments of the model's own call.
 
         Raises:
-            ImageError: a picture has been encoded already, and its pixels are gone.
+            ImageError: an image has been encoded already, and its pixels are gone.
         """
         images = []
-        for picture in self.pictures:
-            if isinstance(picture, EncodedImage):
-                raise ImageError(f"{picture.name} is encoded already; give the picture itself")
-            images.append(picture.cut())
+        for image in self.images:
+            if isinstance(image, EncodedImage):
+                raise ImageError(f"{image.name} is encoded already; give the image itself")
+            images.append(image.cut())
         return collate([Row(self.token_ids, self.starts, tuple(images))])
 
 
@@ -76,21 +76,21 @@ def prepare_prompt(
     system: str | None,
     options: GenerationOptions,
 ) -> PreparedPrompt:
-    """Render, tokenize and open pictures.
+    """Render, tokenize and open opened_images.
 
     Args:
         processor: of the checkpoint.
-        prompt: words of a single question, in front of which all pictures go, as in the
-            original; or messages, whose image parts say where pictures go; or a prompt that
+        prompt: words of a single question, in front of which all opened_images go, as in the
+            original; or messages, whose image parts say where opened_images go; or a prompt that
             `processor.apply_chat_template` returned.
-        images: a picture or a list of them, of any kind the processor opens or encoded
+        images: an image or a list of them, of any kind the processor opens or encoded
             already, or None.
         system: words of a system message in front, or None.
-        options: limits on pictures.
+        options: limits on opened_images.
 
     Raises:
-        PromptError: words, pictures and placeholders do not fit together.
-        ImageError: a picture cannot be used.
+        PromptError: words, opened_images and placeholders do not fit together.
+        ImageError: an image cannot be used.
     """
     sources = as_list(images)
     if isinstance(prompt, RenderedPrompt):
@@ -108,17 +108,19 @@ def prepare_prompt(
         sources = collect_images(messages, sources or None)
         text = processor.apply_chat_template(messages)
     ids = processor.encode(text, len(sources))
-    pictures = tuple(open_picture(processor, source, options.image_limits) for source in sources)
+    opened_images = tuple(
+        open_prompt_image(processor, source, options.image_limits) for source in sources
+    )
     token_ids, starts = place_images(
         ids,
-        [image_tokens(picture.layout, picture.settings, picture.token_ids) for picture in pictures],
+        [image_tokens(image.layout, image.config, image.token_ids) for image in opened_images],
         processor.tokenizer.image_token_ids.image,
     )
-    return PreparedPrompt(token_ids, starts, pictures)
+    return PreparedPrompt(token_ids, starts, opened_images)
 
 
 def as_list(images: Any) -> list[Any]:
-    """Return pictures as a list; a single one need not be wrapped."""
+    """Return images as a list; a single one need not be wrapped."""
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
@@ -130,10 +132,10 @@ def answer_length(model: Model, prompt_tokens: int, options: GenerationOptions) 
     Raises:
         PromptError: the prompt alone fills the context.
     """
-    context = model.settings.decoder.context_size
+    context = model.config.decoder.context_size
     if prompt_tokens >= context:
         raise PromptError(
             f"the prompt has {prompt_tokens} tokens, and the model's context of {context} must"
-            " hold the answer too: shorten the text, send fewer pictures, or lower max_crops"
+            " hold the answer too: shorten the text, send fewer images, or lower max_crops"
         )
     return min(options.max_tokens, context - prompt_tokens)

@@ -6,23 +6,23 @@ from itertools import accumulate
 from typing import NamedTuple
 
 
-class PictureSpan(NamedTuple):
-    """Where a picture stands in a prompt."""
+class ImageSpan(NamedTuple):
+    """Where an image stands in a prompt."""
 
     start: int
     """Its first token."""
     length: int
     """Its tokens."""
     digest: str
-    """Of its pixels and settings."""
+    """Of its pixels and config."""
 
 
 @dataclass(frozen=True)
 class PromptKey:
-    """Words by their tokens, pictures by their digests.
+    """Words by their tokens, images by their digests.
 
-    A picture is a single element however many tokens it has. So two pictures never share
-    anything, though their tokens are the same, and nothing ever ends inside a picture:
+    An image is a single element however many tokens it has. So two images never share
+    anything, though their tokens are the same, and nothing ever ends inside an image:
 
         tokens    BOS  User  :   start p p column p p column end   What  is
         elements  511  17    25  "9f3c..."                         88    12
@@ -34,12 +34,12 @@ class PromptKey:
     """Tokens that each element stands for."""
 
     @classmethod
-    def of(cls, token_ids: Sequence[int], pictures: Iterable[PictureSpan]) -> "PromptKey":
-        """Make the key of a prompt; `pictures` in order."""
+    def of(cls, token_ids: Sequence[int], images: Iterable[ImageSpan]) -> "PromptKey":
+        """Make the key of a prompt; `images` in order."""
         elements: list[int | str] = []
         lengths: list[int] = []
         taken = 0
-        for start, length, digest in pictures:
+        for start, length, digest in images:
             elements += [*token_ids[taken:start], digest]
             lengths += [*[1] * (start - taken), length]
             taken = start + length

@@ -40,7 +40,7 @@ class BatchRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchAnswer:
+class BatchResponse:
     """An answer, or why there is none."""
 
     index: int

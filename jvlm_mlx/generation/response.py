@@ -9,21 +9,21 @@ class Counts:
     """Sizes and speeds of an answer, as far as it has come."""
 
     prompt_tokens: int
-    """Tokens of the prompt, pictures included."""
+    """Tokens of the prompt, images included."""
     image_tokens: int
-    """How many of them stand for pictures."""
+    """How many of them stand for images."""
     cached_tokens: int
     """How many of the prompt's tokens a cache had, so that they were not read again."""
     tiles: tuple[int, ...]
-    """Tiles of each picture, its thumbnail included."""
+    """Tiles of each image, its thumbnail included."""
     generation_tokens: int
     """Tokens produced, the one that ended the answer included."""
     first_token_seconds: float
-    """From the call to the first token: pictures, vision tower, prompt."""
+    """From the call to the first token: images, vision tower, prompt."""
     image_seconds: float
-    """How much of it was spent on opening, cutting and encoding pictures."""
+    """How much of it was spent on opening, cutting and encoding images."""
     prompt_tps: float
-    """Prompt tokens read per second, without the time for the pictures."""
+    """Prompt tokens read per second, without the time for the images."""
     generation_tps: float
     """Tokens per second after the first; 0 until there are two."""
     peak_memory: float
@@ -33,7 +33,7 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationPiece(Counts):
+class GenerationResponse(Counts):
     """One token of an answer."""
 
     text: str
@@ -52,7 +52,7 @@ class GenerationResult(Counts):
     """All tokens produced, the one that ended the answer included."""
 
     @classmethod
-    def collect(cls, pieces: list[GenerationPiece]) -> "GenerationResult":
+    def collect(cls, pieces: list[GenerationResponse]) -> "GenerationResult":
         """Put the pieces of an answer together."""
         last = pieces[-1]
         counts = {field.name: getattr(last, field.name) for field in dataclasses.fields(Counts)}

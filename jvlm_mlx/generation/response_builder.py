@@ -5,13 +5,13 @@ import time
 import mlx.core as mx
 
 from ..processing.processor import Processor
+from .answer_text import AnswerText
 from .options import GenerationOptions
 from .prompt import PreparedPrompt
-from .response import GenerationPiece
-from .answer_text import AnswerText
+from .response import GenerationResponse
 
 
-class Transcript:
+class ResponseBuilder:
     """Takes the tokens of one answer and says what each of them means.
 
     Args:
@@ -33,7 +33,7 @@ class Transcript:
         self.token_ids: list[int] = []
         """Tokens so far, the one that ended the answer included."""
         self.image_seconds = 0.0
-        """Set when the pictures are done."""
+        """Set when the images are done."""
         self.cached_tokens = 0
         """Set when the prompt is read."""
         self.max_tokens = max_tokens
@@ -49,11 +49,11 @@ class Transcript:
             else options.stop_token_ids
         )
 
-    def pictures_done(self) -> None:
-        """Note the time at which all pictures are encoded."""
+    def images_done(self) -> None:
+        """Note the time at which all images are encoded."""
         self.image_seconds = time.perf_counter() - self._start
 
-    def add(self, token: int) -> GenerationPiece:
+    def add(self, token: int) -> GenerationResponse:
         """Take the next token. The piece has a finish reason if the answer ends with it."""
         if not self.token_ids:
             self._first_token = time.perf_counter()
@@ -67,16 +67,16 @@ class Transcript:
             return self._piece(token, text + self._text.finish(), "length")
         return self._piece(token, text, None)
 
-    def cancel(self) -> GenerationPiece:
+    def cancel(self) -> GenerationResponse:
         """Return the last piece of an answer that was cancelled."""
         return self._piece(None, self._text.finish(), "cancelled")
 
-    def _piece(self, token: int | None, text: str, reason: str | None) -> GenerationPiece:
+    def _piece(self, token: int | None, text: str, reason: str | None) -> GenerationResponse:
         now = time.perf_counter()
         tokens = len(self.token_ids)
         first_token_seconds = (self._first_token or now) - self._start
         prompt_seconds = first_token_seconds - self.image_seconds
-        return GenerationPiece(
+        return GenerationResponse(
             text=text,
             token=token,
             prompt_tokens=self._prompt_tokens,

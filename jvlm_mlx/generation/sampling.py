@@ -57,9 +57,9 @@ def make_penalties(
 ) -> list[LogitsProcessor]:
     """Return mlx-lm's penalties, made to see words only.
 
-    The added tokens of pictures have no logits: handed to a penalty they would index beyond the
-    array and corrupt memory, and replaced by some other id they would penalise that one. So
-    penalties see the prompt's words followed by the answer, and nothing of the pictures.
+    The added tokens of images have no logits: handed to a penalty they would index beyond the
+    array and corrupt memory, and replaced by some other id they would penalize that one. So
+    penalties see the prompt's words followed by the answer, and nothing of the images.
 
     Args:
         options: of the request.

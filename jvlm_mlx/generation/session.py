@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
-from .answer import Answer, Cancelled
-from .options import GenerationOptions
-from .image_encoding import Picture, Progress, encode_picture, model_of, open_picture
-from .prompt import PreparedPrompt, as_list, prepare_prompt
-from .response import GenerationPiece
 from ..model import Model
+from ..processing.messages import collect_images
 from ..processing.processor import Processor
+from .answer import Answer, Cancelled
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
 from .fingerprint import describe
+from .image_encoding import Progress, PromptImage, encode_opened_image, model_of, open_prompt_image
+from .options import GenerationOptions
 from .prefix_cache import LayerState
+from .prompt import PreparedPrompt, as_list, prepare_prompt
 from .prompt_key import PromptKey
-from ..processing.messages import collect_images
+from .response import GenerationResponse
 from .session_file import SavedSession, read_session, write_session
 
 Message = dict[str, Any]
 
 
 class ChatSession:
-    """A conversation. Each picture is encoded once, and each turn reads only what is new.
+    """A conversation. Each image is encoded once, and each turn reads only what is new.
 
     One answer is made at a time; sessions of several threads take turns on the device.
 
@@ -69,13 +69,13 @@ class ChatSession:
 
     @property
     def history(self) -> list[Message]:
-        """The messages so far, pictures as `EncodedImage`; a copy."""
-        # Pictures are shared: nothing can change them.
+        """The messages so far, images as `EncodedImage`; a copy."""
+        # Images are shared: nothing can change them.
         return [{**message, "content": copy.copy(message["content"])} for message in self._messages]
 
     @property
     def images(self) -> list[EncodedImage]:
-        """The pictures of the conversation, in order."""
+        """The images of the conversation, in order."""
         return collect_images(self._messages) if self._messages else []
 
     def ask(
@@ -86,7 +86,7 @@ class ChatSession:
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Any,
-    ) -> Generator[GenerationPiece, None, None]:
+    ) -> Generator[GenerationResponse, None, None]:
         """Ask the next question and answer it, token by token.
 
         Question and answer join the history when the answer ends, even without a word. One that
@@ -95,17 +95,17 @@ class ChatSession:
 
         Args:
             text: the question, or its parts, as in a message.
-            images: a picture or a list, of any kind a question takes. In front of the words;
+            images: an image or a list, of any kind a question takes. In front of the words;
                 or, in order, in the image parts that name no source.
             progress: as for `stream_generate`.
             cancel: as for `stream_generate`.
-            **options: for this answer only. Limits on pictures apply to the new ones.
+            **options: for this answer only. Limits on opened_images apply to the new ones.
 
         Yields:
             One piece for each token; the last one has a finish reason.
 
         Raises:
-            JvlmError: bad options, question or pictures, before anything is done.
+            JvlmError: bad options, question or opened_images, before anything is done.
             RequestError: the last answer is still being made.
         """
         start = time.perf_counter()
@@ -115,15 +115,17 @@ class ChatSession:
         if isinstance(text, str):
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
         question: Message = {"role": "user", "content": list(text)}
-        pictures = [
-            open_picture(self._processor, source, request.image_limits)
+        opened_images = [
+            open_prompt_image(self._processor, source, request.image_limits)
             for source in collect_images([question], sources or None)
         ]
-        # The limits have been applied to the new pictures; older ones keep theirs.
+        # The limits have been applied to the new opened_images; older ones keep theirs.
         request = dataclasses.replace(request, max_crops=None, min_pixels=None, max_pixels=None)
 
-        def make_answer(pictures: Sequence[Picture]) -> Answer:
-            prepared = self._prepare([*self._messages, _with_pictures(question, pictures)], request)
+        def make_answer(opened_images: Sequence[PromptImage]) -> Answer:
+            prepared = self._prepare(
+                [*self._messages, _with_images(question, opened_images)], request
+            )
             return Answer(
                 self._model,
                 self._processor,
@@ -135,14 +137,14 @@ class ChatSession:
                 start=start,
             )
 
-        first = make_answer(pictures)  # raises what there is to raise, before any work is done
+        first = make_answer(opened_images)  # raises what there is to raise, before any work is done
         turn = len(self._messages)
 
         def check() -> None:
             if cancel is not None and cancel.is_set():
                 raise Cancelled
 
-        def pieces() -> Generator[GenerationPiece, None, None]:
+        def pieces() -> Generator[GenerationResponse, None, None]:
             self._check_idle()
             if len(self._messages) != turn:
                 raise RequestError("the conversation has gone on since; ask the question again")
@@ -154,21 +156,21 @@ class ChatSession:
                 try:
                     tile_group_size = first.make_room()
                     encoded = [
-                        encode_picture(
+                        encode_opened_image(
                             self._model,
-                            picture,
+                            image,
                             self.caches,
                             tile_group_size,
                             progress or (lambda *_: None),
                             check,
                         )
-                        for picture in pictures
+                        for image in opened_images
                     ]
                 except Cancelled:
                     # The flag is set, so this ends at once with the right piece.
-                    yield from make_answer(pictures).pieces()
+                    yield from make_answer(opened_images).pieces()
                     return
-                asked = _with_pictures(question, encoded)
+                asked = _with_images(question, encoded)
                 for piece in make_answer(encoded).pieces():
                     said.append(piece.text)
                     ended = piece.finish_reason in ("stop", "length")
@@ -193,7 +195,7 @@ class ChatSession:
         self._messages = []
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the conversation with its pictures' features and its keys and values to a file.
+        """Write the conversation with its images' features and its keys and values to a file.
 
         The file is whole or not there at all, whatever happens on the way.
 
@@ -263,9 +265,9 @@ class ChatSession:
             raise RequestError("the last answer is still being made; finish or close it first")
 
 
-def _with_pictures(message: Message, pictures: Sequence[Picture]) -> Message:
-    """Return a message whose image parts name these pictures, in order."""
-    following = iter(pictures)
+def _with_images(message: Message, images: Sequence[PromptImage]) -> Message:
+    """Return a message whose image parts name these images, in order."""
+    following = iter(images)
     content = [
         part if part.get("type") == "text" else {"type": "image", "image": next(following)}
         for part in message["content"]

@@ -12,14 +12,14 @@ from typing import Any
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
+from ..config.image_config import ImageConfig
 from ..errors import JvlmError, SessionError
-from .memory import device_turns
-from ..processing.tiling import ImageLayout
 from ..processing.image_tokens import ImageTokenIds
+from ..processing.tiling import ImageLayout
 from .encoded_image import EncodedImage
+from .memory import device_turns
 from .prefix_cache import LayerState
 from .prompt_key import PromptKey
-from ..config.image_config import ImageSettings
 
 FORMAT = "jvlm-mlx session"
 VERSION = 1
@@ -37,7 +37,7 @@ class SavedSession:
     options: dict[str, Any]
     """That were given to the session."""
     messages: list[dict[str, Any]]
-    """Pictures as `EncodedImage`."""
+    """Images as `EncodedImage`."""
     key: PromptKey | None
     """What the states are of: a beginning of the conversation, perhaps all of it."""
     layers: list[LayerState]
@@ -49,9 +49,9 @@ def write_session(path: Path, session: SavedSession) -> None:
     Raises:
         SessionError: it cannot be written.
     """
-    pictures: list[EncodedImage] = []
-    messages = [_without_pictures(message, pictures) for message in session.messages]
-    tensors = {f"pictures.{place}": one.features for place, one in enumerate(pictures)}
+    images: list[EncodedImage] = []
+    messages = [_without_images(message, images) for message in session.messages]
+    tensors = {f"images.{place}": one.features for place, one in enumerate(images)}
     if session.key is not None:
         length = session.key.num_tokens
         for place, layer in enumerate(session.layers):
@@ -68,7 +68,7 @@ def write_session(path: Path, session: SavedSession) -> None:
             for name, value in session.options.items()
         },
         "messages": messages,
-        "pictures": [_describe_picture(picture) for picture in pictures],
+        "images": [_describe_image(image) for image in images],
         "key": None if session.key is None else dataclasses.asdict(session.key),
         "num_layers": len(session.layers),
     }
@@ -118,9 +118,9 @@ def read_session(path: Path, fingerprint: str, description: str) -> SavedSession
         assert isinstance(tensors, dict)
         with device_turns:
             mx.eval(tensors)
-        pictures = [
-            _read_picture(described, fingerprint, tensors[f"pictures.{place}"])
-            for place, described in enumerate(content["pictures"])
+        images = [
+            _read_image(described, fingerprint, tensors[f"images.{place}"])
+            for place, described in enumerate(content["images"])
         ]
         key = content["key"]
         return SavedSession(
@@ -128,7 +128,7 @@ def read_session(path: Path, fingerprint: str, description: str) -> SavedSession
             description=description,
             system=content["system"],
             options=content["options"],
-            messages=[_with_pictures(message, pictures) for message in content["messages"]],
+            messages=[_with_images(message, images) for message in content["messages"]],
             key=None if key is None else PromptKey(tuple(key["elements"]), tuple(key["lengths"])),
             layers=[
                 LayerState(tensors[f"layers.{place}.keys"], tensors[f"layers.{place}.values"])
@@ -162,46 +162,46 @@ def _read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _without_pictures(message: dict[str, Any], pictures: list[EncodedImage]) -> dict[str, Any]:
-    """Return a message that names its pictures by number, and add them to `pictures`."""
+def _without_images(message: dict[str, Any], images: list[EncodedImage]) -> dict[str, Any]:
+    """Return a message that names its images by number, and add them to `images`."""
     if isinstance(message["content"], str):
         return message
     content = []
     for part in message["content"]:
         if part["type"] == "image":
-            content.append({"type": "image", "image": len(pictures)})
-            pictures.append(part["image"])
+            content.append({"type": "image", "image": len(images)})
+            images.append(part["image"])
         else:
             content.append(part)
     return {**message, "content": content}
 
 
-def _with_pictures(message: dict[str, Any], pictures: list[EncodedImage]) -> dict[str, Any]:
+def _with_images(message: dict[str, Any], images: list[EncodedImage]) -> dict[str, Any]:
     if isinstance(message["content"], str):
         return message
     content = [
-        {"type": "image", "image": pictures[part["image"]]} if part["type"] == "image" else part
+        {"type": "image", "image": images[part["image"]]} if part["type"] == "image" else part
         for part in message["content"]
     ]
     return {**message, "content": content}
 
 
-def _describe_picture(picture: EncodedImage) -> dict[str, Any]:
+def _describe_image(image: EncodedImage) -> dict[str, Any]:
     return {
-        "name": picture.name,
-        "digest": picture.digest,
-        "settings": dataclasses.asdict(picture.settings),
-        "token_ids": dataclasses.asdict(picture.token_ids),
-        "layout": dataclasses.asdict(picture.layout),
+        "name": image.name,
+        "digest": image.digest,
+        "settings": dataclasses.asdict(image.config),
+        "token_ids": dataclasses.asdict(image.token_ids),
+        "layout": dataclasses.asdict(image.layout),
     }
 
 
-def _read_picture(described: dict[str, Any], fingerprint: str, features: mx.array) -> EncodedImage:
+def _read_image(described: dict[str, Any], fingerprint: str, features: mx.array) -> EncodedImage:
     return EncodedImage(
         name=described["name"],
         digest=described["digest"],
         model=fingerprint,
-        settings=ImageSettings(**_tuples(described["settings"])),
+        config=ImageConfig(**_tuples(described["settings"])),
         token_ids=ImageTokenIds(**described["token_ids"]),
         layout=ImageLayout(**_tuples(described["layout"])),
         features=features,
@@ -209,7 +209,7 @@ def _read_picture(described: dict[str, Any], fingerprint: str, features: mx.arra
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists only; settings have tuples only."""
+    """JSON has lists only; config have tuples only."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }

@@ -3,36 +3,36 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config.blocks import AttentionSettings
-from ..config.model_config import ConnectorSettings
+from ..config.blocks import AttentionConfig
+from ..config.model_config import ConnectorConfig
 from .layers import MLP
 
 
 class AttentionPooling(nn.Module):
     """The mean of a window's vectors asks, the vectors themselves answer.
 
-    Source: `pooling` of the original (`attention_meanq`). Its heads have settings of their own.
+    Source: `pooling` of the original (`attention_meanq`). Its heads have config of their own.
     """
 
-    def __init__(self, input_size: int, output_size: int, settings: AttentionSettings) -> None:
+    def __init__(self, input_size: int, output_size: int, config: AttentionConfig) -> None:
         super().__init__()
-        query_bias, *key_value_biases = settings.projection_biases
-        self.q = nn.Linear(input_size, settings.query_size, query_bias)
-        self.kv = nn.Linear(input_size, 2 * settings.key_value_size, any(key_value_biases))
-        self.out = nn.Linear(settings.query_size, output_size, settings.output_bias)
-        self._settings = settings
+        query_bias, *key_value_biases = config.projection_biases
+        self.q = nn.Linear(input_size, config.query_size, query_bias)
+        self.kv = nn.Linear(input_size, 2 * config.key_value_size, any(key_value_biases))
+        self.out = nn.Linear(config.query_size, output_size, config.output_bias)
+        self._config = config
 
     def __call__(self, windows: mx.array) -> mx.array:
         """Map windows (W, p, input_size) of p vectors each to (W, output_size)."""
-        settings = self._settings
+        config = self._config
         # What hangs over the edge of the grid is zero and counts in the mean.
         queries = self.q(windows.mean(axis=1))
         # (W, H D) -> (W, H, 1, D)
-        queries = mx.unflatten(queries, -1, (settings.num_attention_heads, 1, settings.head_dim))
+        queries = mx.unflatten(queries, -1, (config.num_attention_heads, 1, config.head_dim))
         # (W, p, 2 H D) -> (W, p, 2, H, D) -> (2, W, H, p, D)
-        shape = (2, settings.num_key_value_heads, settings.head_dim)
+        shape = (2, config.num_key_value_heads, config.head_dim)
         keys, values = mx.unflatten(self.kv(windows), -1, shape).transpose(2, 0, 3, 1, 4)
-        pooled = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=settings.scale)
+        pooled = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=config.scale)
         # (W, H, 1, D) -> (W, H D)
         return self.out(mx.flatten(pooled, 1))
 
@@ -40,20 +40,20 @@ class AttentionPooling(nn.Module):
 class Connector(nn.Module):
     """Padding marks, attention pooling and projection, for the windows that are asked for."""
 
-    def __init__(self, feature_size: int, pooled_size: int, settings: ConnectorSettings) -> None:
+    def __init__(self, feature_size: int, pooled_size: int, config: ConnectorConfig) -> None:
         """Build the connector.
 
         Args:
             feature_size: width of the tower's features.
             pooled_size: width after pooling, the tower's hidden size.
-            settings: everything else.
+            config: everything else.
         """
         super().__init__()
-        if settings.pad_embed:
+        if config.pad_embed:
             self.pad_embed = mx.zeros((2, feature_size))
-        self.pooling = AttentionPooling(feature_size, pooled_size, settings.pooling)
-        self.projector = MLP(pooled_size, settings.output_size, settings.projector)
-        self._settings = settings
+        self.pooling = AttentionPooling(feature_size, pooled_size, config.pooling)
+        self.projector = MLP(pooled_size, config.output_size, config.projector)
+        self._config = config
 
     def pool(
         self, features: mx.array, image_masks: mx.array, patches: mx.array, inside: mx.array
@@ -62,9 +62,9 @@ class Connector(nn.Module):
 
         Args:
             features: (T, P, feature_size) from the tower.
-            image_masks: (T, P); 1 for a patch of the picture, 0 for padding, between or below
+            image_masks: (T, P); 1 for a patch of the image, 0 for padding, between or below
                 for partial padding. The processor gives -1 to the whole last tile of each
-                picture; the weights were trained with that, so it must be marked as well.
+                image; the weights were trained with that, so it must be marked as well.
             patches: (W, p) rows of the flattened T P patches.
             inside: (W, p) False for what lies outside the grid and counts as zero.
 
@@ -73,7 +73,7 @@ class Connector(nn.Module):
         """
         # (T, P, D) -> (T P, D) -> (W, p, D)
         windows = mx.flatten(features, 0, 1)[patches]
-        if self._settings.pad_embed:
+        if self._config.pad_embed:
             masks = mx.flatten(image_masks)[patches]
             # Row 0 marks padding, row 1 whatever else is below 1, row 2 nothing.
             marks = mx.concatenate([self.pad_embed, mx.zeros_like(self.pad_embed[:1])])

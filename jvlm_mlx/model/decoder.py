@@ -9,8 +9,8 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
-from ..config.blocks import AttentionSettings
-from ..config.model_config import DecoderSettings
+from ..config.blocks import AttentionConfig
+from ..config.model_config import DecoderConfig
 from . import cpu
 from .layers import MLP, make_norm
 
@@ -20,24 +20,24 @@ Mask = mx.array | str | None
 class DecoderAttention(nn.Module):
     """Causal grouped-query attention with a norm on each query and key head, then RoPE."""
 
-    def __init__(self, settings: DecoderSettings) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        attention = settings.block.attention
+        attention = config.block.attention
         width = attention.query_size + 2 * attention.key_value_size
-        self.qkv = nn.Linear(settings.hidden_size, width, attention.has_projection_bias)
-        self.out = nn.Linear(attention.query_size, settings.hidden_size, attention.output_bias)
+        self.qkv = nn.Linear(config.hidden_size, width, attention.has_projection_bias)
+        self.out = nn.Linear(attention.query_size, config.hidden_size, attention.output_bias)
         if attention.q_norm:
             self.q_norm = make_norm(attention.head_dim, attention.q_norm)
         if attention.k_norm:
             self.k_norm = make_norm(attention.head_dim, attention.k_norm)
         self.rope = initialize_rope(
             attention.head_dim,
-            base=settings.rope_theta,
+            base=config.rope_theta,
             traditional=False,
-            scaling_config=settings.rope_scaling,
-            max_position_embeddings=settings.context_size,
+            scaling_config=config.rope_scaling,
+            max_position_embeddings=config.context_size,
         )
-        self._settings: AttentionSettings = attention
+        self._config: AttentionConfig = attention
 
     def __call__(
         self, x: mx.array, mask: Mask, cache: Any | None, offset: int | mx.array
@@ -50,24 +50,24 @@ class DecoderAttention(nn.Module):
             cache: a cache of mlx-lm, which the new keys and values are added to.
             offset: position of the first token, for all rows or (B,) for each.
         """
-        settings = self._settings
-        heads, groups = settings.num_attention_heads, settings.num_key_value_heads
+        config = self._config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
         # (B, L, H D) -> (B, L, H, D) -> (B, H, L, D)
-        qkv = mx.unflatten(self.qkv(x), -1, (heads + 2 * groups, settings.head_dim))
+        qkv = mx.unflatten(self.qkv(x), -1, (heads + 2 * groups, config.head_dim))
         qkv = qkv.transpose(0, 2, 1, 3)
         queries, keys, values = mx.split(qkv, (heads, heads + groups), axis=1)
-        if settings.q_norm:
+        if config.q_norm:
             queries = self.q_norm(queries)
-        if settings.k_norm:
+        if config.k_norm:
             keys = self.k_norm(keys)
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         if self.training and cpu.is_cpu_float32(queries) and cache is None and mask == "causal":
-            x = cpu.differentiable_attention(queries, keys, values, settings.scale, causal=True)
+            x = cpu.differentiable_attention(queries, keys, values, config.scale, causal=True)
         else:
             x = scaled_dot_product_attention(
-                queries, keys, values, cache=cache, scale=settings.scale, mask=mask
+                queries, keys, values, cache=cache, scale=config.scale, mask=mask
             )
         # (B, H, L, D) -> (B, L, H, D) -> (B, L, H D)
         return self.out(mx.flatten(x.transpose(0, 2, 1, 3), -2))
@@ -76,12 +76,12 @@ class DecoderAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """One pre-norm transformer block of the decoder."""
 
-    def __init__(self, settings: DecoderSettings) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attention_norm = make_norm(settings.hidden_size, settings.block.norm)
-        self.attention = DecoderAttention(settings)
-        self.mlp_norm = make_norm(settings.hidden_size, settings.block.norm)
-        self.mlp = MLP(settings.hidden_size, settings.hidden_size, settings.block.mlp)
+        self.attention_norm = make_norm(config.hidden_size, config.block.norm)
+        self.attention = DecoderAttention(config)
+        self.mlp_norm = make_norm(config.hidden_size, config.block.norm)
+        self.mlp = MLP(config.hidden_size, config.hidden_size, config.block.mlp)
 
     def __call__(
         self, x: mx.array, mask: Mask, cache: Any | None, offset: int | mx.array
@@ -92,19 +92,19 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From embeddings to normalised hidden states.
+    """From embeddings to normalized hidden states.
 
     The checkpoints keep two embedding tables: one for the vocabulary and one for added tokens.
     Here they are one table, joined at load, so that a decode step is a single lookup.
     """
 
-    def __init__(self, settings: DecoderSettings) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        rows = settings.embedding_size + settings.additional_vocab_size
-        self.embedding = nn.Embedding(rows, settings.hidden_size)
-        self.layers = [DecoderLayer(settings) for _ in range(settings.num_hidden_layers)]
-        self.norm = make_norm(settings.hidden_size, settings.block.norm)
-        self._scale = settings.hidden_size**0.5 if settings.scale_embeddings else None
+        rows = config.embedding_size + config.additional_vocab_size
+        self.embedding = nn.Embedding(rows, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = make_norm(config.hidden_size, config.block.norm)
+        self._scale = config.hidden_size**0.5 if config.scale_embeddings else None
 
     def embed(self, input_ids: mx.array) -> mx.array:
         """Look up tokens (B, L); negative ids are padding and read as 0. (B, L, hidden_size)."""
@@ -119,13 +119,13 @@ class Decoder(nn.Module):
         """Run all layers.
 
         Args:
-            embeddings: (B, L, hidden_size) of tokens, pictures merged in.
+            embeddings: (B, L, hidden_size) of tokens, images merged in.
             cache: one cache of mlx-lm for each layer, which is extended in place. Caches of a
                 left-padded batch know their padding themselves.
             left_padding: (B,) padding tokens in front of each row; only without a cache.
 
         Returns:
-            (B, L, hidden_size), normalised, ready for the head.
+            (B, L, hidden_size), normalized, ready for the head.
         """
         x = embeddings if self._scale is None else embeddings * self._scale
         length = x.shape[1]

@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config.blocks import MLPSettings, NormSettings
+from ..config.blocks import MLPConfig, NormConfig
 from . import cpu
 
 Activation = Callable[[mx.array], mx.array]
@@ -34,11 +34,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def make_norm(size: int, settings: NormSettings) -> nn.Module:
+def make_norm(size: int, config: NormConfig) -> nn.Module:
     """Return a LayerNorm or RMSNorm over the last axis; both compute in float32."""
-    if settings.kind == "rms":
-        return nn.RMSNorm(size, eps=settings.eps)
-    return nn.LayerNorm(size, eps=settings.eps, bias=settings.bias)
+    if config.kind == "rms":
+        return nn.RMSNorm(size, eps=config.eps)
+    return nn.LayerNorm(size, eps=config.eps, bias=config.bias)
 
 
 def _gate(activation: Activation, gate: mx.array, value: mx.array) -> mx.array:
@@ -60,14 +60,14 @@ class MLP(nn.Module):
     in the connector, and the reverse of what most fused MLPs do.
     """
 
-    def __init__(self, input_size: int, output_size: int, settings: MLPSettings) -> None:
+    def __init__(self, input_size: int, output_size: int, config: MLPConfig) -> None:
         super().__init__()
-        halves = 2 if settings.gated else 1
-        self.up = nn.Linear(input_size, halves * settings.intermediate_size, settings.bias)
-        self.down = nn.Linear(settings.intermediate_size, output_size, settings.bias)
-        self._gated = settings.gated
-        self._activation = ACTIVATIONS[settings.activation]
-        self._gate = _GATES[settings.activation]
+        halves = 2 if config.gated else 1
+        self.up = nn.Linear(input_size, halves * config.intermediate_size, config.bias)
+        self.down = nn.Linear(config.intermediate_size, output_size, config.bias)
+        self._gated = config.gated
+        self._activation = ACTIVATIONS[config.activation]
+        self._gate = _GATES[config.activation]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., input_size) to (..., output_size)."""

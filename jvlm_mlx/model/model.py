@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from ..config.model_config import ModelSettings
+from ..config.model_config import ModelConfig
 from .connector import Connector
 from .decoder import Decoder, DecoderLayer
 from .vision import VisionTower
@@ -19,7 +19,7 @@ HostArray = npt.NDArray[Any]
 
 TILE_GROUP_SIZE = 4
 """Tiles that go through the tower at once, unless said otherwise: enough to keep a GPU busy
-(2,916 patches at the released size), few enough to leave memory flat however many pictures."""
+(2,916 patches at the released size), few enough to leave memory flat however many images."""
 
 
 class Model(nn.Module):
@@ -29,18 +29,18 @@ class Model(nn.Module):
     built. Given as numpy arrays, as the processor makes them, nothing waits for the device.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.vision_tower = VisionTower(settings.tower)
+        self.vision_tower = VisionTower(config.tower)
         self.connector = Connector(
-            settings.tower.feature_size, settings.tower.hidden_size, settings.connector
+            config.tower.feature_size, config.tower.hidden_size, config.connector
         )
-        self.decoder = Decoder(settings.decoder)
-        if not settings.tie_word_embeddings:
+        self.decoder = Decoder(config.decoder)
+        if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(
-                settings.decoder.hidden_size, settings.decoder.vocab_size, bias=False
+                config.decoder.hidden_size, config.decoder.vocab_size, bias=False
             )
-        self.settings = settings
+        self.config = config
         # Answering is the rule; whoever wants gradients calls `train()`.
         self.eval()
 
@@ -72,7 +72,7 @@ class Model(nn.Module):
         tile_group_size: int = TILE_GROUP_SIZE,
     ) -> WindowPlan:
         """Plan which windows are computed and where they go; see `windows.plan_windows`."""
-        tower, connector = self.settings.tower, self.settings.connector
+        tower, connector = self.config.tower, self.config.connector
         return plan_windows(
             np.asarray(image_input_idx),
             sequence_length,
@@ -149,7 +149,7 @@ class Model(nn.Module):
         for features in self.encode_groups(pixel_values, image_masks, plan):
             groups.append(features)
         if not groups:
-            return mx.zeros((0, self.settings.decoder.hidden_size), self.dtype)
+            return mx.zeros((0, self.config.decoder.hidden_size), self.dtype)
         return mx.concatenate(groups)
 
     def merge(self, embeddings: mx.array, features: mx.array, sources: HostArray) -> mx.array:
@@ -161,7 +161,7 @@ class Model(nn.Module):
             sources: (B, L) row of `features` for each token, or -1 for none.
 
         Returns:
-            (B, L, hidden_size). A gather and an addition, however many pictures.
+            (B, L, hidden_size). A gather and an addition, however many images.
         """
         if len(features) == 0:
             return embeddings
@@ -181,7 +181,7 @@ class Model(nn.Module):
         image_input_idx: HostArray | None = None,
         tile_group_size: int = TILE_GROUP_SIZE,
     ) -> mx.array:
-        """Return the embeddings of a prompt with its pictures, (B, L, hidden_size)."""
+        """Return the embeddings of a prompt with its images, (B, L, hidden_size)."""
         embeddings = self.decoder.embed(mx.array(input_ids))
         if pixel_values is None:
             return embeddings
@@ -197,7 +197,7 @@ class Model(nn.Module):
         """
         if "lm_head" in self:
             return self.lm_head(hidden)
-        return self.decoder.embedding.as_linear(hidden)[..., : self.settings.decoder.vocab_size]
+        return self.decoder.embedding.as_linear(hidden)[..., : self.config.decoder.vocab_size]
 
     def __call__(
         self,
@@ -214,13 +214,13 @@ class Model(nn.Module):
 
         Args:
             input_ids: (B, L) tokens; negative ids are padding.
-            pixel_values: (B, T, P, patch values) tiles, or None without pictures.
+            pixel_values: (B, T, P, patch values) tiles, or None without images.
             image_masks: (B, T, P) beside `pixel_values`.
             image_input_idx: (B, T, W) beside `pixel_values`.
             attention_mask: (B, L), False for left padding; None for no padding.
             cache: from `make_cache`, extended in place. For a left-padded batch it must have
                 been made with the batch's attention mask.
-            input_embeddings: (B, L, hidden_size) to be used instead of ids and pictures.
+            input_embeddings: (B, L, hidden_size) to be used instead of ids and images.
 
         Returns:
             (B, L, vocabulary).

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..errors import CheckpointError, PromptError
-from ..config.prompt_config import PromptSettings
 from ..config.config_reader import read_json
+from ..config.prompt_config import PromptConfig
+from ..errors import CheckpointError, PromptError
 from .messages import Message, read_messages
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
@@ -61,14 +61,14 @@ class ChatTemplate:
     def __init__(
         self,
         source: str,
-        settings: PromptSettings,
+        config: PromptConfig,
         special_tokens: Collection[str],
         named_tokens: Mapping[str, str],
     ) -> None:
         self.source = source
         self._variables = {
             **named_tokens,
-            "always_start_with_space": settings.always_start_with_space,
+            "always_start_with_space": config.always_start_with_space,
             "image_prompt_token": IMAGE_PLACEHOLDER,
         }
         self._beginnings = _pattern_of_beginnings(special_tokens)
@@ -79,7 +79,7 @@ class ChatTemplate:
         self._longest = max(map(len, special_tokens), default=0)
 
     @classmethod
-    def load(cls, folder: Path, settings: PromptSettings, tokenizer: Tokenizer) -> "ChatTemplate":
+    def load(cls, folder: Path, config: PromptConfig, tokenizer: Tokenizer) -> "ChatTemplate":
         """Read the template of a checkpoint folder.
 
         It stands in chat_template.jinja, or under `chat_template` in chat_template.json,
@@ -93,12 +93,12 @@ class ChatTemplate:
         if source is None:
             logger.warning("%s has no chat template; the released one is used", folder)
             source = DEFAULT_TEMPLATE
-        return cls(source, settings, tokenizer.special_tokens, tokenizer.named_tokens)
+        return cls(source, config, tokenizer.special_tokens, tokenizer.named_tokens)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> RenderedPrompt:
-        """Return the prompt of a conversation, with a placeholder for every picture.
+        """Return the prompt of a conversation, with a placeholder for every image.
 
         Args:
             messages: the conversation, see `messages.py`.
@@ -144,7 +144,7 @@ class ChatTemplate:
     def _for_template(self, message: Message, disguise: Mapping[str, str]) -> dict[str, Any]:
         def words(text: str) -> str:
             masked = self._beginnings.sub(lambda found: disguise[found.group()], text)
-            # A spelling may also go on in the next part, if there is no picture in between.
+            # A spelling may also go on in the next part, if there is no image in between.
             for place in range(max(0, len(text) - self._longest), len(text)):
                 if text[place:] in self._cut_off:
                     masked = masked[:place] + disguise[text[place]] + masked[place + 1 :]

@@ -1,4 +1,4 @@
-"""Fetches a picture from the web."""
+"""Fetches an image from the web."""
 
 import http.client
 import time
@@ -12,7 +12,7 @@ from .image_decoding import reason
 
 TIMEOUT = 30.0
 """Seconds for the whole of a download, and for each answer of the server."""
-MOST_BYTES = 128 * 2**20
+MAX_BYTES = 128 * 2**20
 """Largest file that is fetched."""
 
 
@@ -31,8 +31,8 @@ def download(url: str, name: str) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(2**20):
                 data += chunk
-                if len(data) > MOST_BYTES:
-                    raise ImageError(f"{name} is larger than {MOST_BYTES // 2**20} MiB")
+                if len(data) > MAX_BYTES:
+                    raise ImageError(f"{name} is larger than {MAX_BYTES // 2**20} MiB")
                 if time.monotonic() > deadline:
                     raise ImageError(f"{name} took longer than {TIMEOUT:.0f} seconds to download")
     except urllib.error.HTTPError as error:

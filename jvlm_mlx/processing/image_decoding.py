@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to an RGB picture, with Pillow and without its warnings.
+"""From the bytes of an image file to an RGB image, with Pillow and without its warnings.
 
 `Image.open` warns where this package raises, and a library cannot silence warnings for its own
 thread alone. So the formats are asked one by one here, and what they would warn about is avoided.
@@ -14,38 +14,38 @@ from .orientation import turn_upright
 
 
 def decode(stream: IO[bytes], name: str) -> Image.Image:
-    """Return the picture in `stream`, first frame, upright and in RGB; `name` is for messages.
+    """Return the image in `stream`, first frame, upright and in RGB; `name` is for messages.
 
     Raises:
-        ImageError: it is no picture, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        ImageError: it is no image, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
-        picture = identify(stream)
-        if picture is None:
-            raise ImageError(f"{name} is no picture of a format that Pillow reads")
+        image = identify(stream)
+        if image is None:
+            raise ImageError(f"{name} is no image of a format that Pillow reads")
         limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and picture.width * picture.height > limit:
+        if limit is not None and image.width * image.height > limit:
             raise ImageError(
-                f"{name} is too large: {picture.width} x {picture.height} pixels; at most"
+                f"{name} is too large: {image.width} x {image.height} pixels; at most"
                 f" {limit} pixels are decoded, so reduce it first"
             )
-        picture.load()
-        return to_rgb(turn_upright(picture))
+        image.load()
+        return to_rgb(turn_upright(image))
     except ImageError:
         raise
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
         raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture in RGB by plain conversion: alpha is dropped. No copy if it is RGB."""
-    if picture.mode == "RGB":
-        return picture
-    if "transparency" in picture.info:
-        # Without effect on the colours, but Pillow warns about some kinds of it.
-        picture = picture.copy()
-        del picture.info["transparency"]
-    return picture.convert("RGB")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB by plain conversion: alpha is dropped. No copy if it is RGB."""
+    if image.mode == "RGB":
+        return image
+    if "transparency" in image.info:
+        # Without effect on the colors, but Pillow warns about some kinds of it.
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
 
 
 def reason(error: BaseException) -> str:
@@ -60,7 +60,7 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
 
 
 def identify(stream: IO[bytes]) -> Image.Image | None:
-    """Open a picture with the first format that takes it; its pixels are not decoded yet."""
+    """Open an image with the first format that takes it; its pixels are not decoded yet."""
     prefix = stream.read(16)
     for register_formats in (Image.preinit, Image.init):  # the common ones first, then all
         register_formats()
@@ -72,7 +72,7 @@ def identify(stream: IO[bytes]) -> Image.Image | None:
                 if not accepted or isinstance(accepted, str):
                     continue
                 stream.seek(0)
-                # Pillow's factory for JPEG looks for more pictures in the file; the first will do.
+                # Pillow's factory for JPEG looks for more images in the file; the first will do.
                 return _Jpeg(stream) if name == "JPEG" else factory(stream, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue

@@ -1,4 +1,4 @@
-"""Opens whatever a user calls a picture."""
+"""Opens whatever a user calls an image."""
 
 import base64
 import io
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from .image_decoding import decode, reason, to_rgb
 from .download import download
+from .image_decoding import decode, reason, to_rgb
 
-MOST_LETTERS = 100
+MAX_CHARACTERS = 100
 """Longest source that a message quotes in full."""
 
 
@@ -34,20 +34,20 @@ ImageSource: TypeAlias = (
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Return a picture in RGB.
+    """Return an image in RGB.
 
     Args:
         source: one of
             a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` address;
-            the bytes of a picture file, or a binary file open for reading;
-            a Pillow picture;
+            the bytes of an image file, or a binary file open for reading;
+            a Pillow image;
             an array of 8-bit numbers: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
-            Files are turned upright as their metadata says; Pillow pictures and arrays are taken
+            Files are turned upright as their metadata says; Pillow images and arrays are taken
             as they are. Of several frames the first is used. An alpha channel is dropped.
 
     Raises:
-        ImageError: there is no such picture, or it cannot be decoded.
+        ImageError: there is no such image, or it cannot be decoded.
     """
     name = source_name(source)
     if isinstance(source, Image.Image):
@@ -70,7 +70,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if hasattr(source, "__array__"):
         return _from_array(source)
     raise ImageError(
-        f"{name} is no picture; expected a path, an address, bytes, a binary file, a Pillow picture"
+        f"{name} is no image; expected a path, an address, bytes, a binary file, a Pillow image"
         " or an array"
     )
 
@@ -88,25 +88,25 @@ def _scheme(source: str) -> str:
 def source_name(source: object) -> str:
     """Return what messages call the source."""
     if isinstance(source, str):
-        if len(source) > MOST_LETTERS:
-            return f"{source[:MOST_LETTERS]!r}… ({len(source)} letters)"
+        if len(source) > MAX_CHARACTERS:
+            return f"{source[:MAX_CHARACTERS]!r}… ({len(source)} letters)"
         return repr(source)
     if isinstance(source, os.PathLike):
         return repr(os.fsdecode(source))
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"the picture given as {memoryview(source).nbytes} bytes"
+        return f"the image given as {memoryview(source).nbytes} bytes"
     if hasattr(source, "read"):
         path = getattr(source, "name", None)
-        return repr(path) if isinstance(path, str) else "the picture given as a file object"
+        return repr(path) if isinstance(path, str) else "the image given as a file object"
     return f"a {type(source).__name__}"
 
 
-def _from_pillow(picture: Image.Image) -> Image.Image:
+def _from_pillow(image: Image.Image) -> Image.Image:
     try:
-        picture.load()
-        return to_rgb(picture)
+        image.load()
+        return to_rgb(image)
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
-        raise ImageError(f"the Pillow picture cannot be decoded: {reason(error)}") from error
+        raise ImageError(f"the Pillow image cannot be decoded: {reason(error)}") from error
 
 
 def _from_file(path: str | os.PathLike[str], name: str) -> Image.Image:

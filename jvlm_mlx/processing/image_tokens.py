@@ -1,4 +1,4 @@
-"""Where the tokens of a picture stand and which window of which tile feeds which of them.
+"""Where the tokens of an image stand and which window of which tile feeds which of them.
 
 Index maps only, from a layout. Follows `image_tokens`, `image_input_idx` and `image_masks` of the
 original image processor.
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.image_config import ImageSettings
+from ..config.image_config import ImageConfig
 from .tiling import ImageLayout, block_length, kept_windows
 
 
 @dataclass(frozen=True)
 class ImageTokenIds:
-    """Ids of the tokens that stand for pictures, from the checkpoint's tokenizer."""
+    """Ids of the tokens that stand for images, from the checkpoint's tokenizer."""
 
     start: int
     """Opens a block of patch tokens."""
@@ -25,11 +25,11 @@ class ImageTokenIds:
     column: int
     """Ends a row of a block."""
     image: int
-    """Placeholder in a prompt, replaced by all tokens of a picture."""
+    """Placeholder in a prompt, replaced by all tokens of an image."""
 
 
-def image_tokens(layout: ImageLayout, settings: ImageSettings, ids: ImageTokenIds) -> np.ndarray:
-    """Return the tokens of one picture: the thumbnail's block, then the grid's.
+def image_tokens(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -> np.ndarray:
+    """Return the tokens of one image: the thumbnail's block, then the grid's.
 
     A block of 2 x 3 windows reads: start  p p p column  p p p column  end.
 
@@ -37,16 +37,16 @@ def image_tokens(layout: ImageLayout, settings: ImageSettings, ids: ImageTokenId
         (N,) int64, N = `layout.num_tokens`.
     """
     parts = []
-    for rows, columns in (settings.window_grid, layout.block):
-        row = [ids.patch] * columns + [ids.column] * settings.use_column_tokens
+    for rows, columns in (config.window_grid, layout.block):
+        row = [ids.patch] * columns + [ids.column] * config.use_column_tokens
         parts += [[ids.start], row * rows, [ids.end]]
     return np.concatenate(parts).astype(np.int64)
 
 
-def window_positions(layout: ImageLayout, settings: ImageSettings) -> np.ndarray:
-    """Return where the patch token of each pooled window stands, from the picture's first token.
+def window_positions(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
+    """Return where the patch token of each pooled window stands, from the image's first token.
 
-    The grid's patch tokens are in reading order of the whole picture, not tile by tile, and a
+    The grid's patch tokens are in reading order of the whole image, not tile by tile, and a
     window that lies outside its tile's share (`kept_windows`) has none: -1. Two tiles side by side
     of 5 x 5 windows, of which 4 columns are kept each, after a thumbnail of 5 x 5 windows (tokens
     0 to 31) and the start token 32; the first two rows of windows of each tile:
@@ -60,20 +60,20 @@ def window_positions(layout: ImageLayout, settings: ImageSettings) -> np.ndarray
     Returns:
         (T, W) int64: thumbnail first, then the grid row by row; W windows row by row.
     """
-    high, wide = settings.window_grid
-    thumbnail = _positions(1, np.arange(high), np.arange(wide), settings.use_column_tokens)
-    first = block_length(settings.window_grid, settings) + 1
+    high, wide = config.window_grid
+    thumbnail = _positions(1, np.arange(high), np.arange(wide), config.use_column_tokens)
+    first = block_length(config.window_grid, config) + 1
     rows, columns = (
-        _window_numbers(tiles, patches, settings.overlap_margins, pooling)
+        _window_numbers(tiles, patches, config.overlap_margins, pooling)
         for tiles, patches, pooling in zip(
-            layout.grid, settings.patch_grid, settings.pooling_size, strict=True
+            layout.grid, config.patch_grid, config.pooling_size, strict=True
         )
     )
-    grid = _positions(first, rows, columns, settings.use_column_tokens)
+    grid = _positions(first, rows, columns, config.use_column_tokens)
     return np.concatenate([thumbnail.reshape(1, -1), grid.reshape(-1, high * wide)])
 
 
-def image_mask(layout: ImageLayout, settings: ImageSettings) -> np.ndarray:
+def image_mask(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
     """Return the mask of each patch: 1, and -1 for all patches of the last tile.
 
     The original makes a mask of ones for the tiles of the grid, puts the thumbnail in front of the
@@ -83,7 +83,7 @@ def image_mask(layout: ImageLayout, settings: ImageSettings) -> np.ndarray:
     Returns:
         (T, P) int8.
     """
-    mask = np.ones((layout.num_tiles, settings.patch_grid[0] * settings.patch_grid[1]), np.int8)
+    mask = np.ones((layout.num_tiles, config.patch_grid[0] * config.patch_grid[1]), np.int8)
     mask[-1] = -1
     return mask
 

@@ -1,4 +1,4 @@
-"""Prompts with their pictures as the arrays that the model takes."""
+"""Prompts with their images as the arrays that the model takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _MODEL_KEYWORDS = (
 class ModelInputs:
     """What the model takes, as arrays of the host.
 
-    They stay numpy on purpose: where the picture features go is worked out from the indices,
+    They stay numpy on purpose: where the image features go is worked out from the indices,
     and on the host that needs no wait for the device.
 
     It is a mapping of the model's five keywords, so that `model(**inputs)` works.
@@ -42,14 +42,14 @@ class ModelInputs:
     attention_mask: NDArray[np.bool_]
     """(B, L) false on padding."""
     pixel_values: NDArray[np.float32] | None
-    """(B, T, P, V) tiles of all pictures of a row one after the other; missing tiles are -1.
-    None if no row has a picture."""
+    """(B, T, P, V) tiles of all images of a row one after the other; missing tiles are -1.
+    None if no row has an image."""
     image_masks: NDArray[np.int8] | None
     """(B, T, P) 1, or -1 for the patches that get the connector's second padding vector."""
     image_input_idx: NDArray[np.int32] | None
     """(B, T, W) where in L a window's feature goes; negative if it is dropped."""
     layouts: tuple[tuple[ImageLayout, ...], ...]
-    """For each row, how each of its pictures was tiled."""
+    """For each row, how each of its images was tiled."""
 
     def keys(self) -> tuple[str, ...]:
         """The model's keywords."""
@@ -65,17 +65,17 @@ class ModelInputs:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One prompt with its pictures, before it is padded to others."""
+    """One prompt with its images, before it is padded to others."""
 
     input_ids: NDArray[np.int32]
-    """(L,) all tokens, those of pictures included."""
+    """(L,) all tokens, those of images included."""
     starts: tuple[int, ...]
-    """Where each picture's first token stands."""
+    """Where each image's first token stands."""
     images: tuple[ProcessedImage, ...]
 
     @property
     def positions(self) -> list[NDArray[np.int32]]:
-        """(T, W) for each picture: where in the row each window's token stands."""
+        """(T, W) for each image: where in the row each window's token stands."""
         return [
             np.where(image.window_positions < 0, DROPPED, image.window_positions + start).astype(
                 np.int32
@@ -87,18 +87,18 @@ class Row:
 def place_images(
     token_ids: NDArray[np.int32], images: Sequence[NDArray[np.int64]], image_token: int
 ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Put the tokens of pictures in place of their placeholders.
+    """Put the tokens of images in place of their placeholders.
 
     Args:
-        token_ids: (L,) BOS and a prompt with a placeholder for each picture, or with none.
-        images: (N,) tokens of each picture.
-        image_token: the placeholder. Without any, all pictures go between BOS and prompt.
+        token_ids: (L,) BOS and a prompt with a placeholder for each image, or with none.
+        images: (N,) tokens of each image.
+        image_token: the placeholder. Without any, all images go between BOS and prompt.
 
     Returns:
-        All tokens, and where each picture's first one stands.
+        All tokens, and where each image's first one stands.
     """
     places = np.flatnonzero(token_ids == image_token)
-    # What each picture replaces: its placeholder, or nothing between BOS and text.
+    # What each image replaces: its placeholder, or nothing between BOS and text.
     if len(places):
         begins, ends = places, places + 1
     else:

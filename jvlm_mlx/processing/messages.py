@@ -3,7 +3,7 @@
 A message is `{"role": ..., "content": ...}`. The content is a text or a list of parts:
 
     {"type": "text", "text": "What is this?"}
-    {"type": "image", "image": picture}         (or under "url" or "path", or left out)
+    {"type": "image", "image": image}         (or under "url" or "path", or left out)
     {"type": "image_url", "image_url": {"url": "https://..."}}      (or the address itself)
 """
 
@@ -17,13 +17,13 @@ _SOURCE_KEYS = ("image", "url", "path")
 
 
 class ImagePart(NamedTuple):
-    """A picture in a message; `source` is None where the message only marks its place."""
+    """An image in a message; `source` is None where the message only marks its place."""
 
     source: Any
 
 
 class Message(NamedTuple):
-    """One checked message: a text, or a tuple of texts and pictures."""
+    """One checked message: a text, or a tuple of texts and images."""
 
     role: str
     content: str | tuple[str | ImagePart, ...]
@@ -45,7 +45,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 def collect_images(
     messages: Sequence[Mapping[str, Any]], images: Sequence[Any] | None = None
 ) -> list[Any]:
-    """Return the sources of a conversation's pictures, in order.
+    """Return the sources of a conversation's images, in order.
 
     Args:
         messages: the conversation.
@@ -63,7 +63,7 @@ def collect_images(
         if isinstance(part, ImagePart)
     ]
     if images is not None and (isinstance(images, str | bytes) or not isinstance(images, Sequence)):
-        raise PromptError(f"images must be a list of pictures, found {_kind(images)}")
+        raise PromptError(f"images must be a list of images, found {_kind(images)}")
     given = list(images or ())
     bare = sum(source is None for source in sources)
     if bare != len(given):
@@ -122,5 +122,5 @@ def _read_part(part: Any, where: str) -> str | ImagePart:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for messages; never the value itself, which may be a whole picture."""
+    """What a value is, for messages; never the value itself, which may be a whole image."""
     return "None" if value is None else f"type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""A picture that has been opened, before anything of it is computed."""
+"""An image that has been opened, before anything of it is computed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config.image_config import ImageSettings
+from ..config.image_config import ImageConfig
+from .image_tokens import ImageTokenIds, image_mask, image_tokens, window_positions
 from .tiles import cut_tiles
 from .tiling import ImageLayout
-from .image_tokens import ImageTokenIds, image_mask, image_tokens, window_positions
 
 _HASHED_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
 class ProcessedImage:
-    """One picture, ready for the model. T tiles, P patches, V values, W windows, N tokens."""
+    """One image, ready for the model. T tiles, P patches, V values, W windows, N tokens."""
 
     layout: ImageLayout
     """How it was tiled."""
@@ -35,22 +35,22 @@ class ProcessedImage:
 
 @dataclass(frozen=True, eq=False)
 class OpenedImage:
-    """A picture and everything that decides what the model will see of it."""
+    """An image and everything that decides what the model will see of it."""
 
     name: str
     """What messages call it."""
-    picture: Image.Image
+    image: Image.Image
     """In RGB, upright."""
-    settings: ImageSettings
+    config: ImageConfig
     """With the limits of the request applied."""
     token_ids: ImageTokenIds
     layout: ImageLayout
 
     @cached_property
     def digest(self) -> str:
-        """The same for the same pixels under the same settings, and for nothing else."""
-        digest = hashlib.sha256(repr((self.picture.size, self.settings, self.token_ids)).encode())
-        for rows in _rows(self.picture):
+        """The same for the same pixels under the same config, and for nothing else."""
+        digest = hashlib.sha256(repr((self.image.size, self.config, self.token_ids)).encode())
+        for rows in _rows(self.image):
             digest.update(rows)
         return digest.hexdigest()
 
@@ -58,15 +58,15 @@ class OpenedImage:
         """Cut it into tiles."""
         return ProcessedImage(
             layout=self.layout,
-            pixel_values=cut_tiles(self.picture, self.layout, self.settings),
-            image_tokens=image_tokens(self.layout, self.settings, self.token_ids),
-            window_positions=window_positions(self.layout, self.settings),
-            image_masks=image_mask(self.layout, self.settings),
+            pixel_values=cut_tiles(self.image, self.layout, self.config),
+            image_tokens=image_tokens(self.layout, self.config, self.token_ids),
+            window_positions=window_positions(self.layout, self.config),
+            image_masks=image_mask(self.layout, self.config),
         )
 
 
-def _rows(picture: Image.Image) -> Iterator[bytes]:
-    """Yield the pixels in bands, so that a large picture is not copied as a whole."""
-    for top in range(0, picture.height, _HASHED_ROWS):
-        bottom = min(top + _HASHED_ROWS, picture.height)
-        yield picture.crop((0, top, picture.width, bottom)).tobytes()
+def _rows(image: Image.Image) -> Iterator[bytes]:
+    """Yield the pixels in bands, so that a large image is not copied as a whole."""
+    for top in range(0, image.height, _HASHED_ROWS):
+        bottom = min(top + _HASHED_ROWS, image.height)
+        yield image.crop((0, top, image.width, bottom)).tobytes()

@@ -1,4 +1,4 @@
-"""How a picture file says it must be turned to stand upright.
+"""How an image file says it must be turned to stand upright.
 
 Pillow's own reading of this metadata warns about every damaged tag of a file, and turning the
 warnings off is not possible for one thread alone. Only one number is needed, so it is read here;
@@ -19,24 +19,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture with this orientation (EXIF tag 274) upright."""
+"""What brings an image with this orientation (EXIF tag 274) upright."""
 
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
 
 
-def turn_upright(picture: Image.Image) -> Image.Image:
-    """Return a loaded picture upright; it is the same object if it stands so already."""
-    if picture.format == "TIFF":
-        return picture  # Pillow turns these while it loads them.
-    turn = _TURNS.get(orientation(picture) or 1)
-    return picture if turn is None else picture.transpose(turn)
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return a loaded image upright; it is the same object if it stands so already."""
+    if image.format == "TIFF":
+        return image  # Pillow turns these while it loads them.
+    turn = _TURNS.get(orientation(image) or 1)
+    return image if turn is None else image.transpose(turn)
 
 
-def orientation(picture: Image.Image) -> int | None:
+def orientation(image: Image.Image) -> int | None:
     """Look in the EXIF block, in PNG's older text form of it, and in XMP, as Pillow does."""
-    exif = picture.info.get("exif")
-    if exif is None and (text := picture.info.get("Raw profile type exif")):
+    exif = image.info.get("exif")
+    if exif is None and (text := image.info.get("Raw profile type exif")):
         try:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
         except ValueError:
@@ -44,7 +44,7 @@ def orientation(picture: Image.Image) -> int | None:
     found = exif_orientation(exif) if isinstance(exif, bytes) else None
     if found is not None:
         return found
-    xmp = picture.info.get("XML:com.adobe.xmp") or picture.info.get("xmp") or ""
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or ""
     text = xmp.decode("latin-1") if isinstance(xmp, bytes) else str(xmp)
     match = re.search(r'tiff:Orientation(?:="|>)([0-9])', text)
     return int(match[1]) if match else None

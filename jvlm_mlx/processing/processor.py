@@ -1,4 +1,4 @@
-"""Texts and pictures to model inputs."""
+"""Texts and images to model inputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
+from .chat_template import ChatTemplate, RenderedPrompt
 from .image_processor import ImageProcessor
-from .tiling import ImageLayout
 from .inputs import ModelInputs, Row, collate, place_images
 from .messages import collect_images
-from .chat_template import ChatTemplate, RenderedPrompt
+from .tiling import ImageLayout
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 
@@ -43,7 +43,7 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> ImageLayout:
-        """Return how a picture of this many pixels would be tiled, without having it."""
+        """Return how an image of this many pixels would be tiled, without having it."""
         return self.image_processor.layout(
             width, height, max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
         )
@@ -67,15 +67,15 @@ class Processor:
         Args:
             messages: the conversation, see `text/messages.py`.
             add_generation_prompt: whether to end with what an answer follows.
-            images: pictures for the image parts that name no source, in order.
-            max_crops: most tiles of a picture; None: the checkpoint's.
-            min_pixels: area below which a picture is enlarged; None: the checkpoint's.
-            max_pixels: area above which a picture is reduced; None: the checkpoint's.
+            images: images for the image parts that name no source, in order.
+            max_crops: most tiles of an image; None: the checkpoint's.
+            min_pixels: area below which an image is enlarged; None: the checkpoint's.
+            max_pixels: area above which an image is reduced; None: the checkpoint's.
 
         Raises:
-            PromptError: a message is malformed, or pictures and their places differ.
-            ImageError: a picture cannot be opened or has a size the model cannot take.
-            RequestError: a limit on pictures is out of range.
+            PromptError: a message is malformed, or images and their places differ.
+            ImageError: an image cannot be opened or has a size the model cannot take.
+            RequestError: a limit on images is out of range.
         """
         sources = collect_images(messages, images)
         prompt = self.apply_chat_template(messages, add_generation_prompt)
@@ -99,9 +99,9 @@ class Processor:
     ) -> ModelInputs:
         """Return the model inputs of one prompt or several.
 
-        Every `<|image|>` is replaced by the tokens of the next picture of its prompt; a prompt
-        without any gets all its pictures in front. One BOS precedes everything. (The original
-        places the features of the second and later pictures in front one token too early, on
+        Every `<|image|>` is replaced by the tokens of the next image of its prompt; a prompt
+        without any gets all its images in front. One BOS precedes everything. (The original
+        places the features of the second and later images in front one token too early, on
         no patch of theirs; here they are on their patches, as with placeholders.)
 
         In a prompt made by `apply_chat_template` the special tokens of the template are
@@ -110,23 +110,23 @@ class Processor:
 
         Args:
             text: one prompt or a list of them.
-            images: a list of pictures per prompt; for a single prompt also just its list.
+            images: a list of images per prompt; for a single prompt also just its list.
                 Sources as the image processor takes them.
-            max_crops: most tiles of a picture; None: the checkpoint's.
-            min_pixels: area below which a picture is enlarged; None: the checkpoint's.
-            max_pixels: area above which a picture is reduced; None: the checkpoint's.
+            max_crops: most tiles of an image; None: the checkpoint's.
+            min_pixels: area below which an image is enlarged; None: the checkpoint's.
+            max_pixels: area above which an image is reduced; None: the checkpoint's.
             parse_special_tokens: whether special tokens spelled in a plain text are meant.
 
         Raises:
-            PromptError: a prompt's placeholders and pictures differ in number.
-            ImageError: a picture cannot be opened or has a size the model cannot take.
-            RequestError: a limit on pictures is out of range.
+            PromptError: a prompt's placeholders and images differ in number.
+            ImageError: an image cannot be opened or has a size the model cannot take.
+            RequestError: a limit on images is out of range.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise PromptError("there is no prompt; give at least one")
         sources = _images_per_text(len(texts), images)
-        # All counts are known to fit before the first picture is opened.
+        # All counts are known to fit before the first image is opened.
         encoded = [
             self.encode(one, len(row_sources), parse_special_tokens=parse_special_tokens)
             for one, row_sources in zip(texts, sources, strict=True)
@@ -150,18 +150,18 @@ class Processor:
     def encode(
         self, text: str, num_images: int, *, parse_special_tokens: bool = False
     ) -> NDArray[np.int32]:
-        """Return the tokens of a prompt, BOS first and placeholders in place of pictures.
+        """Return the tokens of a prompt, BOS first and placeholders in place of images.
 
         Args:
             text: as in a call.
-            num_images: pictures that go into it.
+            num_images: images that go into it.
             parse_special_tokens: as in a call.
 
         Returns:
-            (L,) with as many placeholders as pictures, or none.
+            (L,) with as many placeholders as images, or none.
 
         Raises:
-            PromptError: placeholders and pictures differ in number.
+            PromptError: placeholders and images differ in number.
         """
         if isinstance(text, RenderedPrompt):
             ids = self.tokenizer.encode(text, text.literals)
@@ -185,7 +185,7 @@ def _images_per_text(count: int, images: Sequence[Any] | None) -> list[list[Any]
         return [[] for _ in range(count)]
     if not isinstance(images, list | tuple):
         raise PromptError(
-            "images must be a list of pictures, or a list with one such list per text,"
+            "images must be a list of images, or a list with one such list per text,"
             f" found type {type(images).__name__}"
         )
     nested = [isinstance(entry, list | tuple) for entry in images]
@@ -193,7 +193,7 @@ def _images_per_text(count: int, images: Sequence[Any] | None) -> list[list[Any]
         return [list(images)]
     if len(images) != count or not all(nested):
         raise PromptError(
-            f"images must have one list of pictures for each of the {count} texts,"
+            f"images must have one list of images for each of the {count} texts,"
             f" found {sum(nested)} lists among {len(images)} entries"
         )
     return [list(entry) for entry in images]

@@ -4,7 +4,7 @@ The original resizes with `torch.nn.functional.interpolate`. Its CPU kernels wor
 along rows and then along columns, and add up the weighted pixels with fused multiply-adds. The
 same sums are made here in the same order, so that the rounding to 8 bits never goes another way.
 
-A row of a picture is a flat run of width x 3 numbers. Only the source rows and columns that carry
+A row of an image is a flat run of width x 3 numbers. Only the source rows and columns that carry
 a weight are gathered, band by band, so memory does not grow with the source.
 """
 
@@ -21,18 +21,18 @@ SMALL_SIDES = 128
 
 BAND_VALUES = 2**17
 """Numbers of a result made at a time: few enough to stay in the processor's cache."""
-MOST_READ = 2**20
+MAX_READ = 2**20
 """Most source numbers read for them."""
 
 Rows = Callable[[int, int], np.ndarray]
 """Reads the source rows from `top` up to `bottom`: (bottom - top, width * 3), 8-bit or float32."""
 
 
-def picture_rows(picture: Image.Image) -> Rows:
-    """Read bands of an RGB picture, 8-bit, without ever making an array of the whole."""
+def image_rows(image: Image.Image) -> Rows:
+    """Read bands of an RGB image, 8-bit, without ever making an array of the whole."""
 
     def rows(top: int, bottom: int) -> np.ndarray:
-        band = np.asarray(picture.crop((0, top, picture.width, bottom)))
+        band = np.asarray(image.crop((0, top, image.width, bottom)))
         return band.reshape(bottom - top, -1)
 
     return rows
@@ -55,7 +55,7 @@ def resample(
     interpolation: str,
     antialias: bool,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Resize a picture of `size` (height, width) to `new_size`, band by band.
+    """Resize an image of `size` (height, width) to `new_size`, band by band.
 
     Args:
         rows: reads the source.
@@ -72,7 +72,7 @@ def resample(
     horizontal = _taps(size[1], new_size[1], interpolation, antialias).for_channels()
     joint = interpolation == "bilinear" and not antialias and sum(new_size) <= SMALL_SIDES
     read = max(1.0, size[0] / new_size[0]) * size[1] * CHANNELS  # per row of the result
-    step = max(1, min(BAND_VALUES // (new_size[1] * CHANNELS), int(MOST_READ / read)))
+    step = max(1, min(BAND_VALUES // (new_size[1] * CHANNELS), int(MAX_READ / read)))
     for top in range(0, new_size[0], step):
         band = slice(top, min(top + step, new_size[0]))
         index = vertical.index[:, band]
@@ -126,9 +126,9 @@ def _separable_sum(values: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
 
 
 def _joint_sum(values: np.ndarray, vertical: Taps, horizontal: Taps) -> np.ndarray:
-    """Resample both axes of (rows, columns) at once: bilinear, one weight for each neighbour.
+    """Resample both axes of (rows, columns) at once: bilinear, one weight for each neighbor.
 
-    In the order of `_taps` (later neighbour first) the kernel begins with the upper right one, for
+    In the order of `_taps` (later neighbor first) the kernel begins with the upper right one, for
     the reason given there, and goes on with upper left, lower left, lower right.
     """
     total = None
@@ -161,11 +161,11 @@ def _taps(size: int, new_size: int, interpolation: str, antialias: bool) -> Taps
     middle = np.arange(new_size, dtype=np.float32) + np.float32(0.5)
     if antialias:
         return _widened_taps(size, scale, middle, interpolation)
-    centre = _multiply_add(middle, scale, -0.5)
+    center = _multiply_add(middle, scale, -0.5)
     if interpolation == "bilinear":
-        centre = np.maximum(centre, np.float32(0))
-    before = np.floor(centre)
-    fraction = centre - before
+        center = np.maximum(center, np.float32(0))
+    before = np.floor(center)
+    fraction = center - before
     rest = np.float32(1) - fraction
     # Compilers turn a * b + c * d into fma(a, b, c * d): of the first two taps the later one is
     # rounded first, so it comes first here. The others follow in order, all fused. The curve of
@@ -189,17 +189,17 @@ def _widened_taps(size: int, scale: np.float32, middle: np.ndarray, interpolatio
     half = np.float32(1 if interpolation == "bilinear" else 2)
     stretch = max(scale, np.float32(1))
     support = half * stretch
-    centre = scale * middle
+    center = scale * middle
     # The original's halves are float64 and lift the rest of their expressions to it.
-    first = ((centre - support).astype(np.float64) + 0.5).astype(np.intp).clip(0)
-    end = ((centre + support).astype(np.float64) + 0.5).astype(np.intp).clip(None, size)
+    first = ((center - support).astype(np.float64) + 0.5).astype(np.intp).clip(0)
+    end = ((center + support).astype(np.float64) + 0.5).astype(np.intp).clip(None, size)
     count = end - first
     tap = np.arange(count.max())[:, None]
-    offset = ((tap + first).astype(np.float32) - centre).astype(np.float64) + 0.5
+    offset = ((tap + first).astype(np.float32) - center).astype(np.float64) + 0.5
     distance = np.abs(offset * (np.float32(1) / stretch)).astype(np.float32)
     curve = _triangle if interpolation == "bilinear" else _cubic
     weight = np.where(tap < count, curve(distance), np.float32(0))
-    # Sums of four products at a time are vectorised without fused multiply-adds; the first product
+    # Sums of four products at a time are vectorized without fused multiply-adds; the first product
     # stands alone and what is left over is fused.
     return Taps(
         index=(tap + first).clip(None, size - 1),

@@ -1,4 +1,4 @@
-"""From the size of a picture to its tiles and tokens: geometry only, no pixels.
+"""From the size of an image to its tiles and tokens: geometry only, no pixels.
 
 Follows the original image processor's `smart_resize`, `select_tiling` and overlapping crops.
 """
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..config.image_config import ImageConfig
 from ..errors import ImageError
-from ..config.image_config import ImageSettings
 
-MOST_ELONGATED = 200
+MAX_ASPECT_RATIO = 200
 """Longest allowed side, in multiples of the shorter one."""
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """What becomes of a picture of one size. Sizes are (height, width) in pixels."""
+    """What becomes of an image of one size. Sizes are (height, width) in pixels."""
 
     resized_size: tuple[int, int]
     """Size after the first resize, which everything else is taken from."""
@@ -35,46 +35,46 @@ class ImageLayout:
     """Tokens in the prompt: patch tokens and start, column and end tokens."""
 
 
-def plan_layout(height: int, width: int, settings: ImageSettings) -> ImageLayout:
-    """Plan the tiles of a picture of `height` x `width` pixels.
+def plan_layout(height: int, width: int, config: ImageConfig) -> ImageLayout:
+    """Plan the tiles of an image of `height` x `width` pixels.
 
     Raises:
-        ImageError: the picture is empty or more than 200 times longer than wide.
+        ImageError: the image is empty or more than 200 times longer than wide.
     """
     if min(height, width) < 1:
-        raise ImageError(f"the picture is empty: {width} x {height} pixels")
-    if max(height, width) / min(height, width) > MOST_ELONGATED:
+        raise ImageError(f"the image is empty: {width} x {height} pixels")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise ImageError(
-            f"the picture is too elongated: {width} x {height} pixels; at most"
-            f" {MOST_ELONGATED} to 1 is possible, so crop it or cut it into parts"
+            f"the image is too elongated: {width} x {height} pixels; at most"
+            f" {MAX_ASPECT_RATIO} to 1 is possible, so crop it or cut it into parts"
         )
-    resized_size = _resized_size(height, width, settings) if settings.do_resize else (height, width)
-    grid = _choose_grid(resized_size, settings)
+    resized_size = _resized_size(height, width, config) if config.do_resize else (height, width)
+    grid = _choose_grid(resized_size, config)
     rows, columns = (
-        int(kept_windows(tiles, patches, settings.overlap_margins, pooling)[1].sum())
+        int(kept_windows(tiles, patches, config.overlap_margins, pooling)[1].sum())
         for tiles, patches, pooling in zip(
-            grid, settings.patch_grid, settings.pooling_size, strict=True
+            grid, config.patch_grid, config.pooling_size, strict=True
         )
     )
-    blocks = (settings.window_grid, (rows, columns))
+    blocks = (config.window_grid, (rows, columns))
     return ImageLayout(
         resized_size=resized_size,
         grid=grid,
         canvas_size=(
-            grid[0] * settings.tile_stride[0] + settings.overlap,
-            grid[1] * settings.tile_stride[1] + settings.overlap,
+            grid[0] * config.tile_stride[0] + config.overlap,
+            grid[1] * config.tile_stride[1] + config.overlap,
         ),
         num_tiles=1 + grid[0] * grid[1],
         block=(rows, columns),
         num_patch_tokens=sum(high * wide for high, wide in blocks),
-        num_tokens=sum(block_length(block, settings) for block in blocks),
+        num_tokens=sum(block_length(block, config) for block in blocks),
     )
 
 
-def block_length(block: tuple[int, int], settings: ImageSettings) -> int:
+def block_length(block: tuple[int, int], config: ImageConfig) -> int:
     """Tokens of a block of windows: start, rows of patch and column tokens, end."""
     rows, columns = block
-    return 1 + rows * (columns + settings.use_column_tokens) + 1
+    return 1 + rows * (columns + config.use_column_tokens) + 1
 
 
 def kept_windows(
@@ -100,40 +100,40 @@ def kept_windows(
     return np.where(is_first, 0, before // pooling), -(-own // pooling)
 
 
-def _resized_size(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+def _resized_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
     """Round both sides to whole patches, with an area between the two limits.
 
-    Python's `round` takes halves to the even neighbour, as the original does.
+    Python's `round` takes halves to the even neighbor, as the original does.
     """
-    patch = settings.patch_size
+    patch = config.patch_size
     rows, columns = round(height / patch), round(width / patch)
     area = rows * columns * patch * patch
-    if area > settings.max_pixels:
-        shrink = math.sqrt(height * width / settings.max_pixels)
+    if area > config.max_pixels:
+        shrink = math.sqrt(height * width / config.max_pixels)
         rows = max(1, math.floor(height / shrink / patch))
         columns = max(1, math.floor(width / shrink / patch))
-    elif area < settings.min_pixels:
-        grow = math.sqrt(settings.min_pixels / (height * width))
+    elif area < config.min_pixels:
+        grow = math.sqrt(config.min_pixels / (height * width))
         rows = math.ceil(height * grow / patch)
         columns = math.ceil(width * grow / patch)
     return rows * patch, columns * patch
 
 
-def _choose_grid(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
+def _choose_grid(size: tuple[int, int], config: ImageConfig) -> tuple[int, int]:
     """Choose rows and columns of tiles: the least enlargement, else the least reduction.
 
     All in float32. A side as long as the overlap divides by zero and a shorter one gives a
     negative scale; both go through the same comparisons as any other number.
     """
-    most = settings.max_crops
+    most = config.max_crops
     every = (
         (rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)
     )
     # Fewest tiles first: of equally good grids the first one counts.
     grids = np.array(sorted(every, key=math.prod))
-    covered = (grids * settings.tile_stride).astype(np.float32)
+    covered = (grids * config.tile_stride).astype(np.float32)
     with np.errstate(divide="ignore"):
-        scales = (covered / (np.array(size, np.float32) - np.float32(settings.overlap))).min(axis=1)
+        scales = (covered / (np.array(size, np.float32) - np.float32(config.overlap))).min(axis=1)
     enlarges = scales >= 1
     best = np.where(enlarges, scales, np.inf).argmin() if enlarges.any() else scales.argmax()
     rows, columns = grids[best].tolist()

@@ -10,13 +10,13 @@ import tokenizers.decoders
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from ..config.config_reader import ConfigReader, integer
 from ..errors import CheckpointError, PromptError, UnsupportedSettingError
-from .image_tokens import ImageTokenIds
-from ..config.config_reader import SettingsReader, integer
 from .detokenizer import StreamingDetokenizer
+from .image_tokens import ImageTokenIds
 
 IMAGE_PLACEHOLDER = "<|image|>"
-"""Stands for one picture in a prompt; replaced by the picture's own tokens."""
+"""Stands for one image in a prompt; replaced by the image's own tokens."""
 
 _IMAGE_TOKENS = {
     "start": "<im_start>",
@@ -40,7 +40,7 @@ class Tokenizer:
     stop_token_ids: frozenset[int]
     """Ids that end an answer."""
     image_token_ids: ImageTokenIds
-    """Ids of the tokens that a picture is made of in a prompt."""
+    """Ids of the tokens that an image is made of in a prompt."""
     special_tokens: dict[str, int]
     """Spelling and id of every token that never stands for words."""
     named_tokens: dict[str, str]
@@ -51,10 +51,10 @@ class Tokenizer:
 
         Args:
             tokenizer: a byte-level tokenizer of the transformers library.
-            stop_token_ids: ids that end an answer according to the model's settings.
+            stop_token_ids: ids that end an answer according to the model's config.
 
         Raises:
-            CheckpointError: it lacks a token of pictures, or has no token to start with.
+            CheckpointError: it lacks a token of images, or has no token to start with.
             UnsupportedSettingError: it is not byte-level.
         """
         backend = tokenizer.backend_tokenizer
@@ -178,7 +178,7 @@ class Tokenizer:
         """Return a new detokenizer for one answer."""
         return StreamingDetokenizer(self._backend, self._special_token_ids)
 
-    def check_image_ids(self, config: SettingsReader) -> None:
+    def check_image_ids(self, config: ConfigReader) -> None:
         """Hold the token ids that preprocessor_config.json repeats against the tokenizer's.
 
         Raises:

@@ -5,20 +5,20 @@ hands out batches, `loss` says how wrong the model is, `step` mends it, `run` do
 again.
 """
 
-from .data_feed import Feed, FeedSettings, training_feed, validation_feed
+from .data_feed import Feed, LoaderConfig, training_feed, validation_feed
+from .setup import prepare_model
 from .step_report import StepReport
 from .trainer import TrainingResult, train
-from .training_config import AdapterSettings, PartSettings, TrainingSettings
-from .setup import prepare_model
+from .training_config import AdapterOptions, ModuleConfig, TrainingConfig
 
 __all__ = [
-    "AdapterSettings",
+    "AdapterOptions",
     "Feed",
-    "FeedSettings",
-    "PartSettings",
+    "LoaderConfig",
+    "ModuleConfig",
     "StepReport",
+    "TrainingConfig",
     "TrainingResult",
-    "TrainingSettings",
     "prepare_model",
     "train",
     "training_feed",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from ..checkpoint.origin import is_repository, origin
 from ..checkpoint.copied_files import card_metadata
+from ..checkpoint.origin import is_repository, origin
 from ..version import __version__
 
 _KEPT_METADATA = ("license", "license_name", "license_link", "language", "base_model")
@@ -15,7 +15,7 @@ def trained_card(source: Path, how: str) -> str:
     """Return README.md of a trained checkpoint.
 
     Args:
-        source: folder of the checkpoint that training began with; licence and languages of its
+        source: folder of the checkpoint that training began with; license and languages of its
             card are kept. What it says about quality is not, for it holds no longer.
         how: what was done, as in "trained" or "fused with adapters".
     """

@@ -12,14 +12,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
-from ..checkpoint.row_reader import as_bytes
 from ..checkpoint.copied_files import CARD, CONFIG, config_text, copy_files
-from ..conversion.plan import Output
 from ..checkpoint.record import KEY
+from ..checkpoint.row_reader import as_bytes
 from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
-from ..errors import TrainingError
-from ..config.model_config import ModelSettings
 from ..config.config_reader import read_json
+from ..config.model_config import ModelConfig
+from ..conversion.plan import Output
+from ..errors import TrainingError
 from .adapter_card import trained_card
 from .optimizer import Arrays
 
@@ -47,16 +47,14 @@ def write_weights(folder: Path, arrays: Arrays) -> None:
         writer.finish()
 
 
-def write_model(
-    source: Path, folder: Path, settings: ModelSettings, arrays: Arrays, how: str
-) -> None:
+def write_model(source: Path, folder: Path, config: ModelConfig, arrays: Arrays, how: str) -> None:
     """Write a whole checkpoint in this project's layout.
 
     Args:
         source: folder of the checkpoint that training began with; tokenizer, template and
             processor are copied from it.
         folder: an empty one.
-        settings: of the model, as it was loaded.
+        config: of the model, as it was loaded.
         arrays: all parameters by path, none of them quantized.
         how: what was done to the weights, for the model card.
 
@@ -66,9 +64,9 @@ def write_model(
     write_weights(folder, arrays)
     copy_files(source, folder)
     (folder / CARD).write_text(trained_card(source, how), encoding="utf-8")
-    config = trained_config(read_json(source / CONFIG), settings, arrays)
+    config_json = trained_config(read_json(source / CONFIG), config, arrays)
     # Comes last: a folder without it is no checkpoint.
-    (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
+    (folder / CONFIG).write_text(config_text(config_json), encoding="utf-8")
 
 
 def write_adapter(folder: Path, config: AdapterConfig, arrays: Arrays, num_layers: int) -> None:
@@ -91,25 +89,25 @@ def write_adapter(folder: Path, config: AdapterConfig, arrays: Arrays, num_layer
 
 
 def trained_config(
-    config: dict[str, Any], settings: ModelSettings, arrays: Arrays
+    config_json: dict[str, Any], config: ModelConfig, arrays: Arrays
 ) -> dict[str, Any]:
     """Return config.json of a trained model: the source's, with what has changed."""
-    config = copy.deepcopy(config)
+    config_json = copy.deepcopy(config_json)
     # Its weights are no longer the original's, so nothing that was measured about them holds.
     for key in ("quantization", "quantization_config", KEY):
-        config.pop(key, None)
-    block = config["vision_config"]["block_config"]
+        config_json.pop(key, None)
+    block = config_json["vision_config"]["block_config"]
     width = arrays["vision_tower.layers.0.mlp.down.weight"].shape[-1]
-    if width != settings.tower.block.mlp.intermediate_size:
+    if width != config.tower.block.mlp.intermediate_size:
         # Padding of an earlier quantization is gone.
         block["ffn_config"]["size"] = width
-    attention = config["text_config"]["block_config"]["attn_config"]
-    biases = settings.decoder.block.attention.projection_biases
+    attention = config_json["text_config"]["block_config"]["attn_config"]
+    biases = config.decoder.block.attention.projection_biases
     for key, bias in zip(("q_bias", "k_bias", "v_bias"), biases, strict=True):
         attention[key] = bias
-    dtype_key = "dtype" if "dtype" in config else "torch_dtype"
-    config[dtype_key] = _DTYPES[arrays["decoder.norm.weight"].dtype][1]
-    return config
+    dtype_key = "dtype" if "dtype" in config_json else "torch_dtype"
+    config_json[dtype_key] = _DTYPES[arrays["decoder.norm.weight"].dtype][1]
+    return config_json
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..processing.opened_image import ProcessedImage
 from ..processing.inputs import DROPPED, PADDING, Row, place_images
+from ..processing.opened_image import ProcessedImage
 from .encoding import NOTHING
 from .prepared_examples import TrainingRow
 
@@ -32,8 +32,8 @@ class TrainingBatch:
     loss_mask: NDArray[np.bool_]
     """(B, L) where a label is to be learned."""
     pixel_values: NDArray[np.float32] | None
-    """(B, T, P, V) tiles of all pictures of a row one after the other; missing tiles are -1.
-    None if no row has a picture."""
+    """(B, T, P, V) tiles of all images of a row one after the other; missing tiles are -1.
+    None if no row has an image."""
     image_masks: NDArray[np.int8] | None
     """(B, T, P) as in `ModelInputs`."""
     image_input_idx: NDArray[np.int32] | None
@@ -49,7 +49,7 @@ class TrainingBatch:
 def expand(
     row: TrainingRow, images: Sequence[ProcessedImage], image_token: int
 ) -> tuple[Row, NDArray[np.int32]]:
-    """Put the tokens of pictures in place of their placeholders.
+    """Put the tokens of images in place of their placeholders.
 
     Returns:
         The row, and its labels (L,).
@@ -73,7 +73,7 @@ def collate_right(
     """Pad rows to one another: tokens on the right, tiles at the end.
 
     Args:
-        rows: with their pictures put in.
+        rows: with their images put in.
         labels: (L,) of each row.
         sources: name of each row's source.
         padding_token: what stands behind the end of a row.

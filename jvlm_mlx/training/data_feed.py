@@ -1,20 +1,19 @@
-"""Batches for a run: which rows come when, and how many pictures they hold."""
+"""Batches for a run: which rows come when, and how many images they hold."""
 
 from dataclasses import dataclass
 
 from ..errors import RequestError
 from .data_loader import Batches
-from .sampler import BatchPlan, BatchSettings, FixedPlan, MixturePlan
 from .prepared_examples import TrainingData
-from .sampler import Places
 from .processes import Processes
+from .sampler import BatchPlan, FixedPlan, MixturePlan, Places, SamplerConfig
 
 AHEAD = 2
 """Batches that are made in the background while one is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedSettings:
+class LoaderConfig:
     """How rows become the batches of a run."""
 
     batch_size: int
@@ -22,7 +21,7 @@ class FeedSettings:
     seed: int
     """Of the order."""
     text_share: float | None
-    """Share of rows without pictures; None: what the weights of the sources say, and in a single
+    """Share of rows without images; None: what the weights of the sources say, and in a single
     file of rows what there is."""
     single_source: bool
     """Whether all rows of a batch are of one source."""
@@ -49,12 +48,10 @@ class Feed:
     """Of whole batches, all processes' shares together."""
     batches: Batches
 
-    def num_pictures(self, number: int) -> int:
-        """Return the pictures of a batch, counted from 0."""
+    def num_images(self, number: int) -> int:
+        """Return the images of a batch, counted from 0."""
         sources = self.data.sources
-        return sum(
-            len(sources[source].rows[row].pictures) for source, row in self.plan.rows(number)
-        )
+        return sum(len(sources[source].rows[row].images) for source, row in self.plan.rows(number))
 
 
 class _SharedPlan(BatchPlan):
@@ -86,54 +83,54 @@ class _StagedPlan(BatchPlan):
         return (self._first if step < self._boundary else self._second).rows(step)
 
 
-def training_feed(data: TrainingData, settings: FeedSettings, processes: Processes) -> Feed:
+def training_feed(data: TrainingData, config: LoaderConfig, processes: Processes) -> Feed:
     """Return batches without end, drawn from all sources, for one of the processes.
 
     Raises:
         RequestError: a setting is out of range.
-        DataError: the share of rows without pictures cannot be met.
+        DataError: the share of rows without images cannot be met.
     """
-    if settings.batch_size % processes.count:
+    if config.batch_size % processes.count:
         raise RequestError(
-            f"{processes.count} processes cannot share batches of {settings.batch_size} rows; set"
+            f"{processes.count} processes cannot share batches of {config.batch_size} rows; set"
             f" batch_size to a multiple of {processes.count}"
         )
-    plan = _plan(data, settings, settings.single_source)
-    if settings.single_source_batches and not settings.single_source:
-        first = _plan(data, settings, True)
-        plan = _StagedPlan(first, plan, settings.single_source_batches)
-    return _feed(data, plan, settings, _SharedPlan(plan, processes))
+    plan = _plan(data, config, config.single_source)
+    if config.single_source_batches and not config.single_source:
+        first = _plan(data, config, True)
+        plan = _StagedPlan(first, plan, config.single_source_batches)
+    return _feed(data, plan, config, _SharedPlan(plan, processes))
 
 
-def validation_feed(data: TrainingData, settings: FeedSettings) -> Feed:
+def validation_feed(data: TrainingData, config: LoaderConfig) -> Feed:
     """Return batches that hold every row once."""
-    plan = FixedPlan(data, settings.batch_size, settings.bucket_batches)
-    return _feed(data, plan, settings, plan)
+    plan = FixedPlan(data, config.batch_size, config.bucket_batches)
+    return _feed(data, plan, config, plan)
 
 
-def _feed(data: TrainingData, plan: BatchPlan, settings: FeedSettings, own: BatchPlan) -> Feed:
+def _feed(data: TrainingData, plan: BatchPlan, config: LoaderConfig, own: BatchPlan) -> Feed:
     batches = Batches(
-        data, own, pad_to_multiple=settings.pad_to_multiple, cache_bytes=settings.cache_bytes
+        data, own, pad_to_multiple=config.pad_to_multiple, cache_bytes=config.cache_bytes
     )
     return Feed(data, plan, batches)
 
 
-def _plan(data: TrainingData, settings: FeedSettings, single_source: bool) -> BatchPlan:
-    share = settings.text_share
+def _plan(data: TrainingData, config: LoaderConfig, single_source: bool) -> BatchPlan:
+    share = config.text_share
     return MixturePlan(
         data,
-        BatchSettings(
-            batch_size=settings.batch_size,
-            seed=settings.seed,
+        SamplerConfig(
+            batch_size=config.batch_size,
+            seed=config.seed,
             text_share=_text_share(data) if share is None else share,
             single_source=single_source,
-            bucket_batches=settings.bucket_batches,
+            bucket_batches=config.bucket_batches,
         ),
     )
 
 
 def _text_share(data: TrainingData) -> float:
-    # Two sources of one file are its rows with and without pictures.
+    # Two sources of one file are its rows with and without images.
     one_file = len({source.path for source in data.sources}) == 1
     sizes = [len(source.rows) if one_file else source.weight for source in data.sources]
     text = [size for size, source in zip(sizes, data.sources, strict=True) if source.is_text]

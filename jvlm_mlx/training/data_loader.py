@@ -7,9 +7,9 @@ from types import TracebackType
 
 from ..errors import DataError, RequestError
 from .collate import TrainingBatch, collate_right, expand
-from .image_cache import PictureStore
-from .sampler import BatchPlan
+from .image_cache import ImageStore
 from .prepared_examples import TrainingData
+from .sampler import BatchPlan
 
 
 class Batches:
@@ -37,7 +37,7 @@ class Batches:
         self._data = data
         self._plan = plan
         self._pad_to_multiple = pad_to_multiple
-        self._pictures = PictureStore(data.processor, data.limits, cache_bytes)
+        self._images = ImageStore(data.processor, data.limits, cache_bytes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,13 +47,13 @@ class Batches:
     @property
     def bytes_kept(self) -> int:
         """Bytes of pixels kept in memory."""
-        return self._pictures.bytes_kept
+        return self._images.bytes_kept
 
     def __getitem__(self, step: int) -> TrainingBatch:
         """Return the batch of a step.
 
         Raises:
-            DataError: a picture has become unreadable since it was checked; names file and line.
+            DataError: an image has become unreadable since it was checked; names file and line.
             IndexError: there is no such step.
         """
         if step < 0:
@@ -64,7 +64,7 @@ class Batches:
             source = self._data.sources[number]
             row = source.rows[place]
             try:
-                images = [self._pictures.image(picture) for picture in row.pictures]
+                images = [self._images.image(image) for image in row.images]
             except DataError as error:
                 raise DataError(f"{source.path}:{row.line}: {error}") from error
             expanded, labels_of_row = expand(row, images, tokenizer.image_token_ids.image)

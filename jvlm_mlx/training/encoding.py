@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, PromptError
-from ..processing.processor import Processor
-from ..processing.messages import Message
 from ..processing.chat_template import RenderedPrompt
-from .examples import ANSWERING, Conversation, count_pictures
+from ..processing.messages import Message
+from ..processing.processor import Processor
+from .examples import ANSWERING, Conversation, count_images
 
 NOTHING = -1
 """Label of a token that is not to be learned."""
@@ -30,10 +30,10 @@ Prompt = tuple[RenderedPrompt, list[int]]
 
 
 class EncodedConversation(NamedTuple):
-    """Tokens of a conversation before its pictures are put in. N tokens."""
+    """Tokens of a conversation before its images are put in. N tokens."""
 
     token_ids: NDArray[np.int32]
-    """(N,) BOS first, one placeholder for every picture."""
+    """(N,) BOS first, one placeholder for every image."""
     labels: NDArray[np.int32]
     """(N,) the token to be predicted in this place, from the ones before it; -1: nothing."""
 
@@ -122,12 +122,12 @@ class ConversationEncoder:
     def _make_prompt(self, messages: tuple[Message, ...]) -> Prompt:
         """Return what an answer follows, as text and as tokens."""
         text = self._render(messages, add_generation_prompt=True)
-        pictures = sum(map(count_pictures, messages))
-        token_ids: list[int] = self._processor.encode(text, pictures).tolist()
+        images = sum(map(count_images, messages))
+        token_ids: list[int] = self._processor.encode(text, images).tolist()
         placeholder = self._processor.tokenizer.image_token_ids.image
-        if pictures and placeholder not in token_ids:
-            # Pictures that the template has no place for go behind BOS.
-            token_ids[1:1] = [placeholder] * pictures
+        if images and placeholder not in token_ids:
+            # Images that the template has no place for go behind BOS.
+            token_ids[1:1] = [placeholder] * images
         return text, token_ids
 
     def _answer(self, prompt: RenderedPrompt, messages: Sequence[Message]) -> list[int]:

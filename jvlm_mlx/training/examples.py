@@ -2,11 +2,11 @@
 
 {"messages": [
     {"role": "user", "content": [{"type": "image", "path": "1.png"},
-                                 {"type": "text", "text": "What colour?"}]},
+                                 {"type": "text", "text": "What color?"}]},
     {"role": "assistant", "content": "red"}
 ]}
 
-Messages are those of `text/messages.py`. A list `images` beside them names the pictures of image
+Messages are those of `text/messages.py`. A list `images` beside them names the images of image
 parts that name none. All other keys, of rows and of messages, are left alone.
 """
 
@@ -21,7 +21,7 @@ from .image_files import locate
 
 ANSWERING = "assistant"
 BARE = ImagePart(None)
-"""The place of a picture."""
+"""The place of an image."""
 
 
 class Conversation(NamedTuple):
@@ -29,8 +29,8 @@ class Conversation(NamedTuple):
 
     messages: tuple[Message, ...]
     """Up to the last answer. Image parts only mark places, so equal words are equal messages."""
-    pictures: tuple[str, ...]
-    """Path or address of every picture, in order."""
+    images: tuple[str, ...]
+    """Path or address of every image, in order."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -53,11 +53,11 @@ def read_conversation(line: bytes, folder: Path) -> Conversation:
 
     Args:
         line: a JSON object.
-        folder: that relative paths of pictures start from.
+        folder: that relative paths of images start from.
 
     Raises:
         DataError: the row cannot be trained on; says why.
-        PromptError: a message is malformed, or pictures and their places differ.
+        PromptError: a message is malformed, or images and their places differ.
     """
     try:
         row = json.loads(line)
@@ -72,12 +72,12 @@ def read_conversation(line: bytes, folder: Path) -> Conversation:
     sources = collect_images(given, row.get("images"))
     messages = _up_to_last_answer(read_messages(given))
     bare = tuple(_without_source(message) for message in messages)
-    pictures = sources[: sum(map(count_pictures, bare))]
-    return Conversation(bare, tuple(locate(source, folder) for source in pictures))
+    images = sources[: sum(map(count_images, bare))]
+    return Conversation(bare, tuple(locate(source, folder) for source in images))
 
 
-def count_pictures(message: Message) -> int:
-    """Return how many pictures a message has."""
+def count_images(message: Message) -> int:
+    """Return how many images a message has."""
     if isinstance(message.content, str):
         return 0
     return sum(not isinstance(part, str) for part in message.content)
@@ -104,8 +104,8 @@ def _up_to_last_answer(messages: list[Message]) -> list[Message]:
             continue
         if place == 0:
             raise DataError("message 0 is an answer; expected a question before it")
-        if count_pictures(message):
-            raise DataError(f"message {place} is an answer with a picture; only words are learned")
+        if count_images(message):
+            raise DataError(f"message {place} is an answer with an image; only words are learned")
         if not "".join(part for part in message.content if isinstance(part, str)).strip():
             raise DataError(f"message {place} is an empty answer")
         end = place + 1

@@ -8,18 +8,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.adapters import adapted_layers
-from ..checkpoint.loader import load
-from ..checkpoint.hub import local_path, locate_checkpoint
-from ..checkpoint.quantization import Quantization, unpack
-from ..checkpoint.weights import Progress
-from ..conversion.converter import convert
-from ..checkpoint.folder_swap import check_target, replaced_folder
 from ..checkpoint.copied_files import check_template
+from ..checkpoint.folder_swap import check_target, replaced_folder
+from ..checkpoint.hub import local_path, locate_checkpoint
+from ..checkpoint.loader import load
 from ..checkpoint.padding import resized_shape
+from ..checkpoint.quantization import Quantization, unpack
 from ..checkpoint.record import read_record
+from ..checkpoint.weights import Progress
+from ..config.config_reader import read_json
+from ..conversion.converter import convert
 from ..errors import CheckpointError, ConversionError, RequestError
 from ..model import Model
-from ..config.config_reader import read_json
 from .checkpoints import write_model
 from .optimizer import Arrays, flat
 
@@ -144,10 +144,10 @@ def _write(source: Path, folder: Path, model: Model, arrays: Arrays) -> None:
     if size != unpadded:
         arrays = {
             path: array[tuple(slice(side) for side in resized_shape(
-                path, tuple(array.shape), unpadded, model.settings))]
+                path, tuple(array.shape), unpadded, model.config))]
             for path, array in arrays.items()
         }  # fmt: skip
-    write_model(source, folder, model.settings, arrays, "fused with adapters")
+    write_model(source, folder, model.config, arrays, "fused with adapters")
 
 
 def _mlp_sizes(source: Path, model: Model, arrays: Arrays) -> tuple[int, int]:
@@ -155,7 +155,7 @@ def _mlp_sizes(source: Path, model: Model, arrays: Arrays) -> tuple[int, int]:
 
     Quantization has padded it with zeros. They stay if an adapter has made something of them.
     """
-    size = model.settings.tower.block.mlp.intermediate_size
+    size = model.config.tower.block.mlp.intermediate_size
     record = read_record(read_json(source / "config.json"))
     unpadded = record.unpadded_mlp_size if record else size
     # Values behind an activation of zero change nothing, whatever their weights are.

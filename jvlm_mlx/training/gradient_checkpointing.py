@@ -8,10 +8,10 @@ import mlx.core as mx
 
 from ..model import Model
 from ..model.decoder import DecoderLayer
-from ..model.vision import TowerLayer
+from ..model.vision import VisionLayer
 
 
-class _CheckpointedTowerLayer(TowerLayer):
+class _CheckpointedTowerLayer(VisionLayer):
     def __call__(self, x: mx.array) -> mx.array:
         return _checkpointed(self, super().__call__, x)
 

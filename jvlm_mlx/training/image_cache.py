@@ -1,25 +1,25 @@
-"""Pictures of rows, ready for the model, and kept in memory up to a limit."""
+"""Images of rows, ready for the model, and kept in memory up to a limit."""
 
 import threading
 from functools import lru_cache
 
 from ..errors import DataError, ImageError
-from ..processing.opened_image import ProcessedImage
 from ..processing.image_io import open_image, source_name
+from ..processing.image_tokens import image_mask, image_tokens, window_positions
+from ..processing.opened_image import ProcessedImage
+from ..processing.processor import Processor
 from ..processing.tiles import cut_tiles
 from ..processing.tiling import ImageLayout
-from ..processing.image_tokens import image_mask, image_tokens, window_positions
-from ..processing.processor import Processor
 from .data_limits import DataLimits
-from .prepared_examples import Picture
+from .prepared_examples import ExampleImage
 
 _KEPT_LAYOUTS = 256
 
 
-class PictureStore:
-    """Opens and cuts pictures as the image processor does. May be called from any thread.
+class ImageStore:
+    """Opens and cuts images as the image processor does. May be called from any thread.
 
-    What follows from the size alone is worked out once for each size: for small pictures it is
+    What follows from the size alone is worked out once for each size: for small images it is
     half of the work.
     """
 
@@ -28,15 +28,15 @@ class PictureStore:
 
         Args:
             processor: of the checkpoint.
-            limits: that the pictures were planned with.
+            limits: that the images were planned with.
             cache_bytes: bytes of pixels that may be kept; 0: none. Whatever came first stays:
-                every picture comes once before any comes again, so the last used is no better.
+                every image comes once before any comes again, so the last used is no better.
 
         Raises:
             RequestError: a limit is out of range.
         """
-        settings = processor.image_processor.settings.override(**limits.of_pictures)
-        self._settings = settings
+        config = processor.image_processor.config.override(**limits.of_images)
+        self._settings = config
         self._capacity = cache_bytes
         self._kept: dict[str, ProcessedImage] = {}
         self._bytes = 0
@@ -45,9 +45,9 @@ class PictureStore:
         @lru_cache(_KEPT_LAYOUTS)
         def maps(layout: ImageLayout) -> tuple:
             return (
-                image_tokens(layout, settings, processor.image_processor.ids),
-                window_positions(layout, settings),
-                image_mask(layout, settings),
+                image_tokens(layout, config, processor.image_processor.ids),
+                window_positions(layout, config),
+                image_mask(layout, config),
             )
 
         self._maps = maps
@@ -57,36 +57,36 @@ class PictureStore:
         """Bytes of pixels kept."""
         return self._bytes
 
-    def image(self, picture: Picture) -> ProcessedImage:
-        """Return a picture in tiles.
+    def image(self, image: ExampleImage) -> ProcessedImage:
+        """Return an image in tiles.
 
         Raises:
             DataError: it is damaged, or not the one that was checked.
         """
-        kept = self._kept.get(picture.source)
+        kept = self._kept.get(image.source)
         if kept is not None:
             return kept
         try:
-            opened = open_image(picture.source)
+            opened = open_image(image.source)
         except ImageError as error:
             raise DataError(str(error)) from error
-        if opened.size != picture.size:
+        if opened.size != image.size:
             raise DataError(
-                f"picture {source_name(picture.source)} has {opened.width} x {opened.height}"
-                f" pixels, and had {picture.size[0]} x {picture.size[1]} when it was checked; start"
+                f"image {source_name(image.source)} has {opened.width} x {opened.height}"
+                f" pixels, and had {image.size[0]} x {image.size[1]} when it was checked; start"
                 " again, or save it anew if its file has not changed"
             )
-        tokens, positions, mask = self._maps(picture.layout)
-        image = ProcessedImage(
-            layout=picture.layout,
-            pixel_values=cut_tiles(opened, picture.layout, self._settings),
+        tokens, positions, mask = self._maps(image.layout)
+        processed = ProcessedImage(
+            layout=image.layout,
+            pixel_values=cut_tiles(opened, image.layout, self._settings),
             image_tokens=tokens,
             window_positions=positions,
             image_masks=mask,
         )
-        size = image.pixel_values.nbytes
+        size = processed.pixel_values.nbytes
         with self._lock:
-            if self._bytes + size <= self._capacity and picture.source not in self._kept:
-                self._kept[picture.source] = image
+            if self._bytes + size <= self._capacity and image.source not in self._kept:
+                self._kept[image.source] = processed
                 self._bytes += size
-        return image
+        return processed

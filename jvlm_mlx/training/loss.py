@@ -24,12 +24,12 @@ def prepare(model: Model, batch: TrainingBatch) -> Inputs:
     All that depends on masks and indices is decided here, on the host.
 
     Args:
-        model: whose settings say how windows and tokens are counted.
+        model: whose config say how windows and tokens are counted.
         batch: right-padded rows.
 
     Returns:
         `input_ids` (B, L); `positions` (N,) rows of the flattened B L hidden states that predict
-        a target; `targets` (N,); and with pictures `tiles` (T, P, patch values), `masks` (T, P),
+        a target; `targets` (N,); and with images `tiles` (T, P, patch values), `masks` (T, P),
         `patches` and `inside` (W, p), `sources` (B, L) as in `model.windows`.
 
     Raises:
@@ -39,7 +39,7 @@ def prepare(model: Model, batch: TrainingBatch) -> Inputs:
     # What stands in a place is predicted one before it; the first of a row by nothing.
     rows, columns = np.nonzero(batch.loss_mask[:, 1:])
     targets = batch.labels[rows, columns + 1]
-    _check_targets(targets, model.settings.decoder.vocab_size)
+    _check_targets(targets, model.config.decoder.vocab_size)
     arrays: dict[str, npt.NDArray[Any]] = {
         "input_ids": ids,
         "positions": (rows * ids.shape[1] + columns).astype(np.int32),
@@ -71,7 +71,7 @@ def _check_targets(targets: npt.NDArray[Any], vocab_size: int) -> None:
     if (wrong := targets[(targets < 0) | (targets >= vocab_size)]).size:
         raise RequestError(
             f"token {wrong[0]} cannot be an answer: the model produces tokens from 0 to"
-            f" {vocab_size - 1}, and added tokens like those of pictures only in prompts"
+            f" {vocab_size - 1}, and added tokens like those of images only in prompts"
         )
 
 
@@ -108,7 +108,7 @@ def _cross_entropy(model: Model, hidden: mx.array, targets: mx.array) -> mx.arra
         return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
 
     parameters = head.trainable_parameters()
-    step = max(1, MAX_LOGITS // model.settings.decoder.vocab_size)
+    step = max(1, MAX_LOGITS // model.config.decoder.vocab_size)
     if len(targets) <= step:
         return piece(parameters, hidden, targets)
     total = mx.array(0.0)

@@ -27,10 +27,10 @@ class Source:
     name: str
     path: Path
     kind: str | None
-    """`captions` or `instructions`: every row has a picture; `text`: none has. None: the file is
+    """`captions` or `instructions`: every row has an image; `text`: none has. None: the file is
     the only one, and its rows are told apart by what they have."""
     weight: float
-    """Share among the sources with pictures, or among those without, before it is normed."""
+    """Share among the sources with images, or among those without, before it is normed."""
 
 
 @dataclass(frozen=True)

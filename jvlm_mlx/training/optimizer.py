@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from .modules import decays, part_of
 from .schedule import learning_rate
-from .training_config import TrainingSettings
+from .training_config import TrainingConfig
 
 Arrays = dict[str, mx.array]
 
@@ -21,14 +21,14 @@ class PartOptimizer:
     brought back as it is.
     """
 
-    def __init__(self, settings: TrainingSettings, parameters: Mapping[str, mx.array]) -> None:
+    def __init__(self, config: TrainingConfig, parameters: Mapping[str, mx.array]) -> None:
         """Group the parameters and start with empty moments.
 
         Args:
-            settings: of the run.
+            config: of the run.
             parameters: all trained parameters by path.
         """
-        self._settings = settings
+        self._config = config
         self._groups: dict[tuple[str, bool], list[str]] = {}
         for path, array in parameters.items():
             self._groups.setdefault((part_of(path), decays(path, array.ndim)), []).append(path)
@@ -37,9 +37,9 @@ class PartOptimizer:
             # The rate is set before every step.
             optimizer = AdamW(
                 learning_rate=0.0,
-                betas=list(settings.betas),
-                eps=settings.eps,
-                weight_decay=settings.weight_decay if group[1] else 0.0,
+                betas=list(config.betas),
+                eps=config.eps,
+                weight_decay=config.weight_decay if group[1] else 0.0,
                 bias_correction=True,
             )
             optimizer.init({path: parameters[path] for path in paths})
@@ -48,8 +48,8 @@ class PartOptimizer:
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set every part's rate for a step, counted from 0, and return the rates by part."""
         rates = {
-            part: learning_rate(self._settings.part(part), step, self._settings.steps)
-            for part in self._settings.trained_parts
+            part: learning_rate(self._config.part(part), step, self._config.steps)
+            for part in self._config.trained_parts
         }
         for (part, _), optimizer in self._optimizers.items():
             optimizer.learning_rate = rates[part]

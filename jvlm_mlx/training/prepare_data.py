@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, JvlmError
-from ..processing.tiling import ImageLayout
 from ..processing.processor import Processor
-from .encoding import ConversationEncoder
+from ..processing.tiling import ImageLayout
 from .data_limits import DataLimits
-from .mixture import TEXT, Mixture, Source
-from .image_files import decoded_size, picture_size
-from .prepared_examples import Picture, PreparedSource, TrainingData, TrainingRow
+from .encoding import ConversationEncoder
 from .examples import read_conversation, read_lines
+from .image_files import decoded_size, image_size
+from .mixture import TEXT, Mixture, Source
+from .prepared_examples import ExampleImage, PreparedSource, TrainingData, TrainingRow
 
 Progress = Callable[[int, int], None]
 """Called with bytes read and bytes in all."""
 
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 """Bad rows that an error lists; the rest are counted."""
 
 
@@ -28,30 +28,30 @@ def prepare_data(
     processor: Processor,
     limits: DataLimits,
     *,
-    decode_pictures: bool = False,
+    decode_images: bool = False,
     progress: Progress | None = None,
 ) -> TrainingData:
     """Check every row of every source, and cut all texts into tokens.
 
-    Of a picture, only the beginning of its file is read, unless `decode_pictures` is set.
+    Of an image, only the beginning of its file is read, unless `decode_images` is set.
 
     Args:
         mixture: from `read_mixture`.
         processor: of the checkpoint to be trained.
-        limits: on rows and pictures.
-        decode_pictures: whether every picture is decoded once, to find the damaged ones.
+        limits: on rows and images.
+        decode_images: whether every image is decoded once, to find the damaged ones.
         progress: told how far reading has come.
 
     Raises:
         DataError: files cannot be read, or rows cannot be trained on. Names the files, and then
             the rows with file and line, a line each, up to a number of them; or says why the
             checkpoint's chat template cannot be trained with.
-        RequestError: a limit on pictures is out of range.
+        RequestError: a limit on images is out of range.
     """
-    checker = _Checker(processor, limits, decode_pictures)
+    checker = _Checker(processor, limits, decode_images)
     sizes = [_file_size(source.path) for source in mixture.sources]
     sources: list[PreparedSource] = []
-    digest = hashlib.sha256(repr((limits, processor.image_processor.settings)).encode())
+    digest = hashlib.sha256(repr((limits, processor.image_processor.config)).encode())
     before = 0
     for source, size in zip(mixture.sources, sizes, strict=True):
         rows = []
@@ -84,12 +84,12 @@ def prepare_data(
 class _Checker:
     """Prepares rows, and remembers the bad ones."""
 
-    def __init__(self, processor: Processor, limits: DataLimits, decode_pictures: bool) -> None:
-        processor.image_processor.settings.override(**limits.of_pictures)  # or say what is wrong
+    def __init__(self, processor: Processor, limits: DataLimits, decode_images: bool) -> None:
+        processor.image_processor.config.override(**limits.of_images)  # or say what is wrong
         self._processor = processor
         self._limits = limits
         self._encoder = ConversationEncoder(processor)
-        self._size_of = decoded_size if decode_pictures else picture_size
+        self._size_of = decoded_size if decode_images else image_size
         self._sizes: dict[str, tuple[int, int]] = {}
         self._layouts: dict[tuple[int, int], ImageLayout] = {}
         self._bad_files: list[str] = []
@@ -103,7 +103,7 @@ class _Checker:
     def refuse(self, line: str) -> None:
         """Remember a bad row."""
         self._num_bad += 1
-        if len(self._lines) < MOST_SHOWN:
+        if len(self._lines) < MAX_SHOWN:
             self._lines.append(" ".join(line.split()))
 
     def raise_if_bad(self) -> None:
@@ -127,8 +127,8 @@ class _Checker:
         """Return a row, or remember why there is none."""
         try:
             row = self._read(number, line, source.path.parent)
-            if source.kind is not None and (source.kind == TEXT) == bool(row.pictures):
-                has = "a picture" if row.pictures else "no picture"
+            if source.kind is not None and (source.kind == TEXT) == bool(row.images):
+                has = "an image" if row.images else "no image"
                 raise DataError(f"has {has}, but the source is of kind {source.kind}")
             return row
         except JvlmError as error:
@@ -137,26 +137,26 @@ class _Checker:
 
     def _read(self, number: int, line: bytes, folder: Path) -> TrainingRow:
         conversation = read_conversation(line, folder)
-        pictures = tuple(map(self._picture, conversation.pictures))
+        images = tuple(map(self._image, conversation.images))
         token_ids, labels = self._encoder.encode(conversation)
-        row = TrainingRow(number, token_ids, labels, pictures)
+        row = TrainingRow(number, token_ids, labels, images)
         if row.length > self._limits.max_length:
-            of_pictures = sum(picture.layout.num_tokens for picture in pictures)
+            of_images = sum(image.layout.num_tokens for image in images)
             raise DataError(
-                f"has {row.length} tokens, {of_pictures} of them for pictures; at most"
+                f"has {row.length} tokens, {of_images} of them for images; at most"
                 f" {self._limits.max_length} are allowed"
             )
         return row
 
-    def _picture(self, source: str) -> Picture:
+    def _image(self, source: str) -> ExampleImage:
         size = self._sizes.get(source)
         if size is None:
             size = self._sizes[source] = self._size_of(source)
         layout = self._layouts.get(size)
         if layout is None:
-            layout = self._processor.image_layout(*size, **self._limits.of_pictures)
+            layout = self._processor.image_layout(*size, **self._limits.of_images)
             self._layouts[size] = layout
-        return Picture(source, size, layout)
+        return ExampleImage(source, size, layout)
 
 
 def _file_size(path: Path) -> int:
@@ -167,15 +167,15 @@ def _file_size(path: Path) -> int:
 
 
 def _by_kind(source: Source, rows: list[TrainingRow]) -> list[PreparedSource]:
-    """Make a source of its rows; of no declared kind, one of those with pictures, one without."""
+    """Make a source of its rows; of no declared kind, one of those with images, one without."""
     if source.kind is not None:
         return [_prepared(source, source.name, source.kind, rows)]
-    with_pictures = [row for row in rows if row.pictures]
-    without = [row for row in rows if not row.pictures]
-    text_name = f"{source.name}-text" if with_pictures else source.name
+    with_images = [row for row in rows if row.images]
+    without = [row for row in rows if not row.images]
+    text_name = f"{source.name}-text" if with_images else source.name
     sources = []
-    if with_pictures:
-        sources.append(_prepared(source, source.name, "instructions", with_pictures))
+    if with_images:
+        sources.append(_prepared(source, source.name, "instructions", with_images))
     if without:
         sources.append(_prepared(source, text_name, TEXT, without))
     return sources

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..processing.tiling import ImageLayout
 from ..processing.processor import Processor
+from ..processing.tiling import ImageLayout
 from .data_limits import DataLimits
 from .mixture import TEXT
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Picture:
-    """A picture that is not opened yet."""
+class ExampleImage:
+    """An image that is not opened yet."""
 
     source: str
     """Path, or `data:` or `file:` address."""
@@ -26,25 +26,25 @@ class Picture:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrainingRow:
-    """One conversation. N tokens before its pictures are put in."""
+    """One conversation. N tokens before its images are put in."""
 
     line: int
     """In its file, from 1."""
     token_ids: NDArray[np.int32]
-    """(N,) one placeholder for every picture."""
+    """(N,) one placeholder for every image."""
     labels: NDArray[np.int32]
     """(N,) the token to be predicted in this place, from the ones before it; -1: nothing."""
-    pictures: tuple[Picture, ...]
+    images: tuple[ExampleImage, ...]
 
     @property
     def length(self) -> int:
-        """Tokens with pictures put in."""
-        return len(self.token_ids) + sum(one.layout.num_tokens - 1 for one in self.pictures)
+        """Tokens with images put in."""
+        return len(self.token_ids) + sum(one.layout.num_tokens - 1 for one in self.images)
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of all pictures."""
-        return sum(one.layout.num_tiles for one in self.pictures)
+        """Tiles of all images."""
+        return sum(one.layout.num_tiles for one in self.images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class PreparedSource:
 
     @property
     def is_text(self) -> bool:
-        """Whether no row has a picture."""
+        """Whether no row has an image."""
         return self.kind == TEXT
 
 
@@ -74,8 +74,8 @@ class TrainingData:
     processor: Processor
     limits: DataLimits
     digest: str
-    """The same for the same rows, sources, settings of rows and checkpoint's way to read them;
-    files of pictures are not looked into."""
+    """The same for the same rows, sources, config of rows and checkpoint's way to read them;
+    files of images are not looked into."""
 
     @property
     def num_rows(self) -> int:
@@ -84,10 +84,10 @@ class TrainingData:
 
     @property
     def has_text(self) -> bool:
-        """Whether a source has no pictures."""
+        """Whether a source has no images."""
         return any(source.is_text for source in self.sources)
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether a source has pictures."""
+    def has_images(self) -> bool:
+        """Whether a source has images."""
         return not all(source.is_text for source in self.sources)

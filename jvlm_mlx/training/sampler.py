@@ -21,7 +21,7 @@ _SOURCES, _BATCHES, _ROWS = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSettings:
+class SamplerConfig:
     """How rows become batches.
 
     Raises:
@@ -33,7 +33,7 @@ class BatchSettings:
     seed: int
     """Of the order of everything."""
     text_share: float
-    """Share of the rows that have no picture: 0 without text sources, 1 with nothing else."""
+    """Share of the rows that have no image: 0 without text sources, 1 with nothing else."""
     single_source: bool
     """Whether all rows of a batch are of one source."""
     bucket_batches: int
@@ -72,18 +72,18 @@ class MixturePlan(BatchPlan):
     sources are each in an epoch of their own, and all windows are of the same length.
     """
 
-    def __init__(self, data: TrainingData, settings: BatchSettings) -> None:
+    def __init__(self, data: TrainingData, config: SamplerConfig) -> None:
         """Plan.
 
         Raises:
             DataError: `text_share` asks for rows that there are none of, or leaves some unused.
         """
-        self._settings = settings
+        self._config = config
         self._sources = data.sources
-        self.steps_per_epoch = -(-data.num_rows // settings.batch_size)
+        self.steps_per_epoch = -(-data.num_rows // config.batch_size)
         # How many batches the lengths of windows repeat after.
-        self._period = self.steps_per_epoch if len(data.sources) == 1 else settings.bucket_batches
-        self._ends = np.cumsum(shares(data, settings.text_share))
+        self._period = self.steps_per_epoch if len(data.sources) == 1 else config.bucket_batches
+        self._ends = np.cumsum(shares(data, config.text_share))
         self._ends[-1] = 1.0
         self._offset = self._random(_SOURCES).integers(0, 2**64, dtype=np.uint64)
         self._window = lru_cache(maxsize=2)(self._make_window)
@@ -93,24 +93,24 @@ class MixturePlan(BatchPlan):
     def rows(self, step: int) -> Places:
         """Return the rows of a batch, (batch_size, 2): source and row within it."""
         period, step = divmod(step, self._period)
-        window, place = divmod(step, self._settings.bucket_batches)
+        window, place = divmod(step, self._config.bucket_batches)
         return self._window(period * self._windows_of_period + window)[place]
 
     @property
     def _windows_of_period(self) -> int:
-        return -(-self._period // self._settings.bucket_batches)
+        return -(-self._period // self._config.bucket_batches)
 
     def _random(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self._settings.seed, *purpose])
+        return np.random.default_rng([self._config.seed, *purpose])
 
     def _make_window(self, window: int) -> list[Places]:
         """Draw the rows of a few batches and share them out."""
-        settings = self._settings
+        config = self._config
         period, of_period = divmod(window, self._windows_of_period)
-        start = of_period * settings.bucket_batches
-        stop = min(start + settings.bucket_batches, self._period)
-        per_draw = settings.batch_size if settings.single_source else 1
-        per_batch = settings.batch_size // per_draw
+        start = of_period * config.bucket_batches
+        stop = min(start + config.bucket_batches, self._period)
+        per_draw = config.batch_size if config.single_source else 1
+        per_batch = config.batch_size // per_draw
         first = (period * self._period + start) * per_batch
         chosen = self._chosen(first, first + (stop - start) * per_batch)
         taken = self._taken(first)
@@ -121,15 +121,15 @@ class MixturePlan(BatchPlan):
             drawn = self._draw(number, int(taken[number]) * per_draw, count)
             places = np.stack([np.full(count, number), drawn], axis=1)
             sizes = source.sizes[drawn]
-            if settings.single_source:
-                batches += cut_by_size(places, sizes, settings.batch_size)
+            if config.single_source:
+                batches += cut_by_size(places, sizes, config.batch_size)
             else:
                 pool.append((places, sizes))
         if pool:
             batches = cut_by_size(
                 np.concatenate([places for places, _ in pool]),
                 np.concatenate([sizes for _, sizes in pool]),
-                settings.batch_size,
+                config.batch_size,
             )
         order = self._random(_BATCHES, window).permutation(len(batches))
         return [batches[place] for place in order]
@@ -207,22 +207,22 @@ def shares(data: TrainingData, text_share: float) -> NDArray[np.float64]:
     """
     if text_share > 0 and not data.has_text:
         raise DataError(
-            f"text_share is {text_share}, but no source has rows without pictures; add one of kind"
+            f"text_share is {text_share}, but no source has rows without images; add one of kind"
             " text, or set it to 0"
         )
     if text_share == 0 and data.has_text:
         raise DataError(
-            "text_share is 0, but there are rows without pictures that would never be used; set it"
+            "text_share is 0, but there are rows without images that would never be used; set it"
             " above 0, or leave the text sources out"
         )
-    if text_share < 1 and not data.has_pictures:
+    if text_share < 1 and not data.has_images:
         raise DataError(
-            f"text_share is {text_share}, but no source has pictures; set it to 1, or add pictures"
+            f"text_share is {text_share}, but no source has images; set it to 1, or add images"
         )
-    if text_share == 1 and data.has_pictures:
+    if text_share == 1 and data.has_images:
         raise DataError(
-            "text_share is 1, but there are rows with pictures that would never be used; set it"
-            " below 1, or leave the picture sources out"
+            "text_share is 1, but there are rows with images that would never be used; set it"
+            " below 1, or leave the image sources out"
         )
     total = {kind: _weight(data.sources, kind) for kind in (True, False)}
     of_kind = {True: text_share, False: 1 - text_share}

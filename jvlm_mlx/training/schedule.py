@@ -2,10 +2,10 @@
 
 import math
 
-from .training_config import PartSettings
+from .training_config import ModuleConfig
 
 
-def learning_rate(part: PartSettings, step: int, steps: int) -> float:
+def learning_rate(part: ModuleConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step.
 
     The warm-up grows in a straight line and ends with the highest rate; the first step is

@@ -6,52 +6,56 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.adapters import (AdapterConfig, add_adapters, floating, linear_layers, load_adapter_weights)
+from ..checkpoint.adapters import (
+    AdapterConfig,
+    add_adapters,
+    floating,
+    linear_layers,
+    load_adapter_weights,
+)
 from ..checkpoint.loader import DTYPES
 from ..errors import RequestError
 from ..model import Model
-from .optimizer import flat
 from .modules import PARTS, part_of
-from .training_config import AdapterSettings, TrainingSettings
+from .optimizer import flat
+from .training_config import AdapterOptions, TrainingConfig
 
 
-def prepare_model(model: Model, settings: TrainingSettings, checkpoint: Path | None) -> None:
+def prepare_model(model: Model, config: TrainingConfig, checkpoint: Path | None) -> None:
     """Freeze all that shall not change, and add adapters if they are asked for.
 
     Args:
         model: as it was loaded, in float32 if its own weights are to be trained.
-        settings: of the run.
+        config: of the run.
         checkpoint: folder of the adapters to go on with; None begins with fresh ones, and is
             right for a model without adapters.
 
     Raises:
         RequestError: quantized weights would have to change, or no layer is left for adapters.
-        CheckpointError: the adapters in `checkpoint` are not those of the settings.
+        CheckpointError: the adapters in `checkpoint` are not those of the config.
     """
     model.freeze()
-    if settings.adapter is None:
+    if config.adapter is None:
         _refuse_quantized(model)
-        for part in settings.trained_parts:
+        for part in config.trained_parts:
             for module in _modules(model, part):
                 module.unfreeze()
     trained = flat(model.trainable_parameters())
-    dtype = DTYPES[settings.dtype]
+    dtype = DTYPES[config.dtype]
     converted: list[tuple[str, Any]] = [
         (path, array.astype(mx.float32 if path in trained else dtype))
         for path, array in floating(model)
     ]
     model.update(tree_unflatten(converted))
-    if settings.adapter is not None:
-        config = adapter_config(model, settings.adapter, settings.trained_parts)
-        add_adapters(model, config, settings.seed)
+    if config.adapter is not None:
+        config_json = adapter_config(model, config.adapter, config.trained_parts)
+        add_adapters(model, config_json, config.seed)
         if checkpoint is not None:
             load_adapter_weights(model, checkpoint)
     mx.eval(model.parameters())
 
 
-def adapter_config(
-    model: Model, settings: AdapterSettings, parts: tuple[str, ...]
-) -> AdapterConfig:
+def adapter_config(model: Model, config: AdapterOptions, parts: tuple[str, ...]) -> AdapterConfig:
     """Return which layers of some parts get adapters.
 
     Without names of layers these are the linear ones of all blocks and of the connector. The
@@ -65,21 +69,19 @@ def adapter_config(
         part = part_of(path)
         if part not in parts:
             continue
-        if settings.keys is None:
+        if config.keys is None:
             wanted = ".layers." in path or part == "connector"
         else:
-            wanted = any(path == key or path.endswith(f".{key}") for key in settings.keys)
-        if wanted and (settings.num_layers is None or _is_late(model, path, settings.num_layers)):
+            wanted = any(path == key or path.endswith(f".{key}") for key in config.keys)
+        if wanted and (config.num_layers is None or _is_late(model, path, config.num_layers)):
             chosen.append(path)
-    for key in settings.keys or ():
+    for key in config.keys or ():
         if not any(path == key or path.endswith(f".{key}") for path in chosen):
             raise RequestError(
                 f"adapter key {key} names no linear layer of {', '.join(parts)}; names are like"
                 f" {', '.join(list(linear_layers(model.decoder.layers[0]))[:2])}"
             )
-    return AdapterConfig(
-        settings.kind, settings.rank, settings.scale, settings.dropout, tuple(chosen)
-    )
+    return AdapterConfig(config.kind, config.rank, config.scale, config.dropout, tuple(chosen))
 
 
 def _is_late(model: Model, path: str, count: int) -> bool:

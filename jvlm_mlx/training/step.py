@@ -16,7 +16,7 @@ from .gradient_checkpointing import checkpointed_layers
 from .loss import Inputs, loss_sum
 from .optimizer import Arrays, PartOptimizer, flat, gradient_norm
 from .processes import Processes
-from .training_config import TrainingSettings
+from .training_config import TrainingConfig
 
 _ADVICE = "begin again with a lower learning rate or a longer warm-up"
 
@@ -36,32 +36,32 @@ class StepResult:
 class Trainer:
     """A model in training: float32 weights, moments, and the number of updates so far."""
 
-    def __init__(self, model: Model, settings: TrainingSettings, processes: Processes) -> None:
+    def __init__(self, model: Model, config: TrainingConfig, processes: Processes) -> None:
         """Take what can be trained in a model, and start with empty moments.
 
         Args:
             model: with `freeze` called on all that shall stay as it is; in float32, or in
-                `settings.dtype` where it is frozen.
-            settings: of the run.
+                `config.dtype` where it is frozen.
+            config: of the run.
             processes: that train this model together.
         """
         self.model = model
-        self.settings = settings
+        self.config = config
         self._processes = processes
         self.parameters: Arrays = {
             path: array.astype(mx.float32)
             for path, array in flat(model.trainable_parameters()).items()
         }
         mx.eval(self.parameters)
-        self.optimizer = PartOptimizer(settings, self.parameters)
+        self.optimizer = PartOptimizer(config, self.parameters)
         # An adapter's few numbers are float32 in any case, as mlx-lm has it.
-        self._dtype = DTYPES[settings.dtype] if settings.adapter is None else mx.float32
+        self._dtype = DTYPES[config.dtype] if config.adapter is None else mx.float32
         differentiate = mx.value_and_grad(self._loss)
-        self._differentiate = mx.compile(differentiate) if settings.compile else differentiate
+        self._differentiate = mx.compile(differentiate) if config.compile else differentiate
         # One kernel for all that AdamW does to a parameter.
         state = self.optimizer.state
         self._update = mx.compile(self._clip_and_update, inputs=state, outputs=state)
-        adapter = settings.adapter
+        adapter = config.adapter
         self._dropouts = use_keyed_dropout(model, adapter.dropout if adapter else 0.0)
         self.put_back()
 
@@ -95,13 +95,13 @@ class Trainer:
         loss, gradients = mx.array(0.0), dict[str, mx.array]()
         self.model.train()
         try:
-            with checkpointed_layers(self.model, self.settings.gradient_checkpointing):
+            with checkpointed_layers(self.model, self.config.gradient_checkpointing):
                 for place, inputs in enumerate(batches):
                     if place:
                         # Activations of the last batch are free before the next one begins.
                         mx.eval(loss, gradients)
                     batch = place * self._processes.count + self._processes.rank
-                    key = batch_key(self.settings.seed, number, batch)
+                    key = batch_key(self.config.seed, number, batch)
                     more, added = self._differentiate(self.parameters, inputs, share, key)
                     loss = loss + more
                     gradients = {
@@ -115,8 +115,8 @@ class Trainer:
 
     def _clip_and_update(self, gradients: Arrays, parameters: Arrays) -> tuple[mx.array, Arrays]:
         norm = gradient_norm(gradients)
-        if self.settings.max_grad_norm is not None:
-            factor = mx.minimum(1.0, self.settings.max_grad_norm / (norm + 1e-6))
+        if self.config.max_grad_norm is not None:
+            factor = mx.minimum(1.0, self.config.max_grad_norm / (norm + 1e-6))
             gradients = {path: array * factor for path, array in gradients.items()}
         return norm, self.optimizer.apply(gradients, parameters)
 

@@ -23,7 +23,7 @@ class StepReport:
     """Tokens that the loss is the mean of."""
     tokens_per_second: float
     """Tokens of all rows, padding left out, over the time of the whole step."""
-    pictures_per_second: float
+    images_per_second: float
     seconds: float
     """Of the step, waiting for data included."""
     peak_memory: int

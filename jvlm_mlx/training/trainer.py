@@ -13,16 +13,25 @@ from ..checkpoint.adapters import AdapterConfig, adapted_layers
 from ..checkpoint.loader import DTYPES
 from ..errors import TrainingError
 from ..model import Model
-from .checkpoints import (RUN_FOLDER, appearing_folder, put_beside, remove_old, saved_steps, step_folder, write_adapter, write_model)
+from .checkpoints import (
+    RUN_FOLDER,
+    appearing_folder,
+    put_beside,
+    remove_old,
+    saved_steps,
+    step_folder,
+    write_adapter,
+    write_model,
+)
 from .data_feed import AHEAD, Feed
 from .loss import prepare
 from .metrics import METRICS_NAME, MetricsFile
 from .optimizer import flat
 from .processes import Processes
-from .step_report import StepReport
-from .training_config import TrainingSettings
-from .trainer_state import load_state, save_state
 from .step import Trainer
+from .step_report import StepReport
+from .trainer_state import load_state, save_state
+from .training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +56,7 @@ class TrainingResult:
 def train(
     model: Model,
     feed: Feed,
-    settings: TrainingSettings,
+    config: TrainingConfig,
     output: Path,
     source: Path,
     *,
@@ -61,8 +70,8 @@ def train(
 
     Args:
         model: from `prepare_model`.
-        feed: `settings.accumulate` of its batches make up a step.
-        settings: of the run.
+        feed: `config.accumulate` of its batches make up a step.
+        config: of the run.
         output: folder of the result. Checkpoints and metrics are in its folder `training`.
         source: folder of the checkpoint that training began with.
         processes: that train together; the first one writes.
@@ -75,7 +84,7 @@ def train(
         TrainingError: the loss or a weight is no number any more, or nothing can be written.
         RequestError: a batch holds what the model cannot learn.
     """
-    trainer = Trainer(model, settings, processes)
+    trainer = Trainer(model, config, processes)
     first = 0
     if resume:
         first = saved_steps(output)[-1]
@@ -87,20 +96,20 @@ def train(
     except OSError as error:
         raise TrainingError(f"{folder} cannot be written: {error.strerror}") from error
     report: StepReport | None = None
-    count = settings.accumulate
-    with feed.batches.prefetch(first * count, settings.steps * count, ahead=AHEAD) as batches:
-        for step in range(first, settings.steps):
+    count = config.accumulate
+    with feed.batches.prefetch(first * count, config.steps * count, ahead=AHEAD) as batches:
+        for step in range(first, config.steps):
             began = time.perf_counter()
             parts = [next(batches) for _ in range(count)]
             with _naming_what_is_left(output):
                 result = trainer.step([prepare(model, part) for part in parts], step)
             seconds = time.perf_counter() - began
             done = step + 1
-            is_last = done == settings.steps
-            every = settings.validate_every
+            is_last = done == config.steps
+            every = config.validate_every
             due = every and (done % every == 0 or is_last)
             validates = validation is not None and due and processes.is_first
-            pictures = sum(feed.num_pictures(step * count + number) for number in range(count))
+            images = sum(feed.num_images(step * count + number) for number in range(count))
             report = StepReport(
                 step=done,
                 loss=result.loss,
@@ -111,18 +120,18 @@ def train(
                 learning_rates=result.learning_rates,
                 target_tokens=int(processes.sum(sum(part.num_targets for part in parts))),
                 tokens_per_second=processes.sum(sum(part.num_tokens for part in parts)) / seconds,
-                pictures_per_second=pictures / seconds,
+                images_per_second=images / seconds,
                 seconds=seconds,
                 peak_memory=mx.get_peak_memory(),
             )
-            if metrics and (validates or is_last or done % settings.report_every == 0):
+            if metrics and (validates or is_last or done % config.report_every == 0):
                 metrics.write(report.line())
             progress(report)
             if is_last:
                 break
             # One process's wish is everybody's.
             stops = processes.sum(should_stop()) > 0
-            if stops or (settings.save_every and done % settings.save_every == 0):
+            if stops or (config.save_every and done % config.save_every == 0):
                 path = step_folder(output, done)
                 with _naming_what_is_left(output):
                     trainer.check_weights(done)
@@ -131,10 +140,10 @@ def train(
             if stops:
                 return TrainingResult(done, False, path, report)
     with _naming_what_is_left(output):
-        trainer.check_weights(settings.steps)
+        trainer.check_weights(config.steps)
     if processes.is_first:
         _write_result(trainer, output, source)
-    return TrainingResult(settings.steps, True, output, report)
+    return TrainingResult(config.steps, True, output, report)
 
 
 @contextmanager
@@ -165,18 +174,18 @@ def _save(
     with appearing_folder(target) as work:
         _write_weights(trainer, source, work, None)
         save_state(work, trainer, step, digest)
-    remove_old(output, trainer.settings.keep)
+    remove_old(output, trainer.config.keep)
 
 
 def _write_result(trainer: Trainer, output: Path, source: Path) -> None:
     with appearing_folder(output / RUN_FOLDER / "result") as work:
-        _write_weights(trainer, source, work, DTYPES[trainer.settings.dtype])
+        _write_weights(trainer, source, work, DTYPES[trainer.config.dtype])
     put_beside(output / RUN_FOLDER / "result", output)
 
 
 def _write_weights(trainer: Trainer, source: Path, folder: Path, dtype: mx.Dtype | None) -> None:
     """Write all weights, or the adapters, in a dtype; None for float32, as they are trained."""
-    adapter = trainer.settings.adapter
+    adapter = trainer.config.adapter
     if adapter is not None:
         layers = tuple(adapted_layers(trainer.model))
         config = AdapterConfig(adapter.kind, adapter.rank, adapter.scale, adapter.dropout, layers)
@@ -185,4 +194,4 @@ def _write_weights(trainer: Trainer, source: Path, folder: Path, dtype: mx.Dtype
     arrays = flat(trainer.model.parameters()) | trainer.parameters
     if dtype is not None:
         arrays = {path: array.astype(dtype) for path, array in arrays.items()}
-    write_model(source, folder, trainer.model.settings, arrays, "trained further")
+    write_model(source, folder, trainer.model.config, arrays, "trained further")

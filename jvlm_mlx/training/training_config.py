@@ -12,7 +12,7 @@ ADAPTERS = ("lora", "dora")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartSettings:
+class ModuleConfig:
     """How one part of the model is trained."""
 
     trainable: bool
@@ -45,7 +45,7 @@ class PartSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterSettings:
+class AdapterOptions:
     """Small trainable matrices beside layers that stay as they are."""
 
     kind: str
@@ -81,12 +81,12 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingConfig:
     """A training run. Nothing has a default: the command line has them."""
 
-    vision_tower: PartSettings
-    connector: PartSettings
-    decoder: PartSettings
+    vision_tower: ModuleConfig
+    connector: ModuleConfig
+    decoder: ModuleConfig
     steps: int
     """Updates of the weights."""
     accumulate: int
@@ -115,7 +115,7 @@ class TrainingSettings:
     """Most checkpoints that are kept."""
     report_every: int
     """Steps between lines of metrics."""
-    adapter: AdapterSettings | None
+    adapter: AdapterOptions | None
     """None trains the weights themselves."""
 
     def __post_init__(self) -> None:
@@ -141,11 +141,11 @@ class TrainingSettings:
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
 
-    def part(self, part: str) -> PartSettings:
-        """Return the settings of a part, by its name."""
-        settings = getattr(self, part)
-        assert isinstance(settings, PartSettings)
-        return settings
+    def part(self, part: str) -> ModuleConfig:
+        """Return the config of a part, by its name."""
+        config = getattr(self, part)
+        assert isinstance(config, ModuleConfig)
+        return config
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
@@ -154,10 +154,10 @@ class TrainingSettings:
         return tuple(part for part in PARTS if part in candidates and self.part(part).trainable)
 
 
-def changed_fields(one: TrainingSettings, other: TrainingSettings) -> list[str]:
-    """Return the names of the settings in which two runs differ."""
+def changed_fields(one: TrainingConfig, other: TrainingConfig) -> list[str]:
+    """Return the names of the config in which two runs differ."""
     return [
         field.name
-        for field in fields(TrainingSettings)
+        for field in fields(TrainingConfig)
         if getattr(one, field.name) != getattr(other, field.name)
     ]

@@ -1,0 +1,57 @@
+"""The benchmark's formulas against the paper's numbers and the processor's."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks.common.geometry import released_model_config
+from benchmarks.common.photos import TILES, photo_inputs
+from benchmarks.common.work import (
+    decode_bytes,
+    decoder_layer_weights,
+    kv_bytes_per_token,
+    prefill_operations,
+    tower_operations,
+)
+from benchmarks.efficiency import PAPER, rows
+
+
+def test_the_papers_figures_for_13_tiles_follow():
+    row = next(row for row in rows() if row.tiles == PAPER["tiles"])
+    assert (row.patches, row.paper_tokens) == (PAPER["without"], PAPER["with"])
+    # The paper counts a question's words as well and rounds to one digit.
+    assert row.prefill_ratio == pytest.approx(PAPER["prefill"], abs=0.15)
+    assert row.total_ratio == pytest.approx(PAPER["total"], abs=0.05)
+    assert row.patches / row.paper_tokens == pytest.approx(PAPER["kv"], abs=0.05)
+
+
+def test_what_is_fed_is_what_the_processor_makes():
+    row = next(row for row in rows() if row.tiles == 13)
+    inputs = photo_inputs(13, words=7)
+    assert (inputs.image_input_idx >= 0).sum() == row.fed_tokens == 1692
+    assert inputs.input_ids.shape[1] == row.fed_with_marks + 7 == 1744 + 7
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_photos_have_the_tiles_they_are_named_by(tiles):
+    assert photo_inputs(tiles).tiles == tiles
+
+
+def test_sizes_of_the_release():
+    config = released_model_config()
+    assert 28 * decoder_layer_weights(config) == pytest.approx(1.41e9, rel=0.01)
+    # 2 x 28 layers x 8 heads x 128 values x 2 bytes.
+    assert kv_bytes_per_token(config) == 114_688
+    assert decode_bytes(config, 0, 4) == pytest.approx(6.88e9, rel=0.01)
+    # The tower has 412 M weights, 25 of 27 layers are used, and attention comes on top.
+    assert tower_operations(config) == pytest.approx(617e9, rel=0.01)
+
+
+def test_prefill_grows_linearly_but_for_attention():
+    config = released_model_config()
+    double = prefill_operations(config, 2000, attention=False)
+    assert double == 2 * prefill_operations(config, 1000, attention=False)
+    one = dataclasses.replace(
+        config, decoder=dataclasses.replace(config.decoder, num_hidden_layers=1)
+    )
+    assert prefill_operations(config, 1000) == 28 * prefill_operations(one, 1000)

@@ -1,0 +1,197 @@
+"""`inspect`, and plans at the released geometry: right figures without a weight being read."""
+
+import json
+import os
+
+import huggingface_hub
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from safetensors.numpy import save_file
+
+import jvlm_mlx
+from benchmarks.random_checkpoint import (
+    RELEASED,
+    random_tensors,
+    released_config,
+    write_config,
+)
+from jvlm_mlx.checkpoint.row_reader import RowReader
+from jvlm_mlx.checkpoint.writer import ShardWriter
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.conversion.inspection import as_json, as_text, inspect
+from jvlm_mlx.errors import CheckpointError
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(mx, "load", refuse)
+    monkeypatch.setattr(RowReader, "read", refuse)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The released geometry as a file of holes: all tensors are there, and zero."""
+    folder = tmp_path_factory.mktemp("released")
+    config = released_config()
+    outputs = [output for output, _ in random_tensors(config)]
+    with ShardWriter(folder, [outputs]):
+        pass
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size + sum(output.bytes for output in outputs))
+    write_config(folder, config)
+    return folder
+
+
+def test_the_released_geometry(released, no_reading):
+    inspection = inspect(released)
+    assert inspection.layout == "original"
+    weights = {part.name: part.weights for part in inspection.parts}
+    # The tower's last two layers and its final norm are not counted: they are never loaded.
+    whole = json.loads((RELEASED / "tensors.json").read_text())
+    tower = sum(
+        _size(shape) for name, shape in whole.items()
+        if ".vision_model." in name and "vl_connector" not in name
+    )  # fmt: skip
+    unused = sum(
+        _size(shape) for name, shape in whole.items()
+        if is_unused(name)
+    )  # fmt: skip
+    assert tower == pytest.approx(413e6, abs=1e6)
+    assert weights["tower"] == tower - unused
+    assert round(weights["connector"] / 1e6) == 36
+    assert round(weights["decoder"] / 1e6) == 1409
+    assert weights["embedding"] == 152_064 * 2048
+    assert weights["head"] == 151_936 * 2048
+    assert inspection.bits_per_weight == 16
+    assert inspection.missing == 0
+    # 28 layers, keys and values of 8 heads of 128, two bytes each.
+    assert inspection.cache_bytes == 1000 * 28 * 2 * 8 * 128 * 2
+    biases = 28 * 4096 * 2
+    assert inspection.unused_bytes == 2 * unused + biases
+    text = as_text(inspection)
+    assert "memory when loaded: 4.90 GB" in text
+    assert "KV cache for 1,000 tokens: 115 MB" in text
+
+
+def _size(shape):
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def expected_bytes(bits, group_size, scale_bytes, mlp_size):
+    """Bytes of a conversion, from the list of released tensors; `bits` tells those by name."""
+    total = 0
+    for name, (*rows, columns) in json.loads((RELEASED / "tensors.json").read_text()).items():
+        if is_unused(name) or (".language_model." in name and name.endswith(("q_b", "k_b", "v_b"))):
+            continue
+        if ".vision_model.layers." in name and ".ffn." in name:
+            columns = mlp_size if columns == 4304 else columns
+            rows = [mlp_size if row == 4304 else row for row in rows]
+        values = _size([*rows, columns])
+        stays = not rows or name.endswith(("pos_embed", "pad_embed", "patch_embed.proj.weight"))
+        if stays or bits(name) is None:
+            total += 2 * values
+        else:
+            total += values * bits(name) // 8 + values // group_size * scale_bytes
+    return total
+
+
+def is_unused(name):
+    return any(f"vision_model.{one}." in name for one in ("layers.25", "layers.26", "post_lnorm"))
+
+
+def mixed_bits(name):
+    much = ("lm_head", "vl_connector", "language_model.layers.0.", "language_model.layers.27.")
+    return 6 if any(one in name for one in much) else 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "mlp_size"),
+    [
+        ({}, (lambda _: None, 1, 0), 4304),
+        ({"quantize": True}, (lambda _: 4, 64, 4), 4352),
+        ({"quantize": True, "recipe": "mixed"}, (mixed_bits, 64, 4), 4352),
+        ({"quantize": True, "recipe": "language-only"},
+         (lambda name: None if "vision" in name else 4, 64, 4), 4304),
+        ({"quantize": True, "q_group_size": 32}, (lambda _: 4, 32, 4), 4320),
+        ({"quantize": True, "q_group_size": 128, "q_bits": 3}, (lambda _: 3, 128, 4), 4352),
+        ({"quantize": True, "q_mode": "nvfp4"}, (lambda _: 4, 16, 1), 4304),
+    ],
+)  # fmt: skip
+def test_plans_for_the_released_geometry(released, options, expected, mlp_size):
+    plan = convert(released, dry_run=True, **options).plan
+    assert plan.unfit == ()
+    assert plan.mlp_size == mlp_size
+    assert sum(plan.output_bytes.values()) == expected_bytes(*expected, mlp_size)
+    assert plan.values == {part.name: part.weights for part in inspect(released).parts}
+    # Two layers of the tower with 14 tensors each, its final norm, and the decoder's biases.
+    assert len(plan.dropped) == 2 * 14 + 2 + 28 * 3
+
+
+def test_a_conversion_of_this_project(grouped, tmp_path):
+    convert(grouped, tmp_path / "out", quantize=True, q_group_size=32, recipe="mixed")
+    inspection = inspect(tmp_path / "out")
+    parts = {part.name: part for part in inspection.parts}
+    assert parts["connector"].formats == ("F32", "affine 6 bits / 32")
+    assert parts["decoder"].formats == ("F32", "affine 4 bits / 32", "affine 6 bits / 32")
+    # Padding is not counted as weights: the same model has the same number of them.
+    assert inspection.weights == inspect(grouped).weights
+    size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert 0 < size - inspection.bytes < 30_000
+
+
+def test_the_existing_conversion(golden_folder, no_reading):
+    inspection = inspect(golden_folder / "tiny-mlx-4bit")
+    assert inspection.layout == "mlx"
+    assert inspection.missing == 0
+    assert {part.name: part.formats for part in inspection.parts}["head"] == ("affine 4 bits / 32",)
+    assert inspection.weights == inspect(golden_folder / "tiny").weights
+
+
+def test_a_single_shard(grouped, no_reading):
+    file = sorted(grouped.glob("*.safetensors"))[0]
+    inspection = inspect(file)
+    assert inspection.files == 1
+    assert inspection.missing > 0
+    assert f"missing here: {inspection.missing} tensors" in as_text(inspection)
+    total = sum(inspect(shard).bytes for shard in grouped.glob("*.safetensors"))
+    assert total == inspect(grouped).bytes
+
+
+def test_a_file_alone(grouped, tmp_path):
+    convert(grouped, tmp_path / "out", quantize=True, q_group_size=32)
+    (tmp_path / "alone").mkdir()
+    file = tmp_path / "alone" / "weights.safetensors"
+    (tmp_path / "out" / "model.safetensors").rename(file)
+    inspection = inspect(file)
+    assert inspection.weights is None
+    assert inspection.cache_bytes is None
+    assert {part.name: part.weights for part in inspection.parts}["head"] is None
+    assert "?" in as_text(inspection)
+    assert json.loads(json.dumps(as_json(inspection)))["layout"] == "own"
+
+
+def test_the_demo_and_a_repository(grouped, monkeypatch):
+    model, _ = jvlm_mlx.load("demo")
+    assert inspect("demo").weights == sum(
+        array.size for _, array in tree_flatten(model.parameters())
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(grouped))
+    assert inspect("someone/jina-vlm").parts == inspect(grouped).parts
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        inspect(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="cannot be looked up"):
+        inspect("~nobody-here/x")
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="holds no Jina-VLM"):
+        inspect(tmp_path / "other.safetensors")

@@ -1,0 +1,374 @@
+"""Whatever goes wrong, the target is as it was, and one line says what to do."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jvlm_mlx.checkpoint import folder_swap as folder_module
+from jvlm_mlx.conversion import converter as conversion_module
+from jvlm_mlx.conversion.converter import convert
+from jvlm_mlx.errors import CheckpointError, ConversionError, JvlmError, RequestError
+from tests.helpers.converting import bytes_of, entries_of, write_grouped
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny_copy(golden_folder, tmp_path):
+    """A copy of the small checkpoint, alone in its folder, that a test may spoil."""
+    shutil.copytree(golden_folder / "tiny", tmp_path / "sources" / "tiny")
+    return tmp_path / "sources" / "tiny"
+
+
+@pytest.fixture
+def existing(tmp_path, golden_folder):
+    """A conversion that stands at the target already, alone in its folder."""
+    convert(golden_folder / "tiny", tmp_path / "targets" / "out")
+    return tmp_path / "targets" / "out"
+
+
+def refused(kind, source, target, message, **options):
+    """Expect a refusal in one line, and nothing written."""
+    before = bytes_of(target) if target.is_dir() else None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    entries = entries_of(target.parent)
+    with pytest.raises(kind, match=message) as caught:
+        convert(source, target, **options)
+    assert isinstance(caught.value, JvlmError)
+    assert "\n" not in str(caught.value)
+    assert entries_of(target.parent) == entries
+    assert (bytes_of(target) if target.is_dir() else None) == before
+
+
+def spoil(folder, change, name="model.safetensors"):
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused_by_name(tiny_copy, existing, value):
+    name = "model.language_model.layers.2.ffn.down.weight"
+    spoil(tiny_copy, lambda tensors: tensors[name].put(17, value))
+    message = rf"model.safetensors: {name} has NaN or infinite values"
+    refused(CheckpointError, tiny_copy, existing, message, force=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_nan_is_found_too(tmp_path, dtype):
+    source = write_grouped(tmp_path / "source", dtype=dtype)
+    file = source / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    # All bits set is NaN in both; the end of the file is some tensor's last value.
+    data[-2:] = b"\xff\xff"
+    file.write_bytes(data)
+    refused(CheckpointError, source, tmp_path / "targets" / "out", "has NaN or infinite values")
+
+
+def test_broken_scales_are_found(golden_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(golden_folder / "tiny-mlx-4bit", source)
+    name = "language_model.lm_head.scales"
+    spoil(source, lambda tensors: tensors[name].put(0, np.nan))
+    refused(CheckpointError, source, tmp_path / "targets" / "out", f"{name} has NaN")
+
+
+def test_broken_8_bit_scales_are_found(grouped, tmp_path):
+    source = tmp_path / "source"
+    convert(grouped, source, quantize=True, q_mode="mxfp8")
+    spoil(source, lambda tensors: tensors["lm_head.scales"].put(0, 255))
+    refused(CheckpointError, source, tmp_path / "targets" / "out", "lm_head.scales has NaN")
+
+
+def test_damage_in_layers_that_are_dropped_does_not_matter(tiny_copy, tmp_path):
+    spoil(tiny_copy, lambda tensors: tensors["model.vision_model.post_lnorm.bias"].put(0, np.nan))
+    convert(tiny_copy, tmp_path / "out")
+
+
+def test_values_too_large_for_float16_are_refused(tiny_copy, tmp_path):
+    spoil(tiny_copy, lambda tensors: tensors["lm_head.weight"].put(0, -70000.0))
+    target = tmp_path / "targets" / "out"
+    refused(
+        CheckpointError, tiny_copy, target, "lm_head.weight has values up to 7e.04, too large",
+        dtype="float16",
+    )  # fmt: skip
+    convert(tiny_copy, target, dtype="bfloat16")
+
+
+def test_a_missing_shard_is_refused_by_name(tmp_path, existing):
+    source = write_grouped(tmp_path / "source", max_shard_bytes=300_000)
+    missing = sorted(source.glob("*.safetensors"))[1]
+    missing.unlink()
+    message = f"has no {missing.name}, which model.safetensors.index.json names"
+    refused(CheckpointError, source, existing, message, force=True)
+
+
+def test_a_truncated_file_is_refused_by_name(tiny_copy, existing):
+    file = tiny_copy / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 10)
+    message = "model.safetensors is truncated or no safetensors file"
+    refused(CheckpointError, tiny_copy, existing, message, force=True)
+
+
+def test_a_wrong_shape_is_refused_by_name(tiny_copy, existing):
+    def cut(tensors):
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :-1].copy()
+
+    spoil(tiny_copy, cut)
+    refused(
+        CheckpointError, tiny_copy, existing,
+        r"lm_head.weight in model.safetensors has shape \(512, 63\); expected \(512, 64\)",
+        force=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, np.bool_])
+def test_types_of_no_model_are_refused_by_name(tiny_copy, tmp_path, dtype):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(dtype)
+
+    spoil(tiny_copy, change)
+    target = tmp_path / "targets" / "out"
+    refused(CheckpointError, tiny_copy, target, "lm_head.weight is stored as .*; supported: F32")
+
+
+def test_whole_numbers_where_weights_belong_are_refused(tiny_copy, tmp_path):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.uint8)
+
+    spoil(tiny_copy, change)
+    target = tmp_path / "targets" / "out"
+    refused(CheckpointError, tiny_copy, target, "lm_head.weight is stored as U8; expected F32")
+
+
+def test_a_source_without_tokenizer_is_refused(tiny_copy, tmp_path):
+    (tiny_copy / "tokenizer.json").unlink()
+    target = tmp_path / "targets" / "out"
+    refused(CheckpointError, tiny_copy, target, "has no tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{", "unexpected '?end of template"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+        ("{{ messages[7].content }}", "has no element 7"),
+        ("{{ raise_exception('no questions, please') }}", "no questions, please"),
+        ("{% if messages[0].content[0].type == 'image' %}{{ 1 / 0 }}{% endif %}", "division"),
+    ],
+)
+def test_a_template_that_fails_is_refused(tiny_copy, existing, template, problem):
+    (tiny_copy / "chat_template.jinja").write_text(template)
+    message = f"tiny: the chat template fails: .*{problem}"
+    refused(CheckpointError, tiny_copy, existing, message, force=True)
+
+
+def test_a_record_that_contradicts_the_weights_is_refused(existing, tmp_path):
+    from tests.helpers.converting import edit_config
+
+    edit_config(existing, lambda config: config["jvlm_mlx"].update(unpadded_mlp_size=999))
+    target = tmp_path / "other" / "out"
+    refused(CheckpointError, existing, target, "a width of 80 cannot be padded from 999")
+    edit_config(existing, lambda config: config["jvlm_mlx"].pop("source"))
+    refused(CheckpointError, existing, target, "jvlm_mlx was not written by this version")
+
+
+def test_an_existing_target_needs_force(golden_folder, existing):
+    message = "out exists already; give another path, or force to replace it"
+    refused(ConversionError, golden_folder / "tiny", existing, message)
+
+
+def test_the_target_is_checked_before_a_download(existing, monkeypatch):
+    def download(*_, **__):
+        raise AssertionError("gigabytes are on their way")
+
+    monkeypatch.setattr(conversion_module, "locate_checkpoint", download)
+    with pytest.raises(ConversionError, match="out exists already"):
+        convert("somebody/vlm", existing)
+
+
+def test_force_replaces_a_checkpoint_as_a_whole(golden_folder, existing):
+    (existing / "left-over.txt").write_text("of the old one")
+    convert(golden_folder / "tiny", existing, quantize=True, q_group_size=32, force=True)
+    assert "left-over.txt" not in entries_of(existing)
+    assert "quantization" in (existing / "config.json").read_text()
+    assert entries_of(existing.parent) == ["out"]
+
+
+def test_force_replaces_its_own_source(existing):
+    convert(existing, existing, quantize=True, q_group_size=32, force=True)
+    assert "quantization" in (existing / "config.json").read_text()
+
+
+def test_force_replaces_where_folders_cannot_be_exchanged(golden_folder, existing, monkeypatch):
+    monkeypatch.setattr(folder_module.ctypes, "CDLL", lambda *_, **__: object())
+    convert(golden_folder / "tiny", existing, quantize=True, q_group_size=32, force=True)
+    assert "quantization" in (existing / "config.json").read_text()
+    assert entries_of(existing.parent) == ["out"]
+
+
+def test_force_never_deletes_what_is_no_checkpoint(golden_folder, tmp_path):
+    target = tmp_path / "targets" / "photos"
+    target.mkdir(parents=True)
+    (target / "holiday.jpg").write_bytes(b"priceless")
+    message = "photos is no checkpoint, so it is not replaced"
+    refused(ConversionError, golden_folder / "tiny", target, message, force=True)
+
+
+def test_force_never_deletes_the_source(golden_folder, tmp_path):
+    target = tmp_path / "targets" / "out"
+    shutil.copytree(golden_folder / "tiny", target)
+    shutil.copytree(golden_folder / "tiny", target / "original")
+    with pytest.raises(ConversionError, match="out contains the source"):
+        convert(target / "original", target, force=True)
+    assert (target / "original" / "model.safetensors").is_file()
+
+
+def test_a_file_at_the_target_is_refused(golden_folder, tmp_path):
+    target = tmp_path / "targets" / "out"
+    target.parent.mkdir()
+    target.write_text("a file")
+    refused(ConversionError, golden_folder / "tiny", target, "out is no folder", force=True)
+
+
+def test_an_empty_target_is_taken(golden_folder, tmp_path):
+    (tmp_path / "targets" / "out").mkdir(parents=True)
+    convert(golden_folder / "tiny", tmp_path / "targets" / "out")
+    assert entries_of(tmp_path / "targets") == ["out"]
+
+
+def test_a_target_that_appears_meanwhile_is_not_replaced(golden_folder, tmp_path):
+    target = tmp_path / "targets" / "out"
+
+    def appear(stage, done, total):
+        if stage == "converting" and not target.exists():
+            target.mkdir()
+            (target / "somebody's").write_text("work")
+
+    with pytest.raises(ConversionError, match="cannot be put in place"):
+        convert(golden_folder / "tiny", target, progress=appear)
+    assert entries_of(target) == ["somebody's"]
+    assert entries_of(target.parent) == ["out"]
+
+
+def test_free_space_is_checked_first(golden_folder, existing, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage(10, 10, 1_000_000))
+    refused(
+        ConversionError, golden_folder / "tiny", existing,
+        "has 0.00 GB free, but the checkpoint needs 0.07 GB", force=True,
+    )  # fmt: skip
+
+
+def test_a_target_is_needed(golden_folder):
+    with pytest.raises(RequestError, match="mlx_path is missing"):
+        convert(golden_folder / "tiny")
+
+
+def test_a_dry_run_writes_nothing_and_plans_everything(grouped, tmp_path):
+    conversion = convert(grouped, quantize=True, q_group_size=32, recipe="mixed", dry_run=True)
+    real = convert(grouped, tmp_path / "out", quantize=True, q_group_size=32, recipe="mixed")
+    assert conversion.path is None
+    assert conversion.plan == real.plan
+    data = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    # Headers are all that the plan does not count.
+    assert 0 < data - sum(conversion.plan.output_bytes.values()) < 30_000
+
+
+def test_ctrl_c_leaves_everything_as_it_was(golden_folder, existing):
+    before = bytes_of(existing)
+
+    def interrupt(stage, done, total):
+        if stage == "converting" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(golden_folder / "tiny", existing, quantize=True, force=True, progress=interrupt)
+    assert bytes_of(existing) == before
+    assert entries_of(existing.parent) == ["out"]
+
+
+_SLOW = """
+import sys, time
+from jvlm_mlx.convert import convert
+
+def wait(stage, done, total):
+    if stage == "converting" and done > total / 3:
+        print("in the middle", flush=True)
+        time.sleep(60)
+
+convert(sys.argv[1], sys.argv[2], quantize=True, force=True, progress=wait)
+"""
+
+
+def test_a_killed_conversion_leaves_the_target_and_the_next_one_clears_up(golden_folder, existing):
+    before = bytes_of(existing)
+    command = [sys.executable, "-c", _SLOW, golden_folder / "tiny", existing]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "in the middle\n"
+        # A conversion that is at work is not taken for an abandoned one.
+        convert(golden_folder / "tiny", existing, force=True)
+        assert len(entries_of(existing.parent)) == 3
+        process.send_signal(signal.SIGKILL)
+    assert bytes_of(existing) == before
+    (left,) = (entry for entry in existing.parent.iterdir() if entry.name.endswith(".lock"))
+    unfinished = left.with_suffix("")
+    assert list(unfinished.glob("*.safetensors"))
+    assert not (unfinished / "config.json").exists()
+    convert(golden_folder / "tiny", existing, force=True)
+    assert entries_of(existing.parent) == ["out"]
+    assert bytes_of(existing) == before
+
+
+_SMALL_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+from jvlm_mlx.cli.main import run_subcommand
+sys.exit(run_subcommand("convert", sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_leaves_everything_as_it_was(golden_folder, existing):
+    before = bytes_of(existing)
+    arguments = ["--hf-path", golden_folder / "tiny", "--mlx-path", existing, "--force"]
+    process = subprocess.run(
+        [sys.executable, "-c", _SMALL_FILES, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert process.stderr.splitlines() == [
+        f"error: {existing} cannot be written, so nothing was changed: File too large"
+    ]
+    assert bytes_of(existing) == before
+    assert entries_of(existing.parent) == ["out"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(golden_folder, tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConversionError, match=r"cannot be written.*Permission denied"):
+        convert(golden_folder / "tiny", tmp_path / "out")
+
+
+def test_conversion_is_fast_enough_to_be_interrupted(golden_folder, tmp_path):
+    """Guards the tests above: they rely on several reports of progress."""
+    reports = []
+    convert(golden_folder / "tiny", tmp_path / "out", progress=lambda *one: reports.append(one))
+    stages = [stage for stage, _, _ in reports]
+    assert stages.count("converting") > 50
+    assert stages.index("converting") > stages.count("checking") - 1
+    for stage in ("checking", "converting"):
+        done = [done for name, done, _ in reports if name == stage]
+        assert done == sorted(done)
+        assert done[-1] == next(total for name, _, total in reports if name == stage)

@@ -1,0 +1,97 @@
+"""Runs every example of README.md as it stands there.
+
+The released weights cannot be part of a test, so a cache of the Hub is laid out in which
+`jinaai/jina-vlm` is the small golden checkpoint. Everything else is as a reader would have it: a
+clone as working directory, and photos of that reader.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skimage
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = Path(skimage.__file__).parent / "data"
+
+# What the continuous integration runs itself, around these tests.
+RUN_ELSEWHERE = ("pip install", "python -m pip install", "python -m pytest", ".ci/run", "git clone")
+
+
+def examples():
+    """Yield (line, language, text) of every code block of README.md."""
+    text = (ROOT / "README.md").read_text()
+    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text[: block.start()].count("\n") + 1
+        yield line, block.group(1), block.group(2)
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A working directory like a clone, with a reader's photos in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("tests", "convert", "benchmarks", "jvlm_mlx", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, photo in (("photo.jpg", "coffee.png"), ("page.png", "page.png")):
+        (folder / name).symlink_to(PHOTOS / photo)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment of a reader who has downloaded the model before."""
+    cache = tmp_path_factory.mktemp("cache")
+    repository = cache / "hub" / "models--jinaai--jina-vlm"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("0" * 40)).symlink_to(ROOT / "tests" / "golden" / "tiny")
+    scripts = Path(sys.executable).parent
+    return {
+        **os.environ,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def test_there_are_examples_of_both_kinds():
+    assert {"sh", "python"} <= {language for _, language, _ in EXAMPLES}
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        pytest.param(language, text, id=f"line-{line}-{language}")
+        for line, language, text in EXAMPLES
+        if language in ("sh", "python")
+    ],
+)
+def test_example(clone, environment, language, text):
+    if language == "sh":
+        lines = [line for line in text.splitlines() if not line.startswith(RUN_ELSEWHERE)]
+        arguments = ["bash", "-e", "-o", "pipefail", "-c", "\n".join(lines)]
+    else:
+        arguments = [sys.executable, "-W", "error", "-c", text]
+    finished = subprocess.run(
+        arguments,
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_every_block_is_run_or_is_output():
+    assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json"}

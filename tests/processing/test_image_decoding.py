@@ -1,0 +1,196 @@
+import io
+import struct
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from jvlm_mlx.processing.image_io import open_image
+from jvlm_mlx.processing.orientation import exif_orientation
+from tests.helpers.image_files import (
+    PIXELS,
+    PNG,
+    TURNED,
+    TURNED_PNG,
+    UPRIGHT,
+    assert_opens,
+    encode,
+    error_line,
+    exif,
+    png_of_size,
+)
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_files_stand_upright(kind, orientation):
+    data = encode(Image.fromarray(PIXELS), kind, exif=exif(orientation))
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert expected.shape == (PIXELS.shape if orientation < 5 else UPRIGHT.shape)
+    assert_opens(data, expected)
+
+
+def test_orientation_in_other_places():
+    def png(key, text):
+        chunks = PngInfo()
+        add = chunks.add_itxt if key.startswith("XML") else chunks.add_text
+        add(key, text)
+        return encode(Image.fromarray(PIXELS), pnginfo=chunks)
+
+    for text in ('<x tiff:Orientation="6"/>', "<tiff:Orientation>6</tiff:Orientation>"):
+        assert_opens(png("XML:com.adobe.xmp", text), UPRIGHT)
+    block = exif(TURNED).tobytes()
+    assert_opens(png("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n"), UPRIGHT)
+    assert_opens(png("Raw profile type exif", "\nexif\n3\nno hex\n"), PIXELS)
+
+
+@pytest.mark.parametrize(("tag", "expected"), [(1, PIXELS), (TURNED, UPRIGHT)])
+def test_a_tiff_is_turned_once(tag, expected):
+    xmp = b'<x tiff:Orientation="6"/>'
+    info = {ExifTags.Base.Orientation: tag, ExifTags.Base.XMLPacket: xmp}
+    assert_opens(encode(Image.fromarray(PIXELS), "TIFF", tiffinfo=info), expected)
+
+
+def test_damaged_metadata_means_upright_and_no_warning():
+    """Pillow warns about a tag whose value lies outside; warnings are errors in these tests."""
+    entries = struct.pack("<HHII", 0x010E, 2, 4000, 9000) + struct.pack(
+        "<HHIHH", 0x0112, 3, 1, 6, 0
+    )
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    data = encode(Image.new("RGB", (8, 4)), "JPEG", exif=block)
+    # Without the resolution of the JPEG header Pillow looks for one in the damaged block.
+    data = data.replace(b"JFIF\0\1\1\1\0\1", b"JFIF\0\1\1\0\0\1").replace(b"JFIF\0", b"JFIX\0")
+    with pytest.warns(UserWarning, match="."), Image.open(io.BytesIO(data)) as image:
+        image.getexif()
+    assert open_image(data).size == (4, 8)
+    assert exif_orientation(block[:-14]) is None  # cut off within the entry
+    assert exif_orientation(b"nonsense") is None
+    assert exif_orientation(b"") is None
+
+
+@pytest.mark.parametrize(("order", "kind"), [("<", 3), (">", 3), (">", 4), ("<", 1)])
+def test_numbers_of_any_width_and_order(order, kind):
+    value = struct.pack(order + {1: "Bxxx", 3: "Hxx", 4: "I"}[kind], 8)
+    header = b"II*\0" if order == "<" else b"MM\0*"
+    block = header + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value
+    assert exif_orientation(block) == 8
+    assert exif_orientation(b"Exif\0\0Exif\0\0" + block) == 8
+
+
+# Conversion
+
+
+def test_plain_conversion_to_rgb():
+    image = Image.fromarray(PIXELS)
+    palette = image.quantize(17)
+    images = {
+        "gray": image.convert("L"),
+        "gray and alpha": image.convert("LA"),
+        "alpha": Image.merge("RGBA", [*image.split(), image.getchannel(0)]),
+        "one bit": image.convert("1"),
+        "palette": palette,
+        "16 bits": Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 3),
+        "CMYK": image.convert("CMYK"),
+    }
+    for name, one in images.items():
+        expected = np.asarray(one.convert("RGB"))
+        assert_opens(one, expected)
+        kind = "TIFF" if name == "CMYK" else "PNG"
+        assert_opens(encode(one, kind), expected)
+    np.testing.assert_array_equal(np.asarray(open_image(images["alpha"])), PIXELS)
+
+
+def test_transparency_does_not_warn():
+    """Pillow warns about a transparent palette; warnings are errors in these tests."""
+    data = encode(Image.fromarray(PIXELS).quantize(17), transparency=bytes(range(17)))
+    with Image.open(io.BytesIO(data)) as image:
+        with pytest.warns(UserWarning, match="Transparency"):
+            expected = np.asarray(image.convert("RGB"))
+        assert_opens(image, expected)
+        assert "transparency" in image.info
+    assert_opens(data, expected)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_of_several_frames(kind):
+    frames = [Image.new("RGB", (16, 8), color) for color in ("white", "black", "white")]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.n_frames >= 2
+    assert (np.asarray(open_image(data)) >= 254).all()
+
+
+def test_first_of_several_jpegs_in_a_file():
+    """As cameras append depth maps, previews and short films."""
+    data = b"".join(encode(Image.new("RGB", (16, 8), name), "JPEG") for name in ("white", "black"))
+    assert (np.asarray(open_image(data)) >= 254).all()
+
+
+# Damaged and oversized files
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.9])
+def test_truncated_files(kind, part):
+    noise = np.random.default_rng(2).integers(0, 256, (90, 140, 3), np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    line = error_line(data[: int(len(data) * part)])
+    assert "cannot be decoded" in line or "is no image" in line
+
+
+def test_damaged_files():
+    data = bytearray(PNG)
+    data[60:70] = bytes(10)
+    assert "cannot be decoded" in error_line(bytes(data))
+
+
+@pytest.mark.parametrize("pixels", [126, 250, 251, 10_000])
+def test_more_pixels_than_pillow_takes_without_a_warning(pixels, monkeypatch):
+    """PIXELS has 126. Pillow warns above its limit and raises above twice the limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 125)
+    assert "too large" in error_line(png_of_size(1, pixels))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 126)
+    assert_opens(PNG, PIXELS)
+
+
+def test_extreme_sizes():
+    assert error_line(png_of_size(2**31 - 1, 2**31 - 1)).startswith("the image given as")
+    assert "too large: 30000 x 3000 pixels; at most" in error_line(png_of_size(30_000, 3_000))
+
+
+# Nothing of the process changes
+
+
+def test_threads_and_settings_of_the_process(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(TURNED_PNG)
+    transparent = encode(Image.fromarray(PIXELS).quantize(17), transparency=bytes(range(17)))
+    before = list(warnings.filters), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    changes = []
+    done = threading.Event()
+
+    def watch():
+        while not done.is_set():
+            if list(warnings.filters) != before[0]:
+                changes.append(1)
+            time.sleep(0)
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(watch)
+        results = list(pool.map(open_image, [path, TURNED_PNG, transparent, PNG] * 20))
+        done.set()
+    assert not changes
+    for turned, also_turned, _, plain in zip(*[iter(results)] * 4, strict=True):
+        np.testing.assert_array_equal(np.asarray(turned), UPRIGHT)
+        np.testing.assert_array_equal(np.asarray(also_turned), UPRIGHT)
+        np.testing.assert_array_equal(np.asarray(plain), PIXELS)
+    after = list(warnings.filters), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    assert after == before

@@ -1,0 +1,150 @@
+"""Batches that are made in the background."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from jvlm_mlx.errors import DataError
+from jvlm_mlx.training.data_loader import Batches
+from tests.helpers.training_rows import (
+    assert_same_batch,
+    batches_of,
+    image_row,
+    plan_of,
+    prepare,
+    write_image,
+    write_rows,
+)
+
+THREAD = "training-batches"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image(tmp_path / "a.png")
+    return tmp_path
+
+
+@pytest.fixture
+def single(folder, tiny):
+    """24 rows of one source."""
+    rows = [image_row(answer="a " * n) for n in range(1, 25)]
+    return prepare(write_rows(folder / "rows.jsonl", rows), tiny[1])
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+
+
+def test_prefetch_gives_the_same_batches(single):
+    batches = batches_of(single)
+    with batches.prefetch(5, 12, ahead=3) as stream:
+        made = list(stream)
+        assert next(stream, None) is None
+    assert len(made) == 7
+    for step, batch in enumerate(made, 5):
+        assert_same_batch(batch, batches[step])
+    assert not threads()
+    with batches.prefetch(3, 3, ahead=2) as stream:
+        assert list(stream) == []
+
+
+def test_prefetch_ends_when_it_is_left(single):
+    batches = batches_of(single)
+    with batches.prefetch(0, None, ahead=2) as stream:
+        for _ in range(3):
+            next(stream)
+        assert len(threads()) == 1
+    assert not threads()
+    assert next(stream, None) is None
+    stream.close()
+
+    def leave():
+        with batches.prefetch(0, None, ahead=2) as stream:
+            next(stream)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave()
+    assert not threads()
+
+
+class Counting(Batches):
+    """Counts the batches that are asked for; `on_step` may do something else first."""
+
+    def __init__(self, data, on_step=lambda _: None):
+        super().__init__(data, plan_of(data), pad_to_multiple=1, cache_bytes=0)
+        self.asked = []
+        self.on_step = on_step
+
+    def __getitem__(self, step):
+        self.asked.append(step)
+        self.on_step(step)
+        return super().__getitem__(step)
+
+
+def test_prefetch_works_ahead_and_no_further(single):
+    made = threading.Semaphore(0)
+    batches = Counting(single, lambda _: made.release())
+    with batches.prefetch(0, None, ahead=3) as stream:
+        assert not threads()
+        next(stream)
+        for _ in range(4):
+            made.acquire()  # the one that was asked for, and three more
+        next(stream)
+        made.acquire()
+    assert batches.asked == [0, 1, 2, 3, 4]
+
+
+def test_prefetch_gives_up_what_has_not_begun(single):
+    begun = threading.Event()
+
+    def wait_for_close(step):
+        if step == 1:
+            begun.set()
+            for _ in range(2000):
+                if stream._closed:
+                    return
+                time.sleep(0.01)
+
+    batches = Counting(single, wait_for_close)
+    stream = batches.prefetch(0, None, ahead=4)
+    next(stream)
+    begun.wait()
+    stream.close()
+    assert batches.asked == [0, 1]
+    assert not threads()
+
+
+def test_prefetch_raises_what_went_wrong(single, folder):
+    def lose_image(step):
+        if step == 2:
+            (folder / "a.png").unlink()
+
+    batches = Counting(single, lose_image)
+    stream = batches.prefetch(0, None, ahead=2)
+    next(stream)
+    next(stream)
+    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: .*a\.png' cannot be opened"):
+        next(stream)
+    assert not threads()
+    assert next(stream, None) is None
+
+
+def test_prefetch_ends_on_interrupt(single):
+    def interrupt(step):
+        if step == 1:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    batches = Counting(single, interrupt)
+
+    def train():
+        with batches.prefetch(0, None, ahead=1) as stream:
+            for _ in stream:
+                pass
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert not threads()
