@@ -61,7 +61,7 @@ class AnswerFile:
         if found is not None and found != digest:
             raise RequestError(
                 f"{self._path} has an answer for row {row.key!r} to another question or with other"
-                " config: choose another output file, or remove this one"
+                " settings: choose another output file, or remove this one"
             )
         return found is not None
 
