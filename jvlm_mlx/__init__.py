@@ -37,8 +37,7 @@ from .errors import (  # noqa: E402
 )
 from .generate import generate, stream_generate  # noqa: E402
 from .generation.batch_engine import batch_generate  # noqa: E402 - see above
-from .generation.cache_stats import CacheStats  # noqa: E402
-from .generation.caches import GenerationCaches  # noqa: E402
+from .generation.caches import CacheStats, GenerationCaches  # noqa: E402
 from .generation.encoded_image import EncodedImage  # noqa: E402
 from .generation.image_encoding import encode_image  # noqa: E402
 from .generation.options import GenerationOptions  # noqa: E402

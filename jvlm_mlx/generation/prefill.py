@@ -10,11 +10,10 @@ from mlx_lm.generate import maybe_quantize_kv_cache
 from ..model import Model
 from ..processing.opened_image import OpenedImage
 from .budget import Steps, choose_steps
-from .caches import GenerationCaches
+from .caches import GenerationCaches, LayerState
 from .image_encoding import Progress, encode_opened_images, model_of, patch_token_offsets
 from .memory import device_turns, kv_group_size, make_cache
 from .options import GenerationOptions
-from .prefix_cache import LayerState
 from .prompt import PreparedPrompt
 from .prompt_key import PromptKey
 from .response_builder import ResponseBuilder

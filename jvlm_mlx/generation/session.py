@@ -14,12 +14,11 @@ from ..model import Model
 from ..processing.messages import collect_images
 from ..processing.processor import Processor
 from .answer import Answer, Cancelled
-from .caches import GenerationCaches
+from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
 from .fingerprint import describe
 from .image_encoding import Progress, PromptImage, encode_opened_image, model_of, open_prompt_image
 from .options import GenerationOptions
-from .prefix_cache import LayerState
 from .prompt import PreparedPrompt, as_list, prepare_prompt
 from .prompt_key import PromptKey
 from .response import GenerationResponse

@@ -16,9 +16,9 @@ from ..config.image_config import ImageConfig
 from ..errors import JvlmError, SessionError
 from ..processing.image_tokens import ImageTokenIds
 from ..processing.tiling import ImageLayout
+from .caches import LayerState
 from .encoded_image import EncodedImage
 from .memory import device_turns
-from .prefix_cache import LayerState
 from .prompt_key import PromptKey
 
 FORMAT = "jvlm-mlx session"

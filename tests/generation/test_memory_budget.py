@@ -30,7 +30,7 @@ from jvlm_mlx.generation.budget import (
     prefill_bytes,
     tile_bytes,
 )
-from jvlm_mlx.generation.prefix_cache import LayerState
+from jvlm_mlx.generation.caches import LayerState
 from jvlm_mlx.generation.prompt_key import PromptKey
 
 

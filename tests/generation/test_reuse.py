@@ -11,9 +11,8 @@ from PIL import Image
 import jvlm_mlx
 from jvlm_mlx import GenerationCaches, encode_image
 from jvlm_mlx.errors import ImageError, RequestError
-from jvlm_mlx.generation.feature_cache import FeatureCache
+from jvlm_mlx.generation.caches import FeatureCache, LayerState, PrefixCache
 from jvlm_mlx.generation.fingerprint import fingerprint
-from jvlm_mlx.generation.prefix_cache import LayerState, PrefixCache
 from jvlm_mlx.generation.prompt_key import ImageSpan, PromptKey
 
 QUESTION = "Describe this image."
@@ -523,6 +522,54 @@ def test_prefixes_always_leave_something_to_read():
     assert cache.fetch("model", longer)[0].elements == (1, "a")
     other = PromptKey.of([1, 9, 9, 9, 5, 6], [ImageSpan(1, 3, "b")])
     assert cache.fetch("model", other)[0].elements == (1,)
+
+
+def test_a_cache_that_is_entered_again_stays_whole(monkeypatch):
+    """A finalizer, which Python may run anywhere, asks for another prompt's prefix."""
+    cache = PrefixCache(10**6)
+    key, other = PromptKey.of([1, 2, 3], []), PromptKey.of([4, 5, 6], [])
+    cache.insert("model", key, states(3))
+    search = cache._prompts.fetch_nearest_cache
+
+    def enter_again(*arguments):
+        cache.insert("model", other, states(3))
+        assert cache.fetch("model", key)[0].elements == ()
+        return search(*arguments)
+
+    monkeypatch.setattr(cache._prompts, "fetch_nearest_cache", enter_again)
+    assert cache.fetch("model", key)[0].elements == (1, 2)
+    assert cache.stats().entries == 1
+
+
+def test_a_cache_that_is_interrupted_starts_again(monkeypatch):
+    cache = PrefixCache(10**6)
+    key = PromptKey.of([1, 2, 3], [])
+    cache.insert("model", key, states(3))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache._prompts._trie, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.insert("model", key.extended([4]), states(4))
+    assert (cache.nbytes, cache.stats().entries) == (0, 0)
+    cache.insert("model", key, states(3))
+    assert cache.fetch("model", key)[0].elements == (1, 2)
+
+
+@pytest.mark.parametrize(("active", "entries"), [(800, 3), (1_000, 2), (1_400, 1), (9_000, 0)])
+def test_caches_shrink_when_memory_runs_out(monkeypatch, active, entries):
+    """The system recommends 1,000 bytes, of which 900 are used before anything must leave."""
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1_000})
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 0)
+    features, prefixes = FeatureCache(10**6), PrefixCache(10**6)
+    for number in range(3):
+        if number == 2:
+            monkeypatch.setattr(mx, "get_active_memory", lambda: active)
+        features.put("model", str(number), mx.zeros((10, 10)))
+        layer = LayerState(mx.zeros((1, 1, 10, 5)), mx.zeros((1, 1, 10, 5)))
+        prefixes.insert("model", PromptKey.of([number] * 10, []), [layer])
+    assert features.stats().entries == prefixes.stats().entries == entries
 
 
 def test_prefixes_leave_in_order():
