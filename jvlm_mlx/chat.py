@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .checkpoint.hub import local_path
 from .cli.arguments import (
     add_cache_argument,
     add_generation_arguments,
@@ -23,6 +22,7 @@ from .cli.chat_terminal import run_console
 from .cli.exit_codes import EXIT_OK
 from .cli.progress import ProgressBars, wants_progress
 from .errors import RequestError, SessionError
+from .files import local_path
 from .generation.session import ChatSession
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .checkpoint.adapters import CONFIG_NAME
 from .checkpoint.copied_files import CONFIG
-from .checkpoint.hub import DEMO, local_path, locate_checkpoint
+from .checkpoint.hub import DEMO, locate_checkpoint
 from .checkpoint.loader import load, load_processor, read_config
 from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from .cli.figure import new_figure
@@ -32,6 +32,7 @@ from .cli.training_options import (
 )
 from .cli.training_progress import TrainingBars
 from .errors import RequestError, TrainingError
+from .files import local_path
 from .training import (
     LoaderConfig,
     TrainingResult,

@@ -18,8 +18,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from .._mlx_lm import import_mlx_lm
 from ..config.config_reader import read_json
 from ..errors import CheckpointError
+from ..files import local_path
 from ..model import Model
-from .hub import local_path
 from .reader import CheckpointFiles
 
 import_mlx_lm()

@@ -6,7 +6,6 @@ never code.
 
 import logging
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from ..errors import CheckpointError, JvlmError
+from ..errors import CheckpointError
+from ..files import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,33 +49,6 @@ CONFIG_FILES = (
 CARD_FILES = ("README.md", "LICENSE")
 """What a conversion tells about its source."""
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-
-
-MAX_CHARACTERS = 100
-"""Longest path that a message quotes in full, where it may be no path at all."""
-
-
-def local_path(path: str | Path, error_type: type[JvlmError]) -> Path:
-    """Return a path that can be looked up, with the home folder in place of `~`.
-
-    Args:
-        path: as the user wrote it; whether something is there does not matter.
-        error_type: what to raise.
-
-    Raises:
-        JvlmError: of this type; the user of a `~user` does not exist, the path is too long, or
-            its folder may not be read.
-    """
-    try:
-        expanded = Path(path).expanduser()
-        with suppress(FileNotFoundError, NotADirectoryError):
-            expanded.stat()
-    except (OSError, RuntimeError, ValueError) as error:
-        name = str(path)
-        name = name if len(name) <= MAX_CHARACTERS else f"{name[:MAX_CHARACTERS]}…"
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise error_type(f"{name} cannot be looked up: {reason}") from None
-    return expanded
 
 
 class _SilentBar(tqdm):

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..checkpoint.hub import local_path
 from ..errors import ImageError, RequestError, SessionError
+from ..files import local_path
 from ..generation.image_encoding import PromptImage, open_prompt_image
 from ..generation.options import GenerationOptions
 from ..generation.response import GenerationResponse

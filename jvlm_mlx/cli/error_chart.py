@@ -4,10 +4,10 @@ import errno
 import os
 from pathlib import Path
 
-from ..checkpoint.hub import local_path
 from ..conversion.verification import Verification
 from ..conversion.weight_error import relative_error
 from ..errors import ConversionError
+from ..files import local_path
 from .figure import new_figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.copied_files import CARD, CONFIG, card_metadata, config_text
-from ..checkpoint.hub import DEMO, local_path
+from ..checkpoint.hub import DEMO
 from ..checkpoint.loader import read_config
 from ..checkpoint.model_card import model_card
 from ..checkpoint.origin import origin
@@ -20,6 +20,7 @@ from ..conversion.source import open_source
 from ..conversion.verification import Verification
 from ..conversion.weight_error import severity
 from ..errors import ConversionError, RequestError
+from ..files import local_path
 from .tables import table
 
 

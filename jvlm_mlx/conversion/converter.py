@@ -17,8 +17,8 @@ from ..checkpoint.copied_files import (
     config_text,
     copy_files,
 )
-from ..checkpoint.folder_swap import check_free_space, check_target, replaced_folder
-from ..checkpoint.hub import DEMO, local_path, locate_checkpoint
+from ..checkpoint.folder_swap import check_target
+from ..checkpoint.hub import DEMO, locate_checkpoint
 from ..checkpoint.loader import load_processor, read_config
 from ..checkpoint.model_card import model_card
 from ..checkpoint.origin import origin
@@ -27,6 +27,7 @@ from ..checkpoint.upload import check_upload, upload
 from ..checkpoint.writer import MAX_SHARD_BYTES
 from ..config.config_reader import read_json
 from ..errors import ConversionError, RequestError
+from ..files import atomic_folder, check_free_space, local_path
 from ..version import __version__
 from .conversion_options import ConversionOptions
 from .finite_check import Progress, check_values
@@ -133,25 +134,24 @@ def convert(
             record = _make_record(str(hf_path), folder, options, plan, earlier)
         if target is None:
             return Conversion(None, plan, record)
-        check_free_space(target, sum(plan.output_bytes.values()) + _SPARE_BYTES)
-        check_values(source, float16=dtype == "float16", progress=progress)
-        try:
-            with replaced_folder(target) as work:
-                errors = write_weights(source, plan, work, max_shard_bytes, progress)
-                record = dataclasses.replace(record, weight_error=record.weight_error | errors)
-                copy_files(folder, work)
-                if plan.unchanged and (folder / CARD).is_file():
-                    shutil.copyfile(folder / CARD, work / CARD)
-                else:
-                    card = model_card(plan, record, card_metadata(folder))
-                    (work / CARD).write_text(card, encoding="utf-8")
-                # Comes last: a folder without it is no checkpoint.
-                new_config = output_config(config_json, source.config, plan, record)
-                (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
-        except OSError as error:
-            raise ConversionError(
-                f"{target} cannot be written, so nothing was changed: {error.strerror or error}"
-            ) from error
+        check_free_space(target, sum(plan.output_bytes.values()) + _SPARE_BYTES, ConversionError)
+
+        def check() -> None:
+            check_target(target, folder, force=force)
+
+        with atomic_folder(target, ConversionError, check=check, replace=force) as work:
+            check_values(source, float16=dtype == "float16", progress=progress)
+            errors = write_weights(source, plan, work, max_shard_bytes, progress)
+            record = dataclasses.replace(record, weight_error=record.weight_error | errors)
+            copy_files(folder, work)
+            if plan.unchanged and (folder / CARD).is_file():
+                shutil.copyfile(folder / CARD, work / CARD)
+            else:
+                card = model_card(plan, record, card_metadata(folder))
+                (work / CARD).write_text(card, encoding="utf-8")
+            # Comes last: a folder without it is no checkpoint.
+            new_config = output_config(config_json, source.config, plan, record)
+            (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
     if upload_repo is not None:
         upload(target, upload_repo)
     return Conversion(target, plan, record)

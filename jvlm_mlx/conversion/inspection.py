@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.copied_files import CONFIG
-from ..checkpoint.hub import local_path, locate_checkpoint
+from ..checkpoint.hub import locate_checkpoint
 from ..checkpoint.names import PARTS, Layout, detect_layout, part_of
 from ..checkpoint.padding import resized_shape
 from ..checkpoint.quantization import infer_quantization, quantizable_layers
@@ -18,6 +18,7 @@ from ..cli.units import bytes_text, count_text
 from ..config.config_reader import ConfigReader, read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
+from ..files import local_path
 from ..model import Model
 
 CACHE_TOKENS = 1000

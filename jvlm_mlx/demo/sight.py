@@ -23,9 +23,11 @@ from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.folder_swap import check_target, replaced_folder
+from ..checkpoint.folder_swap import check_target
 from ..checkpoint.loader import load
 from ..checkpoint.row_reader import as_float
+from ..errors import ConversionError
+from ..files import atomic_folder
 from ..model import Model
 from ..model.windows import window_patches
 from ..training.checkpoints import write_model
@@ -180,7 +182,7 @@ def write_seeing(source: Path, folder: Path, steps: int, *, show_progress: bool 
 
         teach(model, steps, processes=processes, report=report)
     if processes.is_first:
-        with replaced_folder(folder) as work:
+        with atomic_folder(folder, ConversionError) as work:
             how = f"Tower and connector learned to see in {steps} steps."
             write_model(source, work, model.config, flat(model.parameters()), how)
     return folder

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder_swap import check_target, replaced_folder
+from ..checkpoint.folder_swap import check_target
 from ..config.config_reader import ConfigReader
 from ..config.model_config import ModelConfig
+from ..errors import ConversionError
+from ..files import atomic_folder
 from ..model import Model
 from ..training.checkpoints import write_weights
 from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_pictures
@@ -48,7 +50,7 @@ def write_untrained(
         ConversionError: the folder exists already.
     """
     check_target(folder, force=False)
-    with replaced_folder(folder) as work:
+    with atomic_folder(folder, ConversionError) as work:
         ids = write_tokenizer(work, train_tokenizer(_sentences()))
         config_json = demo_config(
             ids[END_OF_TEXT], pooling_size=pooling_size, feature_layers=feature_layers

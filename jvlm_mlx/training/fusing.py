@@ -9,8 +9,8 @@ import mlx.nn as nn
 
 from ..checkpoint.adapters import adapted_layers
 from ..checkpoint.copied_files import check_template
-from ..checkpoint.folder_swap import check_target, replaced_folder
-from ..checkpoint.hub import local_path, locate_checkpoint
+from ..checkpoint.folder_swap import check_target
+from ..checkpoint.hub import locate_checkpoint
 from ..checkpoint.loader import load
 from ..checkpoint.padding import resized_shape
 from ..checkpoint.quantization import Quantization, unpack
@@ -19,6 +19,7 @@ from ..checkpoint.weights import Progress
 from ..config.config_reader import read_json
 from ..conversion.converter import convert
 from ..errors import CheckpointError, ConversionError, RequestError
+from ..files import atomic_folder, local_path
 from ..model import Model
 from .checkpoints import write_model
 from .optimizer import Arrays, flat
@@ -82,7 +83,7 @@ def fuse(
     arrays = fused_parameters(model)
     try:
         if not quantize:
-            with replaced_folder(target) as work:
+            with atomic_folder(target, ConversionError, replace=force) as work:
                 _write(source, work, model, arrays)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)

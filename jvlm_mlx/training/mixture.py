@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import local_path
 from ..errors import DataError
+from ..files import local_path
 
 KINDS = ("captions", "instructions", "text")
 TEXT = "text"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jvlm_mlx.checkpoint import folder_swap as folder_module
+from jvlm_mlx import files as files_module
 from jvlm_mlx.conversion import converter as conversion_module
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import CheckpointError, ConversionError, JvlmError, RequestError
@@ -209,7 +209,7 @@ def test_force_replaces_its_own_source(existing):
 
 
 def test_force_replaces_where_folders_cannot_be_exchanged(golden_folder, existing, monkeypatch):
-    monkeypatch.setattr(folder_module.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(files_module.ctypes, "CDLL", lambda *_, **__: object())
     convert(golden_folder / "tiny", existing, quantize=True, q_group_size=32, force=True)
     assert "quantization" in (existing / "config.json").read_text()
     assert entries_of(existing.parent) == ["out"]
@@ -245,7 +245,11 @@ def test_an_empty_target_is_taken(golden_folder, tmp_path):
     assert entries_of(tmp_path / "targets") == ["out"]
 
 
-def test_a_target_that_appears_meanwhile_is_not_replaced(golden_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("force", "message"),
+    [(False, "out exists already"), (True, "out is no checkpoint, so it is not replaced")],
+)
+def test_a_target_that_appears_meanwhile_is_not_replaced(golden_folder, tmp_path, force, message):
     target = tmp_path / "targets" / "out"
 
     def appear(stage, done, total):
@@ -253,18 +257,18 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(golden_folder, tmp_path
             target.mkdir()
             (target / "somebody's").write_text("work")
 
-    with pytest.raises(ConversionError, match="cannot be put in place"):
-        convert(golden_folder / "tiny", target, progress=appear)
+    with pytest.raises(ConversionError, match=message):
+        convert(golden_folder / "tiny", target, progress=appear, force=force)
     assert entries_of(target) == ["somebody's"]
     assert entries_of(target.parent) == ["out"]
 
 
 def test_free_space_is_checked_first(golden_folder, existing, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage(10, 10, 1_000_000))
+    monkeypatch.setattr(files_module.shutil, "disk_usage", lambda _: usage(10, 10, 1_000_000))
     refused(
         ConversionError, golden_folder / "tiny", existing,
-        "has 0.00 GB free, but the checkpoint needs 0.07 GB", force=True,
+        "has 0.00 GB free, but the output needs 0.07 GB", force=True,
     )  # fmt: skip
 
 
@@ -316,12 +320,12 @@ def test_a_killed_conversion_leaves_the_target_and_the_next_one_clears_up(golden
     with process:
         assert process.stdout.readline() == "in the middle\n"
         # A conversion that is at work is not taken for an abandoned one.
-        convert(golden_folder / "tiny", existing, force=True)
-        assert len(entries_of(existing.parent)) == 3
+        message = "out is being written by another process"
+        refused(ConversionError, golden_folder / "tiny", existing, message, force=True)
+        assert len(entries_of(existing.parent)) == 4
         process.send_signal(signal.SIGKILL)
     assert bytes_of(existing) == before
-    (left,) = (entry for entry in existing.parent.iterdir() if entry.name.endswith(".lock"))
-    unfinished = left.with_suffix("")
+    (unfinished,) = (entry for entry in existing.parent.iterdir() if entry.suffix == ".writing")
     assert list(unfinished.glob("*.safetensors"))
     assert not (unfinished / "config.json").exists()
     convert(golden_folder / "tiny", existing, force=True)
@@ -345,9 +349,7 @@ def test_a_full_disk_leaves_everything_as_it_was(golden_folder, existing):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 1
-    assert process.stderr.splitlines() == [
-        f"error: {existing} cannot be written, so nothing was changed: File too large"
-    ]
+    assert process.stderr.splitlines() == [f"error: {existing} cannot be written: File too large"]
     assert bytes_of(existing) == before
     assert entries_of(existing.parent) == ["out"]
 
