@@ -25,17 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
-from jvlm_mlx.checkpoint.row_reader import NUMPY_DTYPES, row_blocks
+from jvlm_mlx.checkpoint.row_reader import row_blocks
 from jvlm_mlx.checkpoint.weights import parameter_parts, parameters
 from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.dtypes import BY_CODE, FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.conversion.plan import Output
 from jvlm_mlx.model import Model
 
 RELEASED = Path(__file__).parent / "released"
 SMALL = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 _COPIED = ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")
 _BLOCK_VALUES = 2**23
@@ -130,7 +130,7 @@ def random_tensors(
         for path, array in parameters(Model(whole))
     }
     return [
-        (Output(part.name, part.shape, DTYPES[dtype]), _distribution(path, shapes[path]))
+        (Output(part.name, part.shape, FLOAT_DTYPES[dtype].code), _distribution(path, shapes[path]))
         for path in sorted(shapes)
         for part in parameter_parts(path, shapes[path], whole, LAYOUTS[layout])
     ]
@@ -155,7 +155,7 @@ def _normal_table() -> npt.NDArray[np.float64]:
 
 def _stored(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[Any]:
     if dtype != "BF16":
-        return values.astype(NUMPY_DTYPES[dtype])
+        return values.astype(BY_CODE[dtype].numpy)
     # A bfloat16 is the upper half of a float32; adding half of the lower one rounds.
     return ((values.astype(np.float32).view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
 
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
     parser.add_argument("--small", action="store_true", help="the tests' geometry")
     parser.add_argument("--layout", choices=LAYOUTS, default=ORIGINAL)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES, default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES)
     parser.add_argument("--tied", action="store_true", help="let the embedding be the head")

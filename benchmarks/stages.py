@@ -17,7 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from jvlm_mlx.checkpoint.loader import DTYPES, load
+from jvlm_mlx.checkpoint.loader import load
+from jvlm_mlx.config.dtypes import FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
 
@@ -121,7 +122,7 @@ def shares(
 def main() -> None:
     """Run from the command line."""
     arguments = _arguments()
-    dtype = DTYPES[arguments.dtype]
+    dtype = FLOAT_DTYPES[arguments.dtype].mlx
     model = _model(arguments.model, arguments.layers, dtype)
     size = dtype.size
     machine = describe_machine()
@@ -201,7 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", help="checkpoint to use; else random weights")
     parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES, default="float32")
     parser.add_argument("--tiles", type=int, nargs="+", choices=TILES, default=list(TILES))
     parser.add_argument("--tile-group-size", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=1, help="requests that do not count")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
-from .checkpoint.loader import DTYPES
 from .checkpoint.names import PARTS
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from .cli.error_chart import check_plot, write_plot
@@ -19,6 +18,7 @@ from .cli.progress import ProgressBars, wants_progress
 from .cli.tables import table
 from .cli.units import bytes_text, count_text
 from .cli.verify_report import as_json, as_text, check_card, update_card
+from .config.dtypes import FLOAT_DTYPES
 from .conversion.converter import Conversion as Conversion
 from .conversion.converter import convert as convert
 from .conversion.inspection import as_json as inspection_json
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--mlx-path", type=Path, metavar="DIR", help="the folder to write")
     parser.add_argument("--revision", help="branch, tag or commit of a repository")
-    parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized; else as stored")
+    parser.add_argument(
+        "--dtype", choices=FLOAT_DTYPES, help="of what is not quantized; else as stored"
+    )
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize")
     parser.add_argument("--q-bits", type=int, choices=AFFINE_BITS, help="bits per weight; else 4")
     parser.add_argument(
@@ -71,7 +73,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help="what to ask about")
     parser.add_argument("--max-tokens", type=int, default=32, help="steps of each answer")
     parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
-    parser.add_argument("--dtype", choices=DTYPES, default=unset, help="to load both in")
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES, default=unset, help="to load both in")
     parser.add_argument("--weights-only", action="store_true", help="ask no questions")
     group = parser.add_argument_group("bounds", "exit code 3 says that one does not hold")
     group.add_argument("--max-weight-error", type=float, metavar="SHARE", help="of every part")

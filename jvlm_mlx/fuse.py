@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
-from .checkpoint.loader import DTYPES
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from .cli.exit_codes import EXIT_OK
 from .cli.progress import ProgressBars, wants_progress
+from .config.dtypes import FLOAT_DTYPES
 from .conversion.recipes import MODES, RECIPES
 from .training.fusing import fuse
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="the folder to write"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the result; else as stored")
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES, help="of the result; else as stored")
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize the result")
     parser.add_argument("--q-bits", type=int, choices=AFFINE_BITS, help="bits per weight; else 4")
     parser.add_argument(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jvlm_mlx import Model, Processor, convert, load
-from jvlm_mlx.checkpoint.loader import DTYPES
+from jvlm_mlx.config.dtypes import FLOAT_DTYPES
 
 from ..random_checkpoint import released_config, write_random_checkpoint
 
@@ -17,7 +17,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `loaded_checkpoint` is called with: model, layers and dtype."""
     parser.add_argument("--model", help="folder or repository; else random weights")
     parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
-    parser.add_argument("--dtype", choices=DTYPES, help="to compute in; else as stored")
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES, help="to compute in; else as stored")
 
 
 @contextmanager

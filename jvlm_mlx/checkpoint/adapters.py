@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .._mlx_lm import import_mlx_lm
-from ..config.config_reader import read_json
+from ..config.json_file import read_json
 from ..errors import CheckpointError
 from ..files import local_path
 from ..model import Model

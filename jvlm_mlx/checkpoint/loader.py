@@ -5,8 +5,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..config.checkpoint_config import CheckpointConfig
-from ..config.config_reader import read_json
-from ..errors import RequestError
+from ..config.dtypes import as_dtype
+from ..config.json_file import read_json
 from ..model import Model
 from ..processing.chat_template import ChatTemplate
 from ..processing.image_processor import ImageProcessor
@@ -16,8 +16,6 @@ from .adapters import load_adapter
 from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
 from .weights import Checkpoint, Progress
-
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 def load(
@@ -55,20 +53,6 @@ def load(
     if adapter_path is not None:
         load_adapter(model, adapter_path)
     return model, processor
-
-
-def as_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
-    """Return a dtype by its name.
-
-    Raises:
-        RequestError: it is none that models are computed in.
-    """
-    if dtype is None:
-        return None
-    for name, known in DTYPES.items():
-        if dtype in (name, known):
-            return known
-    raise RequestError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
 
 
 def read_config(folder: Path) -> CheckpointConfig:

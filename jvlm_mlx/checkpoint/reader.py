@@ -9,13 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
-from ..config.config_reader import read_json
+from ..config.dtypes import BY_CODE
+from ..config.json_file import read_json
 from ..errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-STORED_DTYPES = ("F32", "F16", "BF16", "U32", "U8")
-"""Types of weights, of packed weights, and of 8-bit scales."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,9 @@ class CheckpointFiles:
                             f"{name} is in {self.tensors[name].file.name} and in {file.name}"
                         )
                     dtype = part.get_dtype()
-                    if dtype not in STORED_DTYPES:
+                    if dtype not in BY_CODE:
                         raise CheckpointError(
-                            f"{file}: {name} is stored as {dtype};"
-                            f" supported: {', '.join(STORED_DTYPES)}"
+                            f"{file}: {name} is stored as {dtype}; supported: {', '.join(BY_CODE)}"
                         )
                     self.tensors[name] = StoredTensor(name, file, tuple(part.get_shape()), dtype)
         except (SafetensorError, OSError) as error:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..config.dtypes import BY_CODE
 from ..config.model_config import ModelConfig
 from ..conversion.plan import Plan
 from ..errors import CheckpointError
@@ -12,7 +13,6 @@ from .quantization import Quantization
 
 KEY = "jvlm_mlx"
 """The key of config.json that holds the record. Loading ignores it."""
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def output_config(
         attention[key] = bias and plan.decoder_biases
     dtypes = {parameter.path: parameter.dtype for parameter in plan.parameters}
     dtype_key = "dtype" if "dtype" in config_json else "torch_dtype"
-    config_json[dtype_key] = _DTYPE_NAMES[dtypes["decoder.norm.weight"]]
+    config_json[dtype_key] = BY_CODE[dtypes["decoder.norm.weight"]].name
     quantization = quantization_entries(plan)
     for key in ("quantization", "quantization_config"):
         config_json.pop(key, None)

@@ -15,21 +15,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..config.dtypes import BY_CODE
 from ..errors import CheckpointError
 from .reader import CheckpointFiles
-
-# What numpy reads each stored type as; it has no bfloat16, so that is read as its bits.
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-    "U32": np.dtype(np.uint32),
-    "U8": np.dtype(np.uint8),
-}
-FLOATING = ("F32", "F16", "BF16")
-MLX_DTYPES = {
-    "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8,
-}  # fmt: skip
 
 
 def as_array(values: npt.NDArray[Any], dtype: str) -> mx.array:
@@ -86,7 +74,7 @@ class RowReader:
             CheckpointError: the file became shorter, or cannot be read.
         """
         tensor = self.tensors[name]
-        dtype = NUMPY_DTYPES[tensor.dtype]
+        dtype = BY_CODE[tensor.dtype].numpy
         row_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
         position, size = self._starts[name] + start * row_bytes, (stop - start) * row_bytes
         data = b""

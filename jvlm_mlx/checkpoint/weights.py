@@ -17,10 +17,6 @@ from .reader import CheckpointFiles, StoredTensor
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
-_ALLOWED_DTYPES = {
-    "F64": mx.float32, "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Part:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import DEFAULT_REPOSITORY
-from ..checkpoint.loader import DTYPES, load
+from ..checkpoint.loader import load
+from ..config.dtypes import FLOAT_DTYPES
 from ..errors import RequestError
 from ..generation.budget import memory_bytes
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
@@ -25,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         " model in this package",
     )  # fmt: skip
     group.add_argument("--revision", help="branch, tag or commit of a repository")
-    group.add_argument("--dtype", choices=DTYPES, help="compute in this; else as stored")
+    group.add_argument("--dtype", choices=FLOAT_DTYPES, help="compute in this; else as stored")
     group.add_argument(
         "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
     )

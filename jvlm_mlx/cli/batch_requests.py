@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config.json_file import parse_json
 from ..errors import RequestError
 from ..generation.options import GenerationOptions
 from ..generation.requests import BatchRequest
@@ -37,8 +38,8 @@ class Row:
             RequestError: it is no JSON object.
         """
         try:
-            content = json.loads(self.text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(self.text)
+        except ValueError as error:
             raise RequestError(f"row {self.number} is no JSON: {error}") from None
         if not isinstance(content, dict):
             raise RequestError(f"row {self.number} is no JSON object")

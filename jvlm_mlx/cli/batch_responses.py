@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from ..config.json_file import parse_json
 from ..errors import RequestError
 from ..generation.requests import BatchResponse
 from .batch_requests import Row
@@ -145,8 +146,8 @@ class AnswerFile:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+        content = parse_json(line)
+    except ValueError:
         return None
     if (
         isinstance(content, dict)
@@ -165,8 +166,8 @@ def _is_half_written(line: bytes) -> bool:
     last line: so only what some rest of `_EXAMPLE` makes the beginning of an answer is one.
     """
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         rests = (_EXAMPLE[start:] for start in range(len(_EXAMPLE), -1, -1))
         return not line.endswith(b"\n") and any(_BEGINNING.match(line + rest) for rest in rests)
     return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checkpoint.hub import DEFAULT_REPOSITORY
+from ..config.json_file import read_json
 from ..errors import RequestError
 from ..training.modules import PARTS
 from ..training.training_config import (
@@ -177,12 +178,7 @@ def read_recipe(file: Path) -> Values:
     Raises:
         RequestError: it cannot be read, or an option in it does not exist or has a wrong value.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{file} is no JSON: {error}") from None
+    content = read_json(file, RequestError)
     if not isinstance(content, dict):
         raise RequestError(f"{file} is no recipe; expected an object with names of options")
     unknown = [name for name in content if name not in OPTIONS]

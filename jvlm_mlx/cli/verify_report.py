@@ -13,7 +13,7 @@ from ..checkpoint.loader import read_config
 from ..checkpoint.model_card import model_card
 from ..checkpoint.origin import origin
 from ..checkpoint.record import KEY, read_record
-from ..config.config_reader import read_json
+from ..config.json_file import read_json
 from ..conversion.conversion_options import ConversionOptions
 from ..conversion.plan import plan_conversion
 from ..conversion.source import open_source

@@ -23,7 +23,7 @@ class CheckpointConfig:
     image: ImageConfig
     prompt: PromptConfig
     stop_token_ids: frozenset[int]
-    """Token ids that end an answer, of reader.json and generation_config.json."""
+    """Token ids that end an answer, of config.json and generation_config.json."""
     image_processor: ConfigReader
     """The image config as they were read, for the token ids they repeat."""
 
@@ -32,7 +32,7 @@ class CheckpointConfig:
         """Read config.
 
         Args:
-            files: contents of `reader.json` and `preprocessor_config.json`, and of
+            files: contents of `config.json` and `preprocessor_config.json`, and of
                 `processor_config.json` and `generation_config.json` where they exist.
 
         Raises:
@@ -76,7 +76,7 @@ class CheckpointConfig:
             if processed != expected:
                 raise CheckpointError(
                     f"preprocessor_config.json has a {what} of {processed},"
-                    f" reader.json of {expected}"
+                    f" config.json of {expected}"
                 )
 
 

@@ -5,45 +5,55 @@ name. What nobody asked for is left over, and `unread()` lists it, so that no se
 ignored in silence.
 """
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, UnsupportedSettingError
+from .json_file import quoted
 
 T = TypeVar("T")
 
 _REQUIRED: Any = object()
 
+MAX_INTEGER = 2**31 - 1
+"""MLX counts in 32 bits: no id, size or number of layers can be above."""
+
 
 def integer(value: Any) -> int:
-    """Accept a JSON whole number (not a boolean)."""
-    return _whole(value, -math.inf, "a whole number")
+    """Accept a JSON integer of 32 bits (not a boolean)."""
+    return _integer(value, -MAX_INTEGER, "an integer")
 
 
 def size(value: Any) -> int:
-    """Accept a whole number above 0."""
-    return _whole(value, 1, "a whole number above 0")
+    """Accept an integer above 0."""
+    return _integer(value, 1, "an integer above 0")
 
 
 def count(value: Any) -> int:
-    """Accept a whole number that is not negative."""
-    return _whole(value, 0, "a whole number that is not negative")
+    """Accept an integer that is not negative."""
+    return _integer(value, 0, "an integer that is not negative")
 
 
-def _whole(value: Any, lowest: float, expected: str) -> int:
+def _integer(value: Any, lowest: int, expected: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise TypeError(expected)
+    if value > MAX_INTEGER:
+        raise TypeError(f"an integer of at most {MAX_INTEGER}")
     return value
 
 
 def number(value: Any) -> float:
     """Accept a JSON number (not a boolean, and not what Python reads beyond JSON)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("a number")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise TypeError("a finite number")
+    return found
 
 
 def positive(value: Any) -> float:
@@ -63,21 +73,21 @@ def boolean(value: Any) -> bool:
 def text(value: Any) -> str:
     """Accept a JSON string."""
     if not isinstance(value, str):
-        raise TypeError("a text")
+        raise TypeError("a string")
     return value
 
 
 def integers(value: Any) -> tuple[int, ...]:
-    """Accept a list of whole numbers."""
+    """Accept a list of integers."""
     if not isinstance(value, list):
-        raise TypeError("a list of whole numbers")
+        raise TypeError("a list of integers")
     return tuple(integer(item) for item in value)
 
 
 def sizes(value: Any) -> tuple[int, ...]:
-    """Accept a list of whole numbers above 0."""
+    """Accept a list of integers above 0."""
     if not isinstance(value, list):
-        raise TypeError("a list of whole numbers above 0")
+        raise TypeError("a list of integers above 0")
     return tuple(size(item) for item in value)
 
 
@@ -88,26 +98,12 @@ def numbers(value: Any) -> tuple[float, ...]:
     return tuple(number(item) for item in value)
 
 
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable or no JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} has no {file.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
-
-
 class ConfigReader:
-    """One JSON object `values`; `path` says where it stands, for messages (`reader.json: ...`)."""
+    """One JSON object `values`; `path` says where it stands, for messages (`config.json: ...`)."""
 
     def __init__(self, values: Any, path: str) -> None:
         if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must be a JSON object, found {values!r}")
+            raise CheckpointError(f"{path} must be a JSON object, found {quoted(values)}")
         self._values: dict[str, Any] = values
         self._path = path
         self._known: set[str] = set()
@@ -135,7 +131,9 @@ class ConfigReader:
         try:
             return kind(value)
         except TypeError as expected:
-            raise CheckpointError(f"{self.name(key)} is {value!r}; expected {expected}") from None
+            raise CheckpointError(
+                f"{self.name(key)} is {quoted(value)}; expected {expected}"
+            ) from None
 
     def choice(self, key: str, choices: tuple[str, ...], absent: str = _REQUIRED) -> str:
         """Return the value of `key`, one of `choices`; refuse any other by name."""
@@ -173,7 +171,7 @@ class ConfigReader:
     def refuse(self, key: str, value: Any, supported: str) -> None:
         """Raise the error for a setting that is not implemented."""
         raise UnsupportedSettingError(
-            f"{self.name(key)} = {value!r} is not supported; supported: {supported}"
+            f"{self.name(key)} = {quoted(value)} is not supported; supported: {supported}"
         )
 
     def unread(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What reader.json says about the network: tower, connector, decoder."""
+"""What config.json says about the network: tower, connector, decoder."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -217,7 +217,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "ModelConfig":
-        """Read the contents of reader.json.
+        """Read the contents of config.json.
 
         Raises:
             UnsupportedSettingError: a setting that changes the mathematics is not implemented.

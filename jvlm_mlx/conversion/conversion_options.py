@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..checkpoint.loader import DTYPES
 from ..checkpoint.quantization import Quantization
+from ..config.dtypes import FLOAT_DTYPES
 from ..errors import RequestError
 from .recipes import RECIPES, Recipe, base_quantization
 
@@ -31,8 +31,8 @@ class ConversionOptions:
     """Whether quantized layers of the source become ordinary ones first."""
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise RequestError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
+            raise RequestError(f"dtype {self.dtype} is not one of {', '.join(FLOAT_DTYPES)}")
         if not self.quantize:
             for name in ("q_bits", "q_group_size", "q_mode", "recipe"):
                 if getattr(self, name) is not None:

@@ -25,7 +25,7 @@ from ..checkpoint.origin import origin
 from ..checkpoint.record import Record, output_config, read_record
 from ..checkpoint.upload import check_upload, upload
 from ..checkpoint.writer import MAX_SHARD_BYTES
-from ..config.config_reader import read_json
+from ..config.json_file import read_json
 from ..errors import ConversionError, RequestError
 from ..files import atomic_folder, check_free_space, local_path
 from ..version import __version__

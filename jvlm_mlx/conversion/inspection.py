@@ -15,7 +15,8 @@ from ..checkpoint.record import Record, read_record
 from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
 from ..cli.tables import table
 from ..cli.units import bytes_text, count_text
-from ..config.config_reader import ConfigReader, read_json
+from ..config.config_reader import ConfigReader
+from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..files import local_path

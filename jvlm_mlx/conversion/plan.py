@@ -12,6 +12,7 @@ from ..checkpoint.names import OWN, part_of
 from ..checkpoint.padding import can_pad, padded_size, resized_shape
 from ..checkpoint.quantization import Quantization
 from ..checkpoint.weights import stored_bytes
+from ..config.dtypes import FLOAT_DTYPES
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError, RequestError
 from .conversion_options import ConversionOptions
@@ -19,7 +20,6 @@ from .recipes import choose_quantization
 from .source import Source
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def plan_conversion(
                 shape=shape,
                 values=math.prod(unpadded_shape),
                 source_dtype=source_dtype,
-                dtype=_DTYPES[options.dtype] if options.dtype else source_dtype,
+                dtype=FLOAT_DTYPES[options.dtype].code if options.dtype else source_dtype,
                 source_quantization=source.quantization(path),
                 quantization=quantization,
             )

@@ -9,8 +9,9 @@ import mlx.core as mx
 
 from ..checkpoint.quantization import Quantization, quantizable_layers, unpack
 from ..checkpoint.reader import CheckpointFiles
-from ..checkpoint.row_reader import FLOATING, RowReader
+from ..checkpoint.row_reader import RowReader
 from ..checkpoint.weights import Checkpoint, parameters
+from ..config.dtypes import BY_CODE, FLOAT_DTYPES
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
@@ -55,10 +56,10 @@ class Source:
         if path.endswith(".scales") and dtypes == {"U8"}:
             return self.dtype("decoder.norm.weight")
         for tensor in stored:
-            if tensor.dtype not in FLOATING:
+            if not BY_CODE[tensor.dtype].is_floating:
                 raise CheckpointError(
                     f"{tensor.file}: {tensor.name} is stored as {tensor.dtype};"
-                    f" expected {', '.join(FLOATING)}"
+                    f" expected {', '.join(dtype.code for dtype in FLOAT_DTYPES.values())}"
                 )
         return dtypes.pop() if len(dtypes) == 1 else "F32"
 

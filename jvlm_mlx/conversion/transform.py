@@ -4,7 +4,8 @@ import mlx.core as mx
 
 from ..checkpoint.padding import fit
 from ..checkpoint.quantization import pack, unpack
-from ..checkpoint.row_reader import MLX_DTYPES, as_float
+from ..checkpoint.row_reader import as_float
+from ..config.dtypes import BY_CODE
 from .plan import ParameterPlan
 from .source import Source
 
@@ -32,7 +33,7 @@ def transform_rows(
         mx.eval(rows)
         return rows, (0.0, 0.0)
     exact = _exact_rows(source, parameter, start, stop)
-    values = fit(exact.astype(MLX_DTYPES[parameter.dtype]), (stop - start, *parameter.shape[1:]))
+    values = fit(exact.astype(BY_CODE[parameter.dtype].mlx), (stop - start, *parameter.shape[1:]))
     if parameter.quantization is None:
         rows = {parameter.path: values}
     else:
@@ -46,7 +47,9 @@ def _exact_rows(source: Source, parameter: ParameterPlan, start: int, stop: int)
     """Return rows as the source has them, without padding; perhaps fewer than asked for."""
     stop = min(stop, parameter.source_shape[0])
     # What was quantized has no type of its own: it is unpacked to the one that is asked for.
-    dtype = MLX_DTYPES[parameter.dtype if parameter.source_quantization else parameter.source_dtype]
+    dtype = BY_CODE[
+        parameter.dtype if parameter.source_quantization else parameter.source_dtype
+    ].mlx
     if start >= stop:
         return mx.zeros((0, *parameter.source_shape[1:]), dtype)
     return source.values(parameter.path, start, stop, dtype)
@@ -59,7 +62,7 @@ def _packed_rows(
     last = min(stop, parameter.source_shape[0])
     rows = {}
     for output in parameter.outputs:
-        dtype, shape = MLX_DTYPES[output.dtype], (stop - start, *output.shape[1:])
+        dtype, shape = BY_CODE[output.dtype].mlx, (stop - start, *output.shape[1:])
         if start < last:
             rows[output.name] = fit(source.stored(output.name, start, last).astype(dtype), shape)
         else:

@@ -13,6 +13,7 @@ import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from ..config.image_config import ImageConfig
+from ..config.json_file import parse_json
 from ..errors import JvlmError, SessionError
 from ..processing.image_tokens import ImageTokenIds
 from ..processing.tiling import ImageLayout
@@ -149,7 +150,7 @@ def _read_content(path: Path) -> dict[str, Any]:
             raise SessionError(f"{path} does not exist") from None
         raise SessionError(f"{path} is truncated or no saved conversation ({error})") from error
     try:
-        content = json.loads(metadata["session"])
+        content = parse_json(metadata["session"])
     except (KeyError, ValueError):
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

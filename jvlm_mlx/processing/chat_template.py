@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..config.config_reader import read_json
+from ..config.json_file import read_json
 from ..config.prompt_config import PromptConfig
 from ..errors import CheckpointError, PromptError
 from .messages import Message, read_messages

@@ -16,7 +16,8 @@ from ..checkpoint.copied_files import CARD, CONFIG, config_text, copy_files
 from ..checkpoint.record import KEY
 from ..checkpoint.row_reader import as_bytes
 from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
-from ..config.config_reader import read_json
+from ..config.dtypes import BY_MLX
+from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..conversion.plan import Output
 from ..errors import TrainingError
@@ -27,8 +28,6 @@ RUN_FOLDER = "training"
 """Folder of the output that holds checkpoints, recipe and metrics."""
 _STEP_NAME = re.compile(r"step-(\d{8})")
 _WRITING = ".writing"
-_DTYPES = {mx.float32: ("F32", "float32"), mx.bfloat16: ("BF16", "bfloat16"),
-           mx.float16: ("F16", "float16")}  # fmt: skip
 
 
 def write_weights(folder: Path, arrays: Arrays) -> None:
@@ -38,7 +37,7 @@ def write_weights(folder: Path, arrays: Arrays) -> None:
         OSError: the disk is full.
     """
     outputs = [
-        (Output(path, tuple(array.shape), _DTYPES[array.dtype][0]),)
+        (Output(path, tuple(array.shape), BY_MLX[array.dtype].code),)
         for path, array in arrays.items()
     ]
     with ShardWriter(folder, split_into_shards(outputs, MAX_SHARD_BYTES)) as writer:
@@ -106,7 +105,7 @@ def trained_config(
     for key, bias in zip(("q_bias", "k_bias", "v_bias"), biases, strict=True):
         attention[key] = bias
     dtype_key = "dtype" if "dtype" in config_json else "torch_dtype"
-    config_json[dtype_key] = _DTYPES[arrays["decoder.norm.weight"].dtype][1]
+    config_json[dtype_key] = BY_MLX[arrays["decoder.norm.weight"].dtype].name
     return config_json
 
 

@@ -10,11 +10,11 @@ Messages are those of `text/messages.py`. A list `images` beside them names the 
 parts that name none. All other keys, of rows and of messages, are left alone.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config.json_file import parse_json
 from ..errors import DataError
 from ..processing.messages import ImagePart, Message, collect_images, read_messages
 from .image_files import locate
@@ -60,8 +60,8 @@ def read_conversation(line: bytes, folder: Path) -> Conversation:
         PromptError: a message is malformed, or images and their places differ.
     """
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise DataError(f"no JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError("no JSON object; expected one with messages")

@@ -16,7 +16,7 @@ from ..checkpoint.padding import resized_shape
 from ..checkpoint.quantization import Quantization, unpack
 from ..checkpoint.record import read_record
 from ..checkpoint.weights import Progress
-from ..config.config_reader import read_json
+from ..config.json_file import read_json
 from ..conversion.converter import convert
 from ..errors import CheckpointError, ConversionError, RequestError
 from ..files import atomic_folder, local_path

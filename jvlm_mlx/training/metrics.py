@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config.json_file import parse_json
 from ..errors import TrainingError
 
 METRICS_NAME = "metrics.jsonl"
@@ -52,7 +53,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             continue  # the end of a line that a killed process did not finish
         if isinstance(value, dict) and isinstance(value.get("step"), int):

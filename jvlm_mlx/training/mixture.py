@@ -6,12 +6,12 @@
 ]}
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.json_file import parse_json
 from ..errors import DataError
 from ..files import local_path
 
@@ -52,7 +52,7 @@ def read_mixture(path: str | Path) -> Mixture:
     if path.suffix == ".jsonl":
         return Mixture((Source(path.stem, path, None, 1.0),))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

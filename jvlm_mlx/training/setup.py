@@ -13,7 +13,7 @@ from ..checkpoint.adapters import (
     linear_layers,
     load_adapter_weights,
 )
-from ..checkpoint.loader import DTYPES
+from ..config.dtypes import FLOAT_DTYPES
 from ..errors import RequestError
 from ..model import Model
 from .modules import PARTS, part_of
@@ -41,7 +41,7 @@ def prepare_model(model: Model, config: TrainingConfig, checkpoint: Path | None)
             for module in _modules(model, part):
                 module.unfreeze()
     trained = flat(model.trainable_parameters())
-    dtype = DTYPES[config.dtype]
+    dtype = FLOAT_DTYPES[config.dtype].mlx
     converted: list[tuple[str, Any]] = [
         (path, array.astype(mx.float32 if path in trained else dtype))
         for path, array in floating(model)

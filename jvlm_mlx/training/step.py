@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.loader import DTYPES
 from ..checkpoint.row_reader import as_float
+from ..config.dtypes import FLOAT_DTYPES
 from ..errors import TrainingError
 from ..model import Model
 from .dropout import batch_key, set_keys, use_keyed_dropout
@@ -55,7 +55,7 @@ class Trainer:
         mx.eval(self.parameters)
         self.optimizer = PartOptimizer(config, self.parameters)
         # An adapter's few numbers are float32 in any case, as mlx-lm has it.
-        self._dtype = DTYPES[config.dtype] if config.adapter is None else mx.float32
+        self._dtype = FLOAT_DTYPES[config.dtype].mlx if config.adapter is None else mx.float32
         differentiate = mx.value_and_grad(self._loss)
         self._differentiate = mx.compile(differentiate) if config.compile else differentiate
         # One kernel for all that AdamW does to a parameter.

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.adapters import AdapterConfig, adapted_layers
-from ..checkpoint.loader import DTYPES
+from ..config.dtypes import FLOAT_DTYPES
 from ..errors import TrainingError
 from ..model import Model
 from .checkpoints import (
@@ -179,7 +179,7 @@ def _save(
 
 def _write_result(trainer: Trainer, output: Path, source: Path) -> None:
     with appearing_folder(output / RUN_FOLDER / "result") as work:
-        _write_weights(trainer, source, work, DTYPES[trainer.config.dtype])
+        _write_weights(trainer, source, work, FLOAT_DTYPES[trainer.config.dtype].mlx)
     put_beside(output / RUN_FOLDER / "result", output)
 
 
