@@ -10,12 +10,11 @@ import logging
 import sys
 import warnings
 
-from ._mlx_lm import import_mlx_lm
+from . import _mlx_lm  # noqa: F401 - guards the import of mlx-lm, before anything needs it
 from .version import __version__
 
 # Notices belong to the app: without a handler of its own, nothing is printed.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-import_mlx_lm()  # with care, before anything else imports mlx-lm
 if sys.argv[:1] == ["-m"]:
     # Python is looking for the module of `python -m jvlm_mlx.generate`. It would warn that this
     # package has imported that module already, which does no harm: the module runs nothing twice.

@@ -15,16 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .._mlx_lm import import_mlx_lm
+from .._mlx_lm import DoRALinear, LoRALinear
 from ..config.json_file import read_json
 from ..errors import CheckpointError
 from ..files import local_path
 from ..model import Model
 from .reader import CheckpointFiles
-
-import_mlx_lm()
-from mlx_lm.tuner.dora import DoRALinear  # noqa: E402 - after its parent, imported with care
-from mlx_lm.tuner.lora import LoRALinear  # noqa: E402
 
 WEIGHTS_NAME, CONFIG_NAME = "adapters.safetensors", "adapter_config.json"
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache
 
+from .._mlx_lm import KVCache
 from ..config.model_config import ModelConfig
 from ..errors import RequestError
 from ..model import Model, cpu

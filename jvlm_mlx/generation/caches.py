@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
-from mlx_lm.models.cache import LRUPromptCache
 
+from .._mlx_lm import LRUPromptCache
 from ..errors import RequestError
 from .prompt_key import PromptKey
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import RotatingKVCache
 
+from .._mlx_lm import RotatingKVCache
 from ..errors import PromptError, RequestError
 from ..model import Model
 from .options import GenerationOptions

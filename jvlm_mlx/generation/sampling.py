@@ -7,13 +7,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx_lm.sample_utils import (
-    apply_min_p,
-    apply_top_k,
-    apply_top_p,
-    make_logits_processors,
-)
 
+from .._mlx_lm import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 from .options import GenerationOptions
 
 Sampler = Callable[[mx.array], mx.array]

@@ -6,9 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
-from mlx_lm.models.rope_utils import initialize_rope
 
+from .._mlx_lm import create_attention_mask, initialize_rope, scaled_dot_product_attention
 from ..config.blocks import AttentionConfig
 from ..config.model_config import DecoderConfig
 from . import cpu

@@ -7,8 +7,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx_lm.models.cache import BatchKVCache, KVCache
 
+from .._mlx_lm import BatchKVCache, KVCache
 from ..config.model_config import ModelConfig
 from .connector import Connector
 from .decoder import Decoder, DecoderLayer
