@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_checkpoint import checkpoint_bytes, released_config, write_random_checkpoint
-from jvlm_mlx.cli.tables import table
-from jvlm_mlx.cli.units import bytes_text
+from jvlm_mlx.cli.formatting import table
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.workers import WORKERS
+from jvlm_mlx.progress import ProgressEvent
+from jvlm_mlx.units import bytes_text
 
 RUNS: dict[str, dict[str, Any]] = {
     "as stored": {},
@@ -53,9 +54,9 @@ def measure(source: Path, target: Path, options: dict[str, Any]) -> dict[str, An
     """Convert in this process, and return what it took."""
     times: dict[str, list[float]] = {}
 
-    def progress(stage: str, _done: int, _total: int) -> None:
+    def progress(event: ProgressEvent) -> None:
         now = time.perf_counter()
-        times.setdefault(stage, [now, now])[1] = now
+        times.setdefault(event.stage, [now, now])[1] = now
 
     imported = peak_memory()
     start = time.perf_counter()

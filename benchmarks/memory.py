@@ -22,6 +22,7 @@ from mlx_lm.models.cache import KVCache
 from jvlm_mlx import Processor, stream_generate
 from jvlm_mlx.generation.budget import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model
+from jvlm_mlx.progress import ProgressEvent
 
 from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
 from .common.geometry import random_model, released_model_config
@@ -56,14 +57,13 @@ def question(
     mx.synchronize()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
-    start, peaks = time.perf_counter(), {"tiles": 0, "prompt": 0, "answer": 0}
-    units = {"tiles": "tiles", "prompt": "tokens of the prompt", "answer": "tokens of the answer"}
+    start, peaks = time.perf_counter(), {"tiles": 0, "prefill": 0, "answer": 0}
 
-    def progress(stage: str, done: int, total: int) -> None:
-        peaks[stage] = max(0, mx.get_peak_memory() - held)
+    def progress(event: ProgressEvent) -> None:
+        peaks[event.stage] = max(0, mx.get_peak_memory() - held)
         print(
-            f"{time.perf_counter() - start:6.0f} s: {done} of {total} {units[stage]},"
-            f" {peaks[stage] / 1e9:.3f} GB beside the weights at most",
+            f"{time.perf_counter() - start:6.0f} s: {event.stage}, {event.done} of {event.total}"
+            f" {event.unit}s, {peaks[event.stage] / 1e9:.3f} GB beside the weights at most",
             file=sys.stderr,
             flush=True,
         )
@@ -79,7 +79,7 @@ def question(
         max_tokens=max_tokens,
         stop_token_ids=(),
     )
-    progress("answer", last.generation_tokens, max_tokens)
+    progress(ProgressEvent("answer", last.generation_tokens, max_tokens, "token"))
     tokens = last.prompt_tokens + last.generation_tokens
     needed = weights + kv_bytes(model.config, tokens, 2)
     return {

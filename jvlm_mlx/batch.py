@@ -23,11 +23,12 @@ from .cli.arguments import (
 )
 from .cli.batch_requests import Row, read_rows
 from .cli.batch_responses import AnswerFile
-from .cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
+from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .generation.batch_engine import DEFAULT_BATCH_SIZE, batch_generate
 from .generation.requests import BatchRequest, BatchResponse
+from .progress import ProgressEvent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             output.add(row, row.digest(config), answer)
             answered += answer.error is None
             failed += answer.error is not None
-            bars.rows(done + answered + failed, len(rows))
+            bars.show(ProgressEvent("requests", done + answered + failed, len(rows), "request"))
 
         def requests() -> Iterator[BatchRequest]:
             for row in waiting:
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             interrupted = False
             if waiting:
                 model, processor = load_model(arguments, bars)
-                bars.rows(done, len(rows))
+                bars.show(ProgressEvent("requests", done, len(rows), "request"))
                 try:
                     for answer in batch_generate(
                         model,

@@ -19,8 +19,8 @@ from .cli.arguments import (
 )
 from .cli.chat_commands import Conversation, describe_session
 from .cli.chat_terminal import run_console
-from .cli.exit_codes import EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
+from .cli.main import EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError, SessionError
 from .files import local_path
 from .generation.session import ChatSession
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         if sys.stdin.isatty():
             print("/help lists commands", file=sys.stderr)
         with _line_editing(arguments.history):
-            run_console(conversation, bars.stage, bars.close)
+            run_console(conversation, bars.show, bars.close)
     return EXIT_OK
 
 

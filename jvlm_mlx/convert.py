@@ -13,10 +13,9 @@ from .checkpoint.hub import DEFAULT_REPOSITORY
 from .checkpoint.names import PARTS
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from .cli.error_chart import check_plot, write_plot
-from .cli.exit_codes import EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
-from .cli.tables import table
-from .cli.units import bytes_text, count_text
+from .cli.formatting import table
+from .cli.main import EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .cli.verify_report import as_json, as_text, check_card, update_card
 from .config.dtypes import FLOAT_DTYPES
 from .conversion.converter import Conversion as Conversion
@@ -26,6 +25,7 @@ from .conversion.inspection import as_text as inspection_text
 from .conversion.inspection import inspect
 from .conversion.recipes import MODES, RECIPES
 from .conversion.verification import Bounds, verify
+from .units import bytes_text, count_text
 
 EXIT_VIOLATION = 3
 """`verify` found that a bound does not hold."""
@@ -117,7 +117,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             dry_run=arguments.dry_run,
             force=arguments.force,
             show_progress=None if bars.shown else False,
-            progress=bars.conversion,
+            progress=bars.show,
         )
     print(_summary(conversion))
     return EXIT_OK
@@ -173,7 +173,7 @@ def _verify(arguments: argparse.Namespace) -> int:
                 min_cosine=arguments.min_cosine,
             ),
             show_progress=None if bars.shown else False,
-            progress=bars.conversion,
+            progress=bars.show,
         )
     if arguments.json:
         print(json.dumps(as_json(verification), ensure_ascii=False, allow_nan=False))

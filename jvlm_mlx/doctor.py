@@ -6,7 +6,7 @@ The exit code is 1 if something is wrong.
 import argparse
 import sys
 
-from .cli.exit_codes import EXIT_ERROR, EXIT_OK
+from .cli.main import EXIT_ERROR, EXIT_OK
 from .diagnostics.checks import check_all
 
 _WIDTH = 44

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
-from .cli.exit_codes import EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
+from .cli.main import EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .config.dtypes import FLOAT_DTYPES
 from .conversion.recipes import MODES, RECIPES
 from .training.fusing import fuse
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             q_mode=arguments.q_mode,
             recipe=arguments.recipe,
             show_progress=None if bars.shown else False,
-            progress=bars.load,
+            progress=bars.show,
         )
     print(f"written: {path}")
     return EXIT_OK

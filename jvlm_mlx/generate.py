@@ -19,18 +19,18 @@ from .cli.arguments import (
     generation_options,
     load_model,
 )
-from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
-from .cli.summary import summarize
+from .cli.formatting import summarize
+from .cli.main import EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .generation.answer import Answer
 from .generation.caches import GenerationCaches
-from .generation.image_encoding import Progress
 from .generation.options import GenerationOptions
 from .generation.prompt import Prompt, prepare_prompt
 from .generation.response import GenerationResponse, GenerationResult
 from .model import Model
 from .processing.processor import Processor
+from .progress import Progress
 
 
 def stream_generate(
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt,
             images,
             system=arguments.system,
-            progress=bars.stage,
+            progress=bars.show,
             **options,
         )
         with closing(answer):

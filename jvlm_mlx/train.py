@@ -18,10 +18,10 @@ from .checkpoint.adapters import CONFIG_NAME
 from .checkpoint.copied_files import CONFIG
 from .checkpoint.hub import DEMO, locate_checkpoint
 from .checkpoint.loader import load, load_processor, read_config
-from .cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
-from .cli.figure import new_figure
+from .cli.formatting import new_figure
 from .cli.loss_chart import write_chart
-from .cli.progress import wants_progress
+from .cli.main import EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress_bars import wants_progress
 from .cli.training_options import (
     DEFAULTS,
     Values,
@@ -205,7 +205,7 @@ def _train(
         pad_to_multiple=values["pad_to_multiple"],
         cache_bytes=int(cache_bytes),
     )
-    data = prepare_data(read_mixture(values["data"]), processor, limits, progress=bars.check_rows)
+    data = prepare_data(read_mixture(values["data"]), processor, limits, progress=bars.show)
     feed = training_feed(data, feed_config, processes)
     validation = None
     if values["validation"]:
@@ -215,10 +215,10 @@ def _train(
     config = training_config(values, steps)
     newest = None if first is None else step_folder(output, first)
     if config.adapter is None:
-        model, _ = load(newest or source, dtype="float32", progress=bars.load)
+        model, _ = load(newest or source, dtype="float32", progress=bars.show)
         prepare_model(model, config, None)
     else:
-        model, _ = load(source, dtype=config.dtype, progress=bars.load)
+        model, _ = load(source, dtype=config.dtype, progress=bars.show)
         prepare_model(model, config, newest)
     if processes.is_first:
         _record(output, values)

@@ -12,10 +12,11 @@ from ..processing.chat_template import ChatTemplate
 from ..processing.image_processor import ImageProcessor
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
+from ..progress import Progress
 from .adapters import load_adapter
 from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
-from .weights import Checkpoint, Progress
+from .weights import Checkpoint
 
 
 def load(
@@ -39,7 +40,7 @@ def load(
         dtype: `float32`, `float16` or `bfloat16`; None keeps what is stored.
         adapter_path: folder of adapters that were trained for this model.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
-        progress: called with bytes done and bytes in all while weights are read.
+        progress: told how many bytes of weights have been read (`loading`).
 
     Raises:
         CheckpointError: with one line that says what is wrong with checkpoint or adapter.

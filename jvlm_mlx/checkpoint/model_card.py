@@ -5,9 +5,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ..cli.units import bytes_text, count_text
 from ..conversion.plan import Plan
 from ..conversion.recipes import RECIPES
+from ..units import bytes_text, count_text
 from .names import PARTS
 from .origin import is_repository
 from .record import Record, quantization_entries

@@ -10,12 +10,10 @@ from mlx.utils import tree_flatten
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
+from ..progress import Progress, ProgressEvent
 from .names import LAYOUTS, MLX, ORIGINAL, OWN, Layout, detect_layout
 from .quantization import Quantization, infer_quantization, quantizable_layers, quantize_layers
 from .reader import CheckpointFiles, StoredTensor
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Checkpoint:
         total = sum(self._stored_bytes(path) for path in paths)
         done = 0
         if progress:
-            progress(0, total)
+            progress(ProgressEvent("loading", 0, total, "B"))
         for path in paths:
             # Evaluated one by one: what a parameter is made from is free before the next is read.
             array = self.take(path, dtype)
@@ -134,7 +132,7 @@ class Checkpoint:
             model.load_weights([(path, array)], strict=False)
             done += self._stored_bytes(path)
             if progress:
-                progress(done, total)
+                progress(ProgressEvent("loading", done, total, "B"))
         # RoPE tables are no parameters, and what is not evaluated cannot be used from another
         # thread.
         mx.eval([list(module.values()) for module in model.modules()])
@@ -259,4 +257,4 @@ def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]
     return lambda name: name in names or name.startswith(prefixes)
 
 
-__all__ = ["LAYOUTS", "MLX", "ORIGINAL", "OWN", "Checkpoint", "Part", "Progress", "stored_bytes"]
+__all__ = ["LAYOUTS", "MLX", "ORIGINAL", "OWN", "Checkpoint", "Part", "stored_bytes"]

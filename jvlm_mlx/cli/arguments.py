@@ -1,20 +1,18 @@
 """Flags that every verb with a model shares, and how they become a model and options."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..checkpoint.loader import load
 from ..config.dtypes import FLOAT_DTYPES
-from ..errors import RequestError
-from ..generation.budget import memory_bytes
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
 from ..processing.processor import Processor
-from .progress import ProgressBars
+from ..units import bytes_text, parse_bytes
+from .progress_bars import ProgressBars
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +30,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Read a size like `8GB` as bytes, for `add_argument`."""
     try:
-        return memory_bytes(text)
-    except RequestError as error:
+        return parse_bytes(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _memory(text: str) -> int:
+    if not (found := size(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no memory; give a size like 8GB or 500MB")
+    return found
 
 
 _FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
@@ -56,7 +61,7 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
     (("--kv-group-size",), "kv_group_size", {"type": int}),
     (("--prefill-step-size",), "prefill_step_size", {"type": int, "metavar": "TOKENS"}),
     (("--tile-group-size",), "tile_group_size", {"type": int, "metavar": "TILES"}),
-    (("--max-memory",), "max_memory", {"type": _size, "metavar": "SIZE"}),
+    (("--max-memory",), "max_memory", {"type": _memory, "metavar": "SIZE"}),
     (("--max-crops",), "max_crops", {"type": int, "metavar": "TILES"}),
     (("--min-pixels",), "min_pixels", {"type": int}),
     (("--max-pixels",), "max_pixels", {"type": int}),
@@ -107,20 +112,14 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that bounds what answers remember for later ones."""
     parser.add_argument(
-        "--cache-size", type=_gigabytes, default=DEFAULT_MAX_BYTES / 1e9, metavar="GB",
-        help="memory for images and prompts that were seen before; 0 for none",
+        "--cache-size", type=size, default=bytes_text(DEFAULT_MAX_BYTES), metavar="SIZE",
+        help="memory for images and prompts that were seen before, like 2GB; 0 for none",
     )  # fmt: skip
-
-
-def _gigabytes(value: str) -> float:
-    if not math.isfinite(size := float(value)):
-        raise argparse.ArgumentTypeError(f"{value} is no size")
-    return size
 
 
 def caches(arguments: argparse.Namespace) -> GenerationCaches:
     """Return the caches that the flag asks for."""
-    return GenerationCaches(int(arguments.cache_size * 1e9))
+    return GenerationCaches(arguments.cache_size)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         revision=arguments.revision,
         dtype=arguments.dtype,
         adapter_path=arguments.adapter_path,
-        progress=bars.load,
+        progress=bars.show,
         show_progress=None if bars.shown else False,
     )
     return model, processor

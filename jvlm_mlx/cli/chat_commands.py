@@ -14,7 +14,7 @@ from ..generation.session import ChatSession
 from ..model import Model
 from ..processing.image_io import is_address, source_name
 from ..processing.processor import Processor
-from .summary import summarize
+from .formatting import summarize
 
 _COMMAND = re.compile(r"/([a-z]*)(?:\s+(.*))?", re.DOTALL)
 

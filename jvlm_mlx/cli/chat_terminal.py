@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from types import FrameType
 
 from ..errors import JvlmError
-from ..generation.image_encoding import Progress
+from ..progress import Progress
 from .chat_commands import Conversation
 from .chat_lines import read_question
 

@@ -8,7 +8,7 @@ from ..conversion.verification import Verification
 from ..conversion.weight_error import relative_error
 from ..errors import ConversionError
 from ..files import local_path
-from .figure import new_figure
+from .formatting import new_figure
 
 
 def check_plot(file: Path) -> None:

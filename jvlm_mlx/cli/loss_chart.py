@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..errors import TrainingError
 from ..training.metrics import read_metrics
-from .figure import new_figure
+from .formatting import new_figure
 
 
 def write_chart(metrics: Path, file: Path) -> None:

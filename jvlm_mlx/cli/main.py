@@ -15,7 +15,11 @@ from typing import TextIO
 
 from ..errors import JvlmError
 from ..version import __version__
-from .exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+"""After Ctrl-C, as in shells. argparse itself ends with 2 for unknown flags."""
 
 _OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -4,7 +4,7 @@ from huggingface_hub.utils import tqdm
 
 from ..training.step_report import StepReport
 from ..training.trainer import Progress
-from .progress import ProgressBars
+from .progress_bars import ProgressBars
 
 
 class TrainingBars(ProgressBars):
@@ -14,10 +14,6 @@ class TrainingBars(ProgressBars):
 
     def __enter__(self) -> "TrainingBars":
         return self
-
-    def check_rows(self, done: int, total: int) -> None:
-        """Show bytes of training data that have been read."""
-        self._show("checking rows", done, total, unit="B", unit_scale=True)
 
     def training(self, steps: int, first: int) -> Progress:
         """Return what shows every step.

@@ -21,7 +21,7 @@ from ..conversion.verification import Verification
 from ..conversion.weight_error import severity
 from ..errors import ConversionError, RequestError
 from ..files import local_path
-from .tables import table
+from .formatting import table
 
 
 def as_text(verification: Verification) -> str:

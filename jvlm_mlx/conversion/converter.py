@@ -28,9 +28,10 @@ from ..checkpoint.writer import MAX_SHARD_BYTES
 from ..config.json_file import read_json
 from ..errors import ConversionError, RequestError
 from ..files import atomic_folder, check_free_space, local_path
+from ..progress import Progress
 from ..version import __version__
 from .conversion_options import ConversionOptions
-from .finite_check import Progress, check_values
+from .finite_check import check_values
 from .plan import Plan, plan_conversion
 from .source import Source, open_source
 from .write_weights import write_weights
@@ -90,7 +91,7 @@ def convert(
         force: whether an existing checkpoint at `mlx_path` is replaced.
         max_shard_bytes: largest weight file.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
-        progress: called with a stage (`checking` or `converting`), bytes done and bytes in all.
+        progress: told of the stages `checking` and `converting`, in bytes.
 
     Raises:
         JvlmError: with one line that says what is wrong with options, source or target.

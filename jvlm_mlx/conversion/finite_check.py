@@ -1,6 +1,6 @@
 """Looks through all weights for values that are no numbers, before anything is written."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +8,10 @@ import numpy.typing as npt
 from ..checkpoint.row_reader import row_blocks
 from ..checkpoint.weights import stored_bytes
 from ..errors import CheckpointError
+from ..progress import Progress, ProgressEvent
 from .source import Source
 from .workers import work_through
 
-Progress = Callable[[str, int, int], None]
 """Called with a stage, bytes done and bytes in all."""
 
 BLOCK_VALUES = 4 * 2**20
@@ -64,9 +64,9 @@ def check_values(source: Source, *, float16: bool, progress: Progress | None = N
     for size in work_through(blocks(), check):
         done += size
         if progress:
-            progress("checking", done, total)
+            progress(ProgressEvent("checking", done, total, "B"))
     if progress:
-        progress("checking", total, total)
+        progress(ProgressEvent("checking", total, total, "B"))
 
 
 def _problem(values: npt.NDArray[np.generic], dtype: str, mode: str, float16: bool) -> str | None:

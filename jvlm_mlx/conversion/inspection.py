@@ -13,14 +13,14 @@ from ..checkpoint.quantization import infer_quantization, quantizable_layers
 from ..checkpoint.reader import CheckpointFiles, StoredTensor
 from ..checkpoint.record import Record, read_record
 from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
-from ..cli.tables import table
-from ..cli.units import bytes_text, count_text
+from ..cli.formatting import table
 from ..config.config_reader import ConfigReader
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..files import local_path
 from ..model import Model
+from ..units import bytes_text, count_text
 
 CACHE_TOKENS = 1000
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -4,7 +4,7 @@ Only one of the two is in memory at a time: what is kept of the first are probab
 tokens it chose, and the features of the images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..generation.options import GenerationOptions
 from ..generation.prompt import PreparedPrompt, prepare_prompt
 from ..model import Model
 from ..processing.processor import Processor
+from ..progress import Progress, ProgressEvent
 
 PREFILL_STEP = 1024
 
@@ -93,7 +94,8 @@ def observe(
     max_tokens: int,
     max_crops: int | None = None,
     follow: Sequence[Observation] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    stage: str = "questions",
+    progress: Progress | None = None,
 ) -> list[Observation]:
     """Put questions to a model.
 
@@ -105,7 +107,8 @@ def observe(
         max_crops: most tiles of an image.
         follow: observations of another model whose answers are given to this one token by
             token, instead of its own. As long as both agree, that is its own.
-        progress: told how many questions are answered, and how many there are.
+        stage: of the progress.
+        progress: told how many questions are answered.
     """
     options = GenerationOptions(max_crops=max_crops)
     observations = []
@@ -127,7 +130,7 @@ def observe(
         observations.append(Observation(tuple(tokens), np.stack(rows), features))
         mx.clear_cache()
         if progress:
-            progress(index + 1, len(questions))
+            progress(ProgressEvent(stage, index + 1, len(questions), "question"))
     return observations
 
 

@@ -9,7 +9,7 @@ from ..checkpoint.hub import locate_checkpoint
 from ..checkpoint.loader import load, read_config
 from ..checkpoint.names import PARTS
 from ..errors import RequestError
-from .finite_check import Progress
+from ..progress import Progress
 from .outputs import (
     Agreement,
     Observation,
@@ -149,8 +149,7 @@ def verify(
         weights_only: whether to ask no questions.
         bounds: what the conversion may cost.
         show_progress: whether downloads show bars.
-        progress: called with a stage (`comparing`, in bytes; `source` and `converted`, in
-            questions), how much is done and how much there is.
+        progress: told of the stages `comparing`, in bytes, `source` and `converted`, in questions.
 
     Raises:
         JvlmError: one of the two cannot be read, they are different models, or the options
@@ -216,5 +215,6 @@ def _observe(
         max_tokens=max_tokens,
         max_crops=max_crops,
         follow=follow,
-        progress=(lambda done, total: progress(stage, done, total)) if progress else None,
+        stage=stage,
+        progress=progress,
     )

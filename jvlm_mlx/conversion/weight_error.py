@@ -10,7 +10,7 @@ import mlx.core as mx
 from ..checkpoint.names import part_of
 from ..checkpoint.row_reader import as_float, row_blocks
 from ..errors import RequestError
-from .finite_check import Progress
+from ..progress import Progress, ProgressEvent
 from .source import Source
 from .workers import device_lock, work_through
 
@@ -89,7 +89,7 @@ def compare_weights(
         done += count
         if progress:
             # In bytes of the float32 that both are compared in.
-            progress("comparing", 4 * done, 4 * total)
+            progress(ProgressEvent("comparing", 4 * done, 4 * total, "B"))
     return [
         TensorError(
             path=path,

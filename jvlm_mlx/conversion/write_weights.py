@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..checkpoint.names import part_of
 from ..checkpoint.row_reader import as_bytes, row_blocks
 from ..checkpoint.writer import ShardWriter, split_into_shards
-from .finite_check import Progress
+from ..progress import Progress, ProgressEvent
 from .plan import ParameterPlan, Plan
 from .source import Source
 from .transform import transform_rows
@@ -34,7 +34,7 @@ def write_weights(
         plan: of the conversion.
         folder: an empty one.
         max_shard_bytes: largest file.
-        progress: called with `converting`, bytes written and bytes in all.
+        progress: told of the stage `converting`, in bytes.
 
     Returns:
         The relative rounding error of each part in which anything was rounded.
@@ -69,7 +69,7 @@ def write_weights(
                 squares.setdefault(part_of(path) or path, []).append(errors)
             done += size
             if progress:
-                progress("converting", done, total)
+                progress(ProgressEvent("converting", done, total, "B"))
         writer.finish()
     mx.clear_cache()
     return {part: _relative(sums) for part, sums in sorted(squares.items())}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..cli.exit_codes import EXIT_OK
+from ..cli.main import EXIT_OK
 from ..errors import RequestError
 from .data import SOURCES
 from .tasks import LANGUAGES, example_at

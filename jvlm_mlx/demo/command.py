@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ..cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
+from ..cli.main import EXIT_ERROR, EXIT_INTERRUPTED
 from ..errors import JvlmError
 
 

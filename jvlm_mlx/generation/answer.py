@@ -11,9 +11,10 @@ from mlx_lm.generate import generate_step
 from ..errors import PromptError
 from ..model import Model
 from ..processing.processor import Processor
+from ..progress import Progress, ProgressEvent, no_progress
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
-from .image_encoding import Progress, model_of
+from .image_encoding import model_of
 from .memory import device_turns, wired_limit
 from .options import GenerationOptions
 from .prefill import PromptReader
@@ -81,7 +82,7 @@ class Answer:
         self._model = model
         self._prepared: PreparedPrompt | None = prepared
         self._options = options
-        self._progress = progress or (lambda *_: None)
+        self._progress = progress or no_progress
         self._cancel = cancel
         max_tokens = answer_length(model, len(prepared.token_ids), options)
         self._transcript = ResponseBuilder(processor, prepared, options, max_tokens, start)
@@ -132,7 +133,8 @@ class Answer:
                     token, _ = next(steps)
                 piece = self._transcript.add(token)
                 if piece.generation_tokens == 1:
-                    self._progress("prompt", piece.prompt_tokens, piece.prompt_tokens)
+                    tokens = piece.prompt_tokens
+                    self._progress(ProgressEvent("prefill", tokens, tokens, "token"))
                 if piece.finish_reason:
                     # The next step is under way already; let go of it before the last piece.
                     steps.close()

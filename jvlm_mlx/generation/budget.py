@@ -1,6 +1,5 @@
 """How many tiles and tokens may be computed at once within a memory budget."""
 
-import re
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -27,24 +26,9 @@ _LAYERS_IN_FLIGHT = 2
 _CPU_SCORES = 2
 """Arrays of attention scores that exist at once where attention is not fused."""
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
 SCORES_BYTES = 6 * cpu.BLOCK_BYTES
 """Attention scores on a CPU, and what becomes of them on their way to weights: a block at a time,
 however many tiles. A GPU's fused attention has none."""
-
-
-def memory_bytes(text: str) -> int:
-    """Return the bytes that a text like `8GB`, `7.5 GiB` or `6000000000` stands for.
-
-    Raises:
-        RequestError: it is no size, or not above 0.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
-    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if size < 1:
-        raise RequestError(f"max_memory is {text!r}; give a size like 8GB or 500MB")
-    return size
 
 
 def tile_bytes(config: ModelConfig, value_bytes: int) -> int:

@@ -14,6 +14,7 @@ from ..model.model import TILE_GROUP_SIZE
 from ..processing.image_tokens import window_positions
 from ..processing.opened_image import OpenedImage
 from ..processing.processor import Processor
+from ..progress import Progress, ProgressEvent, no_progress
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
 from .fingerprint import fingerprint
@@ -21,9 +22,6 @@ from .memory import device_turns, wired_limit
 from .options import ImageLimits
 
 PromptImage = OpenedImage | EncodedImage
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage (`tiles` or `prompt`), how many are done, and how many there are."""
 
 
 def open_prompt_image(processor: Processor, source: Any, limits: ImageLimits) -> PromptImage:
@@ -111,13 +109,13 @@ def encode_opened_images(
     missing = [place for place, known in enumerate(features) if known is None]
     done, total = 0, sum(images[place].layout.num_tiles for place in missing)
     if missing:
-        progress("tiles", 0, total)
+        progress(ProgressEvent("tiles", 0, total, "tile"))
         check()
 
     def on_group(tiles: int) -> None:
         nonlocal done
         done += tiles
-        progress("tiles", done, total)
+        progress(ProgressEvent("tiles", done, total, "tile"))
         check()
 
     for place in missing:
@@ -170,7 +168,7 @@ def encode_image(
     limits = ImageLimits(max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels)
     image = open_prompt_image(processor, source, limits)
     return encode_opened_image(
-        model, image, caches, tile_group_size, progress or (lambda *_: None), lambda: None
+        model, image, caches, tile_group_size, progress or no_progress, lambda: None
     )
 
 

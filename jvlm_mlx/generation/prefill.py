@@ -9,9 +9,10 @@ from mlx_lm.generate import maybe_quantize_kv_cache
 
 from ..model import Model
 from ..processing.opened_image import OpenedImage
+from ..progress import Progress, ProgressEvent
 from .budget import Steps, choose_steps
 from .caches import GenerationCaches, LayerState
-from .image_encoding import Progress, encode_opened_images, model_of, patch_token_offsets
+from .image_encoding import encode_opened_images, model_of, patch_token_offsets
 from .memory import device_turns, kv_group_size, make_cache
 from .options import GenerationOptions
 from .prompt import PreparedPrompt
@@ -28,7 +29,7 @@ class PromptReader:
         options: of the request.
         caches: searched for images and for the prompt's beginning, and added to; or None.
         transcript: told what was found, and when the images were done.
-        progress: told about `tiles` and `prompt`.
+        progress: told about `tiles` and `prefill`.
         check: called between steps; may raise to leave the work.
         answers: how many like this one are in memory together.
 
@@ -176,7 +177,7 @@ class PromptReader:
 
     def _prefill(self, embeddings: mx.array, step: int) -> None:
         done = self._length - len(embeddings)
-        self._progress("prompt", done, self._length)
+        self._progress(ProgressEvent("prefill", done, self._length, "token"))
         self._check()
         for begin in range(0, len(embeddings) - 1, step):
             end = min(begin + step, len(embeddings) - 1)
@@ -185,5 +186,5 @@ class PromptReader:
                 # The last layer's output is not evaluated: its keys and values are enough.
                 mx.eval([cache.state for cache in self.cache])
                 mx.clear_cache()
-            self._progress("prompt", done + end, self._length)
+            self._progress(ProgressEvent("prefill", done + end, self._length, "token"))
             self._check()

@@ -13,11 +13,12 @@ from ..errors import RequestError
 from ..model import Model
 from ..processing.messages import collect_images
 from ..processing.processor import Processor
+from ..progress import Progress, no_progress
 from .answer import Answer, Cancelled
 from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
 from .fingerprint import describe
-from .image_encoding import Progress, PromptImage, encode_opened_image, model_of, open_prompt_image
+from .image_encoding import PromptImage, encode_opened_image, model_of, open_prompt_image
 from .options import GenerationOptions
 from .prompt import PreparedPrompt, as_list, prepare_prompt
 from .prompt_key import PromptKey
@@ -160,7 +161,7 @@ class ChatSession:
                             image,
                             self.caches,
                             tile_group_size,
-                            progress or (lambda *_: None),
+                            progress or no_progress,
                             check,
                         )
                         for image in opened_images

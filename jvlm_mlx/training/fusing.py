@@ -15,12 +15,12 @@ from ..checkpoint.loader import load
 from ..checkpoint.padding import resized_shape
 from ..checkpoint.quantization import Quantization, unpack
 from ..checkpoint.record import read_record
-from ..checkpoint.weights import Progress
 from ..config.json_file import read_json
 from ..conversion.converter import convert
 from ..errors import CheckpointError, ConversionError, RequestError
 from ..files import atomic_folder, local_path
 from ..model import Model
+from ..progress import Progress
 from .checkpoints import write_model
 from .optimizer import Arrays, flat
 
@@ -59,7 +59,7 @@ def fuse(
         q_mode: as for `convert`.
         recipe: as for `convert`.
         show_progress: as for `load`.
-        progress: called with bytes done and bytes in all while weights are read.
+        progress: told how many bytes of weights have been read.
 
     Returns:
         The folder that was written.

@@ -1,7 +1,6 @@
 """Reads, checks and tokenizes all rows of a mixture before training starts."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from ..errors import DataError, JvlmError
 from ..processing.processor import Processor
 from ..processing.tiling import ImageLayout
+from ..progress import Progress, ProgressEvent
 from .data_limits import DataLimits
 from .encoding import ConversationEncoder
 from .examples import read_conversation, read_lines
@@ -16,7 +16,6 @@ from .image_files import decoded_size, image_size
 from .mixture import TEXT, Mixture, Source
 from .prepared_examples import ExampleImage, PreparedSource, TrainingData, TrainingRow
 
-Progress = Callable[[int, int], None]
 """Called with bytes read and bytes in all."""
 
 MAX_SHOWN = 20
@@ -65,7 +64,7 @@ def prepare_data(
                 digest.update(line)
                 read += len(line)
                 if progress is not None:
-                    progress(before + min(read, size), sum(sizes))
+                    progress(ProgressEvent("examples", before + min(read, size), sum(sizes), "B"))
             if not read:
                 raise DataError("has no rows")
         except DataError as error:
@@ -77,7 +76,7 @@ def prepare_data(
         for row in prepared.rows:
             digest.update(row.token_ids.tobytes())
     if progress is not None:
-        progress(before, before)
+        progress(ProgressEvent("examples", before, before, "B"))
     return TrainingData(tuple(sources), processor, limits, digest.hexdigest())
 
 

@@ -11,9 +11,7 @@ import pytest
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import HfHubHTTPError
 
-from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_OK
-from jvlm_mlx.cli.main import run_subcommand
-from jvlm_mlx.cli.units import bytes_text, count_text
+from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_OK, run_subcommand
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.convert import EXIT_VIOLATION
 from jvlm_mlx.errors import ConversionError, RequestError
@@ -226,12 +224,3 @@ def test_a_name_that_is_no_repository_is_refused_first(grouped, tmp_path, hub):
     with pytest.raises(RequestError, match="upload_repo"):
         convert(grouped, tmp_path / "out", upload_repo="not/a/name")
     assert entries_of(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("value", "size", "count"),
-    [(0, "0 B", "0"), (999, "999 B", "999"), (999.6, "1.00 kB", "1.00 k"),
-     (12345, "12.3 kB", "12.3 k"), (4.9e9, "4.90 GB", "4.90 G"), (615e6, "615 MB", "615 M")],
-)  # fmt: skip
-def test_sizes_have_three_digits(value, size, count):
-    assert (bytes_text(value), count_text(value)) == (size, count)

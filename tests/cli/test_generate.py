@@ -184,7 +184,7 @@ def on_a_terminal(*arguments):
 def test_progress_is_shown_on_a_terminal_unless_quiet(tiny_folder, image):
     arguments = ("--model", tiny_folder, "-i", image, "-p", "Hi", "-m", 2)
     shown = on_a_terminal(*arguments)
-    assert all(stage in shown for stage in ("loading", "images", "prompt")), shown
+    assert all(stage in shown for stage in ("loading", "tiles", "prefill")), shown
     assert on_a_terminal(*arguments, "--quiet") == ""
 
 

@@ -110,10 +110,3 @@ def test_a_file_that_may_not_be_used_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["jvlm_mlx.generate"], "load_model", fail)
     assert main(["generate", "-p", "Hi"]) == 1
     assert capsys.readouterr().err == "error: somewhere: Permission denied\n"
-
-
-@pytest.mark.parametrize("size", ["nan", "inf"])
-def test_a_cache_has_a_size(size, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["chat", "--model", "demo", "--cache-size", size])
-    assert f"--cache-size: {size} is no size" in capsys.readouterr().err

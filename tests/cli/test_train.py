@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.cli.training_options import DEFAULTS, training_config
 from jvlm_mlx.cli.training_progress import TrainingBars
 from jvlm_mlx.training.metrics import read_metrics

@@ -252,8 +252,8 @@ def test_an_empty_target_is_taken(golden_folder, tmp_path):
 def test_a_target_that_appears_meanwhile_is_not_replaced(golden_folder, tmp_path, force, message):
     target = tmp_path / "targets" / "out"
 
-    def appear(stage, done, total):
-        if stage == "converting" and not target.exists():
+    def appear(event):
+        if event.stage == "converting" and not target.exists():
             target.mkdir()
             (target / "somebody's").write_text("work")
 
@@ -290,8 +290,8 @@ def test_a_dry_run_writes_nothing_and_plans_everything(grouped, tmp_path):
 def test_ctrl_c_leaves_everything_as_it_was(golden_folder, existing):
     before = bytes_of(existing)
 
-    def interrupt(stage, done, total):
-        if stage == "converting" and done > total / 2:
+    def interrupt(event):
+        if event.stage == "converting" and event.done > event.total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -304,8 +304,8 @@ _SLOW = """
 import sys, time
 from jvlm_mlx.convert import convert
 
-def wait(stage, done, total):
-    if stage == "converting" and done > total / 3:
+def wait(event):
+    if event.stage == "converting" and event.done > event.total / 3:
         print("in the middle", flush=True)
         time.sleep(60)
 
@@ -366,11 +366,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused(golden_folder, tmp_path, 
 def test_conversion_is_fast_enough_to_be_interrupted(golden_folder, tmp_path):
     """Guards the tests above: they rely on several reports of progress."""
     reports = []
-    convert(golden_folder / "tiny", tmp_path / "out", progress=lambda *one: reports.append(one))
-    stages = [stage for stage, _, _ in reports]
+    convert(golden_folder / "tiny", tmp_path / "out", progress=reports.append)
+    stages = [event.stage for event in reports]
     assert stages.count("converting") > 50
     assert stages.index("converting") > stages.count("checking") - 1
     for stage in ("checking", "converting"):
-        done = [done for name, done, _ in reports if name == stage]
+        done = [event.done for event in reports if event.stage == stage]
         assert done == sorted(done)
-        assert done[-1] == next(total for name, _, total in reports if name == stage)
+        assert done[-1] == next(event.total for event in reports if event.stage == stage)

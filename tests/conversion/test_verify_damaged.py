@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_OK
-from jvlm_mlx.cli.main import run_subcommand
+from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_OK, run_subcommand
 from jvlm_mlx.cli.verify_report import as_json, as_text, update_card
 from jvlm_mlx.conversion import verification as verify_module
 from jvlm_mlx.conversion.converter import convert

@@ -332,14 +332,14 @@ def test_cancel_flag_stops_within_one_token(tiny, shapes):
     assert pieces[-1].generation_tokens == 3
 
 
-@pytest.mark.parametrize(("stage", "after"), [("tiles", 2), ("prompt", 20)])
+@pytest.mark.parametrize(("stage", "after"), [("tiles", 2), ("prefill", 20)])
 def test_cancel_flag_stops_before_the_first_token(tiny, shapes, stage, after):
     cancel = threading.Event()
     seen = []
 
-    def progress(name, done, total):
-        seen.append((name, done, total))
-        if name == stage and done >= after:
+    def progress(event):
+        seen.append(event)
+        if event.stage == stage and event.done >= after:
             cancel.set()
 
     (piece,) = jvlm_mlx.stream_generate(
@@ -347,17 +347,17 @@ def test_cancel_flag_stops_before_the_first_token(tiny, shapes, stage, after):
         tile_group_size=2, prefill_step_size=20,
     )  # fmt: skip
     assert (piece.token, piece.finish_reason, piece.generation_tokens) == (None, "cancelled", 0)
-    assert seen[-1] == (stage, after, {"tiles": 9, "prompt": 165}[stage])
+    assert seen[-1][:3] == (stage, after, {"tiles": 9, "prefill": 165}[stage])
 
 
 def test_progress_reaches_the_end(tiny, shapes):
     seen = {}
     answer(
         tiny, shapes, max_tokens=1, prefill_step_size=64,
-        progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
+        progress=lambda event: seen.setdefault(event.stage, []).append(event[1:3]),
     )  # fmt: skip
     assert seen["tiles"] == [(0, 9), (4, 9), (8, 9), (9, 9)]
-    assert seen["prompt"] == [(0, 165), (64, 165), (128, 165), (164, 165), (165, 165)]
+    assert seen["prefill"] == [(0, 165), (64, 165), (128, 165), (164, 165), (165, 165)]
 
 
 def test_threads_do_not_disturb_each_other(tiny, golden_folder):

@@ -173,15 +173,13 @@ def test_second_question_reads_only_what_is_new(tiny, images, fresh):
     caches = GenerationCaches()
     seen = []
     first = ask(tiny, QUESTION, images["shapes"], caches=caches)
-    second = ask(
-        tiny, OTHER, images["shapes"], caches=caches, progress=lambda *step: seen.append(step)
-    )
+    second = ask(tiny, OTHER, images["shapes"], caches=caches, progress=seen.append)
     assert first.token_ids == fresh(QUESTION, images["shapes"]).token_ids
     assert second.token_ids == fresh(OTHER, images["shapes"]).token_ids
     assert first.cached_tokens == 0
     assert second.cached_tokens > second.image_tokens
-    assert {stage for stage, *_ in seen} == {"prompt"}
-    assert seen[0] == ("prompt", second.cached_tokens, second.prompt_tokens)
+    assert {event.stage for event in seen} == {"prefill"}
+    assert seen[0] == ("prefill", second.cached_tokens, second.prompt_tokens, "token")
     stats = caches.stats()
     assert (stats["prefixes"].hits, stats["prefixes"].misses) == (1, 1)
     # Not even looked up: what is read already needs no features.
@@ -201,9 +199,9 @@ def test_a_known_image_in_another_place_needs_no_tower(tiny, images, fresh):
     ask(tiny, QUESTION, images["shapes"], caches=caches)
     both = [images["dot"], images["shapes"]]
     seen = []
-    result = ask(tiny, QUESTION, both, caches=caches, progress=lambda *step: seen.append(step))
+    result = ask(tiny, QUESTION, both, caches=caches, progress=seen.append)
     assert result.token_ids == fresh(QUESTION, both).token_ids
-    assert max(total for stage, _, total in seen if stage == "tiles") == result.tiles[0]
+    assert max(event.total for event in seen if event.stage == "tiles") == result.tiles[0]
     assert caches.stats()["features"].hits == 1
 
 
@@ -368,8 +366,8 @@ def test_answers_that_were_left_early_are_of_use(tiny, images, fresh, after):
     caches = GenerationCaches()
     cancel = threading.Event()
 
-    def progress(stage, done, total):
-        if not after and stage == "prompt" and done >= 160:
+    def progress(event):
+        if not after and event.stage == "prefill" and event.done >= 160:
             cancel.set()
 
     pieces = jvlm_mlx.stream_generate(
@@ -388,8 +386,8 @@ def test_a_prompt_cancelled_inside_a_image_leaves_nothing_of_it(tiny, images, fr
     caches = GenerationCaches()
     cancel = threading.Event()
 
-    def progress(stage, done, total):
-        if stage == "prompt" and done >= 80:
+    def progress(event):
+        if event.stage == "prefill" and event.done >= 80:
             cancel.set()
 
     list(
@@ -406,8 +404,8 @@ def test_a_prompt_cancelled_inside_a_image_leaves_nothing_of_it(tiny, images, fr
 def test_errors_in_the_middle_leave_nothing(tiny, images):
     caches = GenerationCaches()
 
-    def progress(stage, done, total):
-        if stage == "prompt" and done == total:
+    def progress(event):
+        if event.stage == "prefill" and event.done == event.total:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -109,13 +109,13 @@ def test_answers_left_early_keep_what_was_said(tiny, images):
     assert next_answer == fresh(tiny, messages, [images["dot"]]).text
 
 
-@pytest.mark.parametrize("stage", ["tiles", "prompt", "answer"])
+@pytest.mark.parametrize("stage", ["tiles", "prefill", "answer"])
 def test_cancelling(tiny, images, stage):
     session = ChatSession(*tiny, **OPTIONS)
     cancel = threading.Event()
 
-    def progress(name, done, total):
-        if name == stage:
+    def progress(event):
+        if event.stage == stage:
             cancel.set()
 
     pieces = []

@@ -6,8 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from jvlm_mlx.cli.exit_codes import EXIT_ERROR
-from jvlm_mlx.cli.main import run_subcommand
+from jvlm_mlx.cli.main import EXIT_ERROR, run_subcommand
 from jvlm_mlx.training import LoaderConfig, ModuleConfig, TrainingConfig, training_feed
 from jvlm_mlx.training.data_limits import DataLimits
 from jvlm_mlx.training.mixture import read_mixture

@@ -294,11 +294,11 @@ def test_progress(folder, processor):
         two=("text", 1, [text_row()] * 2 + [""] * 3),
     )
     told = []
-    prepare(path, processor, progress=lambda *numbers: told.append(numbers))
+    prepare(path, processor, progress=told.append)
     size = sum((folder / name).stat().st_size for name in ("one.jsonl", "two.jsonl"))
-    assert {total for _, total in told} == {size}
+    assert {event.total for event in told} == {size}
     assert told == sorted(told)
-    assert told[-1] == (size, size)
+    assert told[-1] == ("examples", size, size, "B")
     assert len(told) > 5
 
 

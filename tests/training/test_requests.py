@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from jvlm_mlx import train as train_verb
-from jvlm_mlx.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.cli.loss_chart import write_chart
+from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.cli.training_options import DEFAULTS, read_recipe
 from jvlm_mlx.errors import TrainingError
 from jvlm_mlx.training.metrics import MetricsFile, read_metrics

@@ -1,0 +1,54 @@
+"""Progress on standard error: only on a terminal, and gone when the work is done."""
+
+import sys
+from typing import Any
+
+from huggingface_hub.utils import tqdm
+
+from ..progress import ProgressEvent
+
+
+def wants_progress(quiet: bool) -> bool:
+    """Return whether progress should be shown: someone is watching and did not ask for quiet."""
+    return not quiet and sys.stderr is not None and sys.stderr.isatty()
+
+
+class ProgressBars:
+    """One bar at a time, replaced when the next stage of the work begins."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._stage = ""
+        self._bar: Any = None
+
+    def show(self, event: ProgressEvent) -> None:
+        """Show how far a stage has come: the `progress` of every function that takes one."""
+        if not self.shown:
+            return
+        if event.stage != self._stage:
+            self.close()
+            self._stage = event.stage
+            # What was done before the first event, by an earlier run, does not count for the rate.
+            self._bar = tqdm(
+                total=event.total,
+                desc=event.stage,
+                initial=event.done if event.done < event.total else 0,
+                unit=event.unit,
+                unit_scale=event.unit == "B",
+                leave=False,
+            )
+        self._bar.update(event.done - self._bar.n)
+        if event.done >= event.total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, ""
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
