@@ -263,6 +263,10 @@ class GenerationCaches:
         self.prefixes.shrink(nbytes - self.features.nbytes)
         self.features.shrink(nbytes)
 
+    def private(self) -> "GenerationCaches":
+        """Return empty caches of the same size, for what must not reach other requests."""
+        return GenerationCaches(self.max_bytes)
+
     def clear(self) -> None:
         """Drop everything and free its memory."""
         self.features.clear()

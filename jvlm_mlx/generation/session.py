@@ -1,4 +1,4 @@
-"""A conversation with the model, in which nothing is read twice."""
+"""A conversation with the model, in which nothing is computed twice."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import JvlmError, RequestError, SessionError
 from ..model import Model
 from ..processing.messages import collect_images
 from ..processing.processor import Processor
@@ -194,6 +194,19 @@ class ChatSession:
         self._check_idle()
         self._messages = []
 
+    def undo(self) -> Message:
+        """Remove the last question with its answer from the history, and return the question.
+
+        Raises:
+            RequestError: there is none, or an answer is still being made.
+        """
+        self._check_idle()
+        if not self._messages:
+            raise RequestError("the conversation has no question yet")
+        question = self._messages[-2]
+        self._messages = self._messages[:-2]
+        return question
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation with its images' features and its keys and values to a file.
 
@@ -239,17 +252,28 @@ class ChatSession:
             path: of the file.
             model: the one it was saved with.
             processor: of the same checkpoint.
-            caches: as for a new session.
+            caches: their size is taken. The conversation has caches of its own, for nothing from
+                a file may reach other conversations; None for caches of the default size.
             **options: instead of the saved ones of the same names.
 
         Raises:
             SessionError: the file is damaged, of another model, or of a newer version.
         """
-        saved = read_session(Path(path), model_of(model), describe(model))
+        fingerprint = model_of(model)
+        saved = read_session(Path(path), model, processor, fingerprint, describe(model))
+        # What a file says of images and of keys and values cannot be checked against weights. So
+        # it serves this conversation alone.
+        caches = GenerationCaches() if caches is None else caches.private()
         session = cls(model, processor, saved.system, caches=caches, **{**saved.options, **options})
         session._messages = saved.messages
         if saved.key is not None and saved.layers:
-            session.caches.prefixes.insert(saved.fingerprint, saved.key, saved.layers)
+            try:
+                key = session._prepare(saved.messages, GenerationOptions(), ask=False).key()
+            except JvlmError as error:
+                raise SessionError(f"{path} is damaged: {error}") from error
+            # Another template spells the conversation in other tokens; then it is prefilled anew.
+            if key.first(len(saved.key)) == saved.key:
+                caches.prefixes.insert(fingerprint, saved.key, saved.layers)
         return session
 
     def _prepare(

@@ -49,6 +49,11 @@ def plan_layout(height: int, width: int, config: ImageConfig) -> ImageLayout:
             f" {MAX_ASPECT_RATIO} to 1 is possible, so crop it or cut it into parts"
         )
     resized_size = _resized_size(height, width, config) if config.do_resize else (height, width)
+    return tile_layout(resized_size, config)
+
+
+def tile_layout(resized_size: tuple[int, int], config: ImageConfig) -> ImageLayout:
+    """Plan the tiles of an image whose first resize gave `resized_size`."""
     grid = _choose_grid(resized_size, config)
     rows, columns = (
         int(kept_windows(tiles, patches, config.overlap_margins, pooling)[1].sum())

@@ -3,7 +3,14 @@
 import dataclasses
 import io
 import os
+import pty
+import re
+import select
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -11,10 +18,12 @@ import pytest
 import jvlm_mlx
 from jvlm_mlx import ChatSession
 from jvlm_mlx.cli.chat_commands import Conversation
+from jvlm_mlx.cli.chat_lines import read_question
 from jvlm_mlx.cli.chat_terminal import run_console
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import RequestError, SessionError
 from jvlm_mlx.generation.answer import Answer
+from tests.helpers.conversations import OPTIONS, fresh, user
 
 LONG = "x" * 16_000
 
@@ -163,3 +172,180 @@ def test_only_files_are_saved_over(tiny, tmp_path):
             ChatSession(*tiny).save(path)
     assert pipe.is_fifo()
     assert sorted(tmp_path.iterdir()) == [folder, pipe]
+
+
+# --- questions of several lines
+
+
+@pytest.mark.parametrize(
+    ("lines", "question"),
+    [
+        (["Hello"], "Hello"),
+        (["  Hello  "], "Hello"),
+        (["One \\", "two"], "One \ntwo"),
+        (['"""', "One \\", "", "two", '"""'], "One \\\n\ntwo"),
+        (['"""One', 'two"""'], "One\ntwo"),
+        (["caf\udce9"], "caf?"),
+    ],
+)
+def test_questions_of_several_lines(lines, question):
+    following = iter(lines)
+    continued = []
+
+    def read_line(goes_on):
+        continued.append(goes_on)
+        return next(following)
+
+    assert read_question(read_line) == question
+    assert continued == [False] + [True] * (len(lines) - 1)
+
+
+# --- the program itself
+
+
+def chat_command(golden_folder, *arguments):
+    return [
+        sys.executable, "-m", "jvlm_mlx.chat", "--model", str(golden_folder / "tiny"),
+        "--max-tokens", "8", *arguments,
+    ]  # fmt: skip
+
+
+def test_without_a_terminal(tiny, golden_folder, image, tmp_path):
+    file = tmp_path / "my talk"
+    lines = [
+        f"/image {image}", "What?", "/images", "/nonsense", "/image /no/such.png",
+        "/etc/passwd is a file", f"/save {file}", "/reset", "/images", f"/load {file}", "/stats",
+        "/help", "/exit", "never asked",
+    ]  # fmt: skip
+    done = subprocess.run(
+        chat_command(golden_folder), input="\n".join(lines), capture_output=True, text=True,
+        cwd=Path(__file__).parents[2], timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    stop = {"stop_token_ids": None}
+    first = fresh(tiny, "What?", [image], **stop).text
+    messages = [
+        user("What?", 1),
+        {"role": "assistant", "content": first},
+        user("/etc/passwd is a file"),
+    ]
+    second = fresh(tiny, messages, [image], **stop).text
+    assert done.stdout == f"{first}\n{second}\n"
+    for expected in (
+        r"dot\.png': 2 tiles, 64 tokens\n1  .*dot\.png': 2 tiles, 64 tokens\n",
+        "error: there is no command /nonsense; /help lists them",
+        r"error: '/no/such\.png' cannot be opened",
+        f"saved to {file}\na new conversation\nno images\n",
+        "a conversation of 4 messages and 1 image\n",
+        r"answer: 8 tokens.*\n(.*\n)*features remembered: 1 in .*\nprefixes remembered",
+        r"/image IMAGE\.\.\.  show images",
+    ):
+        assert re.search(expected, done.stderr), (expected, done.stderr)
+
+
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, command):
+        self.file, program_side = pty.openpty()
+        self.seen = ""
+        self.process = subprocess.Popen(
+            # The terminal must be the program's own: else Ctrl-C would not reach it.
+            [sys.executable, "-c", TAKE_TERMINAL, *command],
+            stdin=program_side,
+            stdout=program_side,
+            stderr=program_side,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "TERM": "dumb"},
+            start_new_session=True,
+        )
+        os.close(program_side)
+
+    def type(self, text):
+        os.write(self.file, text.encode())
+
+    def wait_for(self, pattern, seconds=120):
+        """Read until a pattern appears in what has not been matched yet; return the match."""
+        deadline = time.monotonic() + seconds
+        while (found := re.search(pattern, self.seen)) is None:
+            ready, _, _ = select.select([self.file], [], [], deadline - time.monotonic())
+            assert ready, f"{pattern!r} did not appear in {self.seen!r}"
+            try:
+                self.seen += os.read(self.file, 4096).decode("utf-8", "replace")
+            except OSError:
+                raise AssertionError(f"left before {pattern!r}: {self.seen!r}") from None
+        self.seen = self.seen[found.end() :]
+        return found
+
+    def exit_code(self):
+        return self.process.wait(timeout=120)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.file)
+
+
+def test_on_a_terminal(golden_folder, image, tmp_path):
+    history = tmp_path / "history"
+    command = chat_command(
+        golden_folder, "--max-tokens", "30000", "--history", str(history),
+        "--image", str(image),
+    )  # fmt: skip
+    with Terminal(command) as terminal:
+        terminal.wait_for(r"dot\.png': 2 tiles")
+        terminal.wait_for("/help lists commands")
+        terminal.wait_for("> ")
+        terminal.type("Tell me \\\n")
+        terminal.wait_for(r"\. ")
+        terminal.type("everything\n")
+        # The answer is under way when something follows the question's echo.
+        terminal.wait_for(r"everything\r\n(?s:.{20})")
+        terminal.type("\x03")
+        terminal.wait_for(r"\(stopped\)\r\n")
+        terminal.wait_for("> ")
+        terminal.type("/stats\n")
+        terminal.wait_for("ended by cancelled")
+        terminal.wait_for("> ")
+        terminal.type("half a line")
+        # Ctrl-C before the line is being read may be noticed only at the next key.
+        terminal.wait_for("half a line")
+        terminal.type("\x03")
+        terminal.wait_for("Ctrl-D leaves")
+        terminal.wait_for("> ")
+        terminal.type("/images\n")
+        terminal.wait_for(r"1  .*dot\.png': 2 tiles, 64 tokens\r\n")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.exit_code() == 0
+    if history.exists():  # where Python has readline
+        assert "/stats" in history.read_text()
+
+
+def test_ctrl_c_handler_is_put_back(tiny, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    lines = iter(["Hello"])
+
+    def read():
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115, PTH123
+    conversation = Conversation(*tiny, ChatSession(*tiny, **OPTIONS), {})
+    run_console(conversation, lambda *_: None, lambda: None)
+    sys.stdin.close()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == fresh(tiny, [user("Hello")], None).text + "\n"
