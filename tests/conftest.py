@@ -9,6 +9,7 @@ from pathlib import Path
 # No test may reach the network, and none depends on what a machine has cached.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -18,6 +19,15 @@ import jvlm_mlx
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    """Skip tests that are marked `gpu` where there is none."""
+    if mx.default_device().type == mx.gpu:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 class Case:
