@@ -1,7 +1,7 @@
 """What the design of Jina-VLM is worth, on the demo's tasks: small models trained in turn.
 
     python -m benchmarks.ablations --work WORK --chart benchmarks/charts     # overnight
-    python -m benchmarks.ablations --work WORK --steps 300 --pictures 5000   # a first look
+    python -m benchmarks.ablations --work WORK --steps 300 --images 5000   # a first look
 
 All variants begin with the tower and the decoder of the demo, as the release began with SigLIP2 and
 Qwen3, and with a connector that has learned nothing. They see the same rows in the same order for
@@ -21,12 +21,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from benchmarks.demo_model.accuracy import measure_accuracy
+from benchmarks.demo_model.architecture import FEATURE_LAYERS, POOLING_SIZE
+from benchmarks.demo_model.initialization import write_initialized
+from benchmarks.demo_model.training_data import write_data
 from jvlm_mlx import Model, Processor, load
-from jvlm_mlx.demo.accuracy import measure_accuracy
-from jvlm_mlx.demo.architecture import FEATURE_LAYERS, POOLING_SIZE
-from jvlm_mlx.demo.data import write_data
 from jvlm_mlx.demo.tasks import TASKS
-from jvlm_mlx.demo.untrained import write_untrained
 from jvlm_mlx.training import (
     LoaderConfig,
     ModuleConfig,
@@ -45,8 +45,8 @@ from .common.machine import describe_machine
 from .common.report import bar_chart, json_line, table
 
 _TEXT_TASKS = ("text_only",)
-_PICTURE = (128, 128)
-"""Height and width of the picture whose tokens are counted: four tiles and a thumbnail."""
+_IMAGE = (128, 128)
+"""Height and width of the image whose tokens are counted: four tiles and a thumbnail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,13 @@ VARIANTS = {
 class Outcome:
     """What became of a variant."""
 
-    picture_accuracy: float
-    """Share of right answers, the mean over all tasks with pictures."""
+    image_accuracy: float
+    """Share of right answers, the mean over all tasks with images."""
     text_accuracy: float
-    """Share of right answers to questions without a picture."""
+    """Share of right answers to questions without an image."""
     by_task: dict[str, float]
-    picture_tokens: int
-    """Tokens that a picture of four tiles takes in the prompt."""
+    image_tokens: int
+    """Tokens that an image of four tiles takes in the prompt."""
     seconds_per_step: float
     """Median."""
     loss: float
@@ -124,7 +124,7 @@ def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model,
         seed: of the connector.
         start: checkpoint of the demo's architecture, of which all but the connector is taken.
     """
-    write_untrained(
+    write_initialized(
         folder,
         seed,
         pooling_size=(1, 1) if variant.pooling == "none" else POOLING_SIZE,
@@ -174,12 +174,12 @@ def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Na
     by_task = {task: accuracy.of(task=task).share for task in TASKS}
     last = reports[-max(1, len(reports) // 10) :]
     return Outcome(
-        picture_accuracy=statistics.mean(
+        image_accuracy=statistics.mean(
             share for task, share in by_task.items() if task not in _TEXT_TASKS
         ),
         text_accuracy=statistics.mean(by_task[task] for task in _TEXT_TASKS),
         by_task=by_task,
-        picture_tokens=processor.image_layout(*_PICTURE).num_tokens,
+        image_tokens=processor.image_layout(*_IMAGE).num_tokens,
         seconds_per_step=statistics.median(report.seconds for report in reports),
         loss=statistics.mean(report.loss for report in last),
     )
@@ -234,15 +234,15 @@ def report(outcomes: dict[str, Outcome]) -> str:
     rows = [
         (
             name,
-            f"{outcome.picture_accuracy:.1%}",
+            f"{outcome.image_accuracy:.1%}",
             f"{outcome.text_accuracy:.1%}",
-            outcome.picture_tokens,
+            outcome.image_tokens,
             f"{outcome.seconds_per_step:.2f}",
             f"{outcome.loss:.3f}",
         )
         for name, outcome in outcomes.items()
     ]
-    header = ("variant", "pictures", "text", "tokens a picture", "s a step", "loss")
+    header = ("variant", "images", "text", "tokens an image", "s a step", "loss")
     tasks = [
         (task, *(f"{outcome.by_task[task]:.1%}" for outcome in outcomes.values())) for task in TASKS
     ]
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--pictures", type=int, default=48000, help="pictures to train on")
+    parser.add_argument("--images", type=int, default=48000, help="images to train on")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each variant")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     options = parser.parse_args(arguments)
     data = options.work / "data"
     if not data.exists():
-        write_data(data, options.pictures, options.seed, 1)
+        write_data(data, options.images, options.seed, 1)
     outcomes: dict[str, Outcome] = {}
     for name in options.variants:
         done = options.work / f"{name.replace(' ', '-').replace('%', 'percent')}.json"
@@ -275,12 +275,12 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
             part = done.with_suffix(".part")
             part.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
             shutil.move(part, done)
-            say(f"{name}: {outcome.picture_accuracy:.1%} of pictures, {outcome.loss:.3f} loss")
+            say(f"{name}: {outcome.image_accuracy:.1%} of images, {outcome.loss:.3f} loss")
         outcomes[name] = Outcome(**json.loads(done.read_text(encoding="utf-8")))
     say(report(outcomes))
     if options.chart:
         bars = {
-            "pictures": [100 * outcome.picture_accuracy for outcome in outcomes.values()],
+            "images": [100 * outcome.image_accuracy for outcome in outcomes.values()],
             "text": [100 * outcome.text_accuracy for outcome in outcomes.values()],
         }
         title = f"right answers after {options.steps} steps"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo --chart benchmarks/charts
 
-The questions are held out: none of their pictures was trained on.
+The questions are held out: none of their images was trained on.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.demo_model.accuracy import Accuracy, measure_accuracy
 from jvlm_mlx import convert, load
 from jvlm_mlx.checkpoint.hub import locate_checkpoint
-from jvlm_mlx.demo.accuracy import Accuracy, measure_accuracy
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS
 
 from .common.machine import describe_machine

@@ -1,6 +1,6 @@
-"""Draw a picture that the model in this package can read, and show what to ask.
+"""Draw an image that the model in this package can read, and show what to ask.
 
-The demo model is very small and knows only such pictures. They are none of those that it learned
+The demo model is very small and knows only such images. They are none of those that it learned
 from.
 """
 
@@ -14,10 +14,8 @@ from PIL import Image
 
 from ..cli.main import EXIT_OK
 from ..errors import RequestError
-from .data import SOURCES
-from .tasks import LANGUAGES, example_at
+from .tasks import IMAGE_TASKS, LANGUAGES, example_at
 
-_TASKS = tuple(task for tasks in SOURCES.values() for task in tasks)
 _DEFAULT_TASK = "small_number"
 
 
@@ -25,24 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo.png"), metavar="FILE",
-        help="picture to write",
+        help="image to write",
     )  # fmt: skip
-    parser.add_argument("--task", choices=_TASKS, default=_DEFAULT_TASK, help="what to ask first")
+    parser.add_argument(
+        "--task", choices=IMAGE_TASKS, default=_DEFAULT_TASK, help="what to ask first"
+    )
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="language to ask in")
-    parser.add_argument("--seed", type=int, default=1, help="another number, another picture")
+    parser.add_argument("--seed", type=int, default=1, help="another number, another image")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture, print the questions, and return the exit code."""
+    """Write the image, print the questions, and return the exit code."""
     output: Path = arguments.output
     if output.suffix.lower() != ".png":
         raise RequestError(f"{output} must end in .png, for that is what is written")
     if output.exists() and not arguments.force:
         raise RequestError(f"{output} exists already; give another --output, or --force")
     example = example_at(arguments.seed, 0, (arguments.task,), (arguments.language,), held_out=True)
-    assert example.picture is not None
-    _write(example.picture, output)
+    assert example.image is not None
+    _write(example.image, output)
     image = shlex.quote(str(output))
     print(f"{output} shows: {example.caption}")
     for turn in example.turns:
@@ -52,12 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _write(picture: Image.Image, output: Path) -> None:
+def _write(image: Image.Image, output: Path) -> None:
     """Write a file that is there as a whole or not at all."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
-            file = Path(work) / "picture.png"
-            picture.save(file)
+            file = Path(work) / "image.png"
+            image.save(file)
             file.replace(output)
     except OSError as error:
         raise RequestError(f"{output} cannot be written: {error.strerror or error}") from error

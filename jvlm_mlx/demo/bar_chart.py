@@ -4,9 +4,9 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from .drawing import PRINT_INKS, SMALL_PRINT, draw_text, new_picture
+from .drawing import PRINT_INKS, SMALL_PRINT, draw_text, new_image
 from .example import Turn
-from .phrases import COLOURS, PHRASES
+from .phrases import COLORS, PHRASES
 from .scenes import jittered
 
 TASKS = ("bar_value", "bar_largest")
@@ -24,7 +24,7 @@ _GRID_INK = (200, 200, 200)
 
 
 def make_chart(language: str, random: Random) -> tuple[Image.Image, list[Turn], str]:
-    """Return a picture, its questions and its caption. One bar is the largest."""
+    """Return an image, its questions and its caption. One bar is the largest."""
     phrases = PHRASES[language]
     values = random_values(random)
     letters = LETTERS[: len(values)]
@@ -48,20 +48,20 @@ def random_values(random: Random) -> list[int]:
 
 def draw_chart(values: list[int], random: Random) -> Image.Image:
     """Return a chart with grid lines, letters and the axis in small print."""
-    picture = new_picture(random, WIDTH, HEIGHT)
-    draw = ImageDraw.Draw(picture)
+    image = new_image(random, WIDTH, HEIGHT)
+    draw = ImageDraw.Draw(image)
     ink = random.choice(PRINT_INKS)
     for value in _GRID_VALUES:
         height = BASELINE - value * UNIT
         draw.line((14, height, WIDTH - 4, height), fill=_GRID_INK)
-        draw_text(picture, str(value), ink, 4, height + 5, SMALL_PRINT)
+        draw_text(image, str(value), ink, 4, height + 5, SMALL_PRINT)
     draw.line((14, BASELINE, WIDTH - 4, BASELINE), fill=ink)
-    colours = random.sample(COLOURS, len(values))
-    for place, (value, colour) in enumerate(zip(values, colours, strict=True)):
+    colors = random.sample(COLORS, len(values))
+    for place, (value, color) in enumerate(zip(values, colors, strict=True)):
         left = FIRST_BAR + place * BAR_DISTANCE
         draw.rectangle(
             (left, BASELINE - value * UNIT, left + BAR_WIDTH - 1, BASELINE - 1),
-            fill=jittered(colour, random),
+            fill=jittered(color, random),
         )
-        draw_text(picture, LETTERS[place], ink, left + 4, HEIGHT - 2, SMALL_PRINT)
-    return picture
+        draw_text(image, LETTERS[place], ink, left + 4, HEIGHT - 2, SMALL_PRINT)
+    return image

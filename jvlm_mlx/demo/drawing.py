@@ -1,4 +1,4 @@
-"""Paper, shapes and letters of the demo's pictures."""
+"""Paper, shapes and letters of the demo's images."""
 
 from functools import cache
 from random import Random
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Ink = tuple[int, int, int]
 
-COLOUR_INKS: dict[str, Ink] = {
+COLOR_INKS: dict[str, Ink] = {
     "red": (220, 30, 30),
     "green": (30, 160, 50),
     "blue": (40, 80, 220),
@@ -38,23 +38,23 @@ _STAR = (
 _POLYGONS = {"triangle": _TRIANGLE, "cross": _CROSS, "star": _STAR}
 
 
-def new_picture(random: Random, width: int, height: int) -> Image.Image:
-    """Return an empty picture on one of the papers."""
+def new_image(random: Random, width: int, height: int) -> Image.Image:
+    """Return an empty image on one of the papers."""
     return Image.new("RGB", (width, height), random.choice(_PAPERS))
 
 
-def draw_shape(picture: Image.Image, shape: str, ink: Ink, left: int, top: int, size: int) -> None:
+def draw_shape(image: Image.Image, shape: str, ink: Ink, left: int, top: int, size: int) -> None:
     """Fill a shape into a square of `size` pixels."""
-    picture.paste(ink, (left, top), _shape_mask(shape, size))
+    image.paste(ink, (left, top), _shape_mask(shape, size))
 
 
 def draw_text(
-    picture: Image.Image, text: str, ink: Ink, left: int, baseline: int, font_size: int
+    image: Image.Image, text: str, ink: Ink, left: int, baseline: int, font_size: int
 ) -> None:
     """Print text, letter by letter at whole pixels."""
     for letter in text:
         mask, offset, top, advance = _glyph(letter, font_size)
-        picture.paste(ink, (left + offset, baseline + top), mask)
+        image.paste(ink, (left + offset, baseline + top), mask)
         left += advance
 
 

@@ -1,4 +1,4 @@
-"""What the demo model learns from and is measured on: a picture and its questions."""
+"""What the demo model learns from and is measured on: an image and its questions."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +16,14 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with questions about it, all in one language."""
+    """An image with questions about it, all in one language."""
 
     task: str
     """The task of the first turn."""
     language: str
-    picture: Image.Image | None
-    """RGB; None for questions without a picture."""
+    image: Image.Image | None
+    """RGB; None for questions without an image."""
     turns: tuple[Turn, ...]
     """One to five, the first at random among those of `task`."""
     caption: str
-    """All that is in the picture, in a fixed order; empty without a picture."""
+    """All that is in the image, in a fixed order; empty without an image."""

@@ -4,11 +4,10 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_picture
+from .drawing import PRINT_INKS, SMALL_PRINT, draw_shape, draw_text, new_image
 from .example import Turn
-from .phrases import COLOURS, FIELDS, PHRASES, SHAPES
+from .phrases import CITIES, COLORS, FIELDS, NAMES, PHRASES, SHAPES, random_number
 from .scenes import jittered
-from .words import CITIES, NAMES, random_number
 
 TASKS = ("form",)
 
@@ -20,7 +19,7 @@ _RULE_INK = (200, 200, 200)
 
 
 def make_form(language: str, random: Random) -> tuple[Image.Image, list[Turn], str]:
-    """Return a picture of two or three by two tiles, its questions and its caption."""
+    """Return an image of two or three by two tiles, its questions and its caption."""
     phrases = PHRASES[language]
     values = {
         "name": random.choice(NAMES),
@@ -34,19 +33,19 @@ def make_form(language: str, random: Random) -> tuple[Image.Image, list[Turn], s
 
 def _draw_form(values: dict[str, str], random: Random) -> Image.Image:
     shift = _STRIDE if random.random() < 0.15 else 0
-    picture = new_picture(random, _WIDTH + shift, _HEIGHT)
-    draw = ImageDraw.Draw(picture)
+    image = new_image(random, _WIDTH + shift, _HEIGHT)
+    draw = ImageDraw.Draw(image)
     ink = random.choice(PRINT_INKS)
     if shift:
         place = random.randint(4, 12), random.randint(8, 80)
-        colour = jittered(random.choice(COLOURS), random)
-        draw_shape(picture, random.choice(SHAPES), colour, *place, 36)
+        color = jittered(random.choice(COLORS), random)
+        draw_shape(image, random.choice(SHAPES), color, *place, 36)
     fields = random.sample(FIELDS, len(FIELDS))
     first, distance = random.randrange(24, 36, 2), random.randrange(30, 38, 2)
     label_left, value_left = shift + random.randrange(4, 10, 2), shift + random.randrange(60, 70, 2)
     for row, field in enumerate(fields):
         baseline = first + row * distance
-        draw_text(picture, _LABELS[field], ink, label_left, baseline, SMALL_PRINT)
-        draw_text(picture, values[field], ink, value_left, baseline, SMALL_PRINT)
+        draw_text(image, _LABELS[field], ink, label_left, baseline, SMALL_PRINT)
+        draw_text(image, values[field], ink, value_left, baseline, SMALL_PRINT)
         draw.line((label_left, baseline + 4, shift + 122, baseline + 4), fill=_RULE_INK)
-    return picture
+    return image

@@ -1,6 +1,8 @@
-"""The demo's sentences: every question and answer about a picture, in five languages."""
+"""The demo's sentences: every question and answer about an image, in five languages, and the words
+and numbers that are printed in images."""
 
 from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 
@@ -13,11 +15,11 @@ class Noun(NamedTuple):
     plural: str
     """As it follows "how many"."""
     gender: str
-    """m, f or n; rules the form of a colour next to it."""
+    """m, f or n; rules the form of a color next to it."""
 
 
-class Colour(NamedTuple):
-    """The name of a colour."""
+class Color(NamedTuple):
+    """The name of a color."""
 
     at_noun: dict[str, str]
     """In "red circle", by the noun's gender."""
@@ -32,13 +34,13 @@ class Phrases:
     """One language. Questions have `{}` where a name goes."""
 
     shapes: dict[str, Noun]
-    colours: dict[str, Colour]
+    colors: dict[str, Color]
     places: tuple[str, ...]
     """Nine, row by row."""
     object_in_caption: str
-    """With {shape}, {colour} and {place}."""
+    """With {shape}, {color} and {place}."""
     describe: str
-    colour: str
+    color: str
     shape: str
     position: str
     count: dict[str, str]
@@ -57,22 +59,44 @@ class Phrases:
 
 
 SHAPES = ("circle", "square", "triangle", "cross", "star")
-COLOURS = ("red", "green", "blue", "yellow", "black", "purple")
+COLORS = ("red", "green", "blue", "yellow", "black", "purple")
 FIELDS = ("name", "city", "number")
+
+# Printed in the images, the same in all languages.
+NAMES = (
+    "ANNA", "BEN", "EMMA", "FINN", "IDA", "JACK", "KATE", "LEO", "LISA", "MAX",
+    "NINA", "NOAH", "OTTO", "PAUL", "RITA", "SAM", "TOM", "UMA", "VERA", "ZOE",
+)  # fmt: skip
+CITIES = (
+    "BAKU", "BERN", "BONN", "CAIRO", "DELHI", "DOHA", "GRAZ", "KYIV", "LIMA", "MILAN",
+    "NICE", "OSLO", "PARIS", "PERTH", "QUITO", "RIGA", "ROME", "SEOUL", "TOKYO", "YORK",
+)  # fmt: skip
+THINGS = (
+    "BIRD", "BOAT", "BOOK", "BUS", "FISH", "GOLD", "HOTEL", "KEY", "LAMP", "METRO",
+    "MOON", "PIANO", "PIZZA", "RADIO", "RAIN", "SOFA", "SUN", "TAXI", "TREE", "WIND",
+)  # fmt: skip
+WORDS = (*NAMES, *CITIES, *THINGS)
+DIGITS = tuple("0123456789")
+LETTERS = tuple(sorted(set("".join(WORDS))))
+
+
+def random_number(random: Random, digits: int) -> str:
+    """Return a number of so many digits, the first not 0."""
+    return str(random.randrange(10 ** (digits - 1), 10**digits))
 
 
 def _shapes(*nouns: tuple[str, str, str, str]) -> dict[str, Noun]:
     return {shape: Noun(*noun) for shape, noun in zip(SHAPES, nouns, strict=True)}
 
 
-def _colours(
+def _colors(
     at_noun: dict[str, int], of_noun: dict[str, int], of_shape: int, *forms: str
-) -> dict[str, Colour]:
-    """Read colours written as "form form form"; numbers say which form stands where."""
+) -> dict[str, Color]:
+    """Read colors written as "form form form"; numbers say which form stands where."""
     table = {}
-    for colour, line in zip(COLOURS, forms, strict=True):
+    for color, line in zip(COLORS, forms, strict=True):
         words = line.split()
-        table[colour] = Colour(
+        table[color] = Color(
             {gender: words[place] for gender, place in at_noun.items()},
             {gender: words[place] for gender, place in of_noun.items()},
             words[of_shape],
@@ -93,7 +117,7 @@ PHRASES = {
             ("cross", "the cross", "crosses", "n"),
             ("star", "the star", "stars", "n"),
         ),
-        colours=_colours(
+        colors=_colors(
             {"n": 0}, {"n": 0}, 0, "red", "green", "blue", "yellow", "black", "purple"
         ),
         places=(
@@ -101,9 +125,9 @@ PHRASES = {
             "left", "middle", "right",
             "bottom left", "bottom", "bottom right",
         ),
-        object_in_caption="{colour} {shape} {place}",
+        object_in_caption="{color} {shape} {place}",
         describe="Describe the picture.",
-        colour="What colour is {}?",
+        color="What colour is {}?",
         shape="What shape is {}?",
         position="Where is {}?",
         count={"n": "How many {} are there?"},
@@ -126,7 +150,7 @@ PHRASES = {
             ("Kreuz", "das Kreuz", "Kreuze", "n"),
             ("Stern", "der Stern", "Sterne", "m"),
         ),
-        colours=_colours(
+        colors=_colors(
             {"m": 1, "n": 2}, {"m": 0, "n": 0}, 0,
             "rot roter rotes", "grün grüner grünes", "blau blauer blaues",
             "gelb gelber gelbes", "schwarz schwarzer schwarzes", "lila lila lila",
@@ -136,9 +160,9 @@ PHRASES = {
             "links", "in der Mitte", "rechts",
             "unten links", "unten", "unten rechts",
         ),
-        object_in_caption="{colour} {shape} {place}",
+        object_in_caption="{color} {shape} {place}",
         describe="Beschreibe das Bild.",
-        colour="Welche Farbe hat {}?",
+        color="Welche Farbe hat {}?",
         shape="Welche Form ist {}?",
         position="Wo ist {}?",
         count={"m": "Wie viele {} gibt es?", "n": "Wie viele {} gibt es?"},
@@ -161,7 +185,7 @@ PHRASES = {
             ("croix", "la croix", "de croix", "f"),
             ("étoile", "l'étoile", "d'étoiles", "f"),
         ),
-        colours=_colours(
+        colors=_colors(
             {"m": 0, "f": 1}, {"m": 0, "f": 1}, 1,
             "rouge rouge", "vert verte", "bleu bleue", "jaune jaune", "noir noire",
             "violet violette",
@@ -171,9 +195,9 @@ PHRASES = {
             "à gauche", "au milieu", "à droite",
             "en bas à gauche", "en bas", "en bas à droite",
         ),
-        object_in_caption="{shape} {colour} {place}",
+        object_in_caption="{shape} {color} {place}",
         describe="Décris l'image.",
-        colour="De quelle couleur est {} ?",
+        color="De quelle couleur est {} ?",
         shape="Quelle forme est {} ?",
         position="Où est {} ?",
         count={"m": "Combien {} y a-t-il ?", "f": "Combien {} y a-t-il ?"},
@@ -196,7 +220,7 @@ PHRASES = {
             ("cruz", "la cruz", "cruces", "f"),
             ("estrella", "la estrella", "estrellas", "f"),
         ),
-        colours=_colours(
+        colors=_colors(
             {"m": 0, "f": 1}, {"m": 0, "f": 1}, 1,
             "rojo roja", "verde verde", "azul azul", "amarillo amarilla", "negro negra",
             "morado morada",
@@ -206,9 +230,9 @@ PHRASES = {
             "a la izquierda", "en el centro", "a la derecha",
             "abajo a la izquierda", "abajo", "abajo a la derecha",
         ),
-        object_in_caption="{shape} {colour} {place}",
+        object_in_caption="{shape} {color} {place}",
         describe="Describe la imagen.",
-        colour="¿De qué color es {}?",
+        color="¿De qué color es {}?",
         shape="¿Qué forma es {}?",
         position="¿Dónde está {}?",
         count={"m": "¿Cuántos {} hay?", "f": "¿Cuántas {} hay?"},
@@ -231,13 +255,13 @@ PHRASES = {
             ("十字", "十字", "十字", "n"),
             ("星形", "星形", "星形", "n"),
         ),
-        colours=_colours(
+        colors=_colors(
             {"n": 0}, {"n": 0}, 0, "红色", "绿色", "蓝色", "黄色", "黑色", "紫色"
         ),
         places=("左上", "上面", "右上", "左边", "中间", "右边", "左下", "下面", "右下"),
-        object_in_caption="{place} {colour} {shape}",
+        object_in_caption="{place} {color} {shape}",
         describe="描述这张图片。",
-        colour="{}是什么颜色？",
+        color="{}是什么颜色？",
         shape="{}的是什么形状？",
         position="{}在哪里？",
         count={"n": "有几个{}？"},

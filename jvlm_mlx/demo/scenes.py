@@ -1,15 +1,15 @@
-"""Scenes of coloured shapes: colour, shape, count, position."""
+"""Scenes of colored shapes: color, shape, count, position."""
 
 from random import Random
 from typing import NamedTuple
 
 from PIL import Image
 
-from .drawing import COLOUR_INKS, Ink, draw_shape, new_picture
+from .drawing import COLOR_INKS, Ink, draw_shape, new_image
 from .example import Turn
-from .phrases import COLOURS, PHRASES, SHAPES
+from .phrases import COLORS, PHRASES, SHAPES
 
-TASKS = ("colour", "shape", "count", "position")
+TASKS = ("color", "shape", "count", "position")
 
 _SIDE = 72
 _CELL = 24
@@ -21,18 +21,18 @@ class Thing(NamedTuple):
     """A shape in one of nine cells, numbered row by row."""
 
     shape: str
-    colour: str
+    color: str
     cell: int
 
 
 def make_scene(task: str, random: Random) -> tuple[Image.Image, list[Thing]]:
-    """Return a picture of one tile and what is on it, row by row.
+    """Return an image of one tile and what is on it, row by row.
 
     A scene made for counting has one shape several times, any other scene has all its shapes
-    and colours once.
+    and colors once.
     """
     things = _countable_things(random) if task == "count" else _different_things(random)
-    picture = new_picture(random, _SIDE, _SIDE)
+    image = new_image(random, _SIDE, _SIDE)
     for thing in things:
         size = random.randint(17, 19)
         row, column = divmod(thing.cell, 3)
@@ -40,34 +40,34 @@ def make_scene(task: str, random: Random) -> tuple[Image.Image, list[Thing]]:
             place * _CELL + (_CELL - size) // 2 + random.randint(-_JITTER, _JITTER)
             for place in (column, row)
         )
-        draw_shape(picture, thing.shape, jittered(thing.colour, random), left, top, size)
-    return picture, things
+        draw_shape(image, thing.shape, jittered(thing.color, random), left, top, size)
+    return image, things
 
 
-def jittered(colour: str, random: Random) -> Ink:
-    """Return the ink of a colour, a little lighter or darker."""
+def jittered(color: str, random: Random) -> Ink:
+    """Return the ink of a color, a little lighter or darker."""
     red, green, blue = (
         min(255, max(0, value + random.randint(-_INK_JITTER, _INK_JITTER)))
-        for value in COLOUR_INKS[colour]
+        for value in COLOR_INKS[color]
     )
     return red, green, blue
 
 
 def thing_turns(things: list[Thing], language: str) -> list[Turn]:
-    """Return all questions for colour, shape and position with one right answer."""
+    """Return all questions for color, shape and position with one right answer."""
     phrases = PHRASES[language]
     shapes = [thing.shape for thing in things]
-    colours = [thing.colour for thing in things]
+    colors = [thing.color for thing in things]
     turns = []
     for thing in things:
-        noun, colour = phrases.shapes[thing.shape], phrases.colours[thing.colour]
+        noun, color = phrases.shapes[thing.shape], phrases.colors[thing.color]
         if shapes.count(thing.shape) == 1:
-            question = phrases.colour.format(noun.definite)
-            turns.append(Turn(question, colour.of_noun[noun.gender], "colour"))
+            question = phrases.color.format(noun.definite)
+            turns.append(Turn(question, color.of_noun[noun.gender], "color"))
             question = phrases.position.format(noun.definite)
             turns.append(Turn(question, phrases.places[thing.cell], "position"))
-        if colours.count(thing.colour) == 1:
-            turns.append(Turn(phrases.shape.format(colour.of_shape), noun.name, "shape"))
+        if colors.count(thing.color) == 1:
+            turns.append(Turn(phrases.shape.format(color.of_shape), noun.name, "shape"))
     return turns
 
 
@@ -88,25 +88,25 @@ def describe_things(things: list[Thing], language: str) -> str:
     """Return "red circle top left, blue square middle", row by row."""
     places = PHRASES[language].places
     return ", ".join(
-        name_shape(thing.shape, thing.colour, places[thing.cell], language) for thing in things
+        name_shape(thing.shape, thing.color, places[thing.cell], language) for thing in things
     )
 
 
-def name_shape(shape: str, colour: str, place: str, language: str) -> str:
+def name_shape(shape: str, color: str, place: str, language: str) -> str:
     """Return "red circle top left", or "red circle" if the place is empty."""
     phrases = PHRASES[language]
     noun = phrases.shapes[shape]
-    words = phrases.colours[colour].at_noun[noun.gender]
-    return phrases.object_in_caption.format(colour=words, shape=noun.name, place=place).strip()
+    words = phrases.colors[color].at_noun[noun.gender]
+    return phrases.object_in_caption.format(color=words, shape=noun.name, place=place).strip()
 
 
 def _different_things(random: Random) -> list[Thing]:
     count = random.randint(2, 4)
     cells = sorted(random.sample(range(9), count))
     return [
-        Thing(shape, colour, cell)
-        for shape, colour, cell in zip(
-            random.sample(SHAPES, count), random.sample(COLOURS, count), cells, strict=True
+        Thing(shape, color, cell)
+        for shape, color, cell in zip(
+            random.sample(SHAPES, count), random.sample(COLORS, count), cells, strict=True
         )
     ]
 
@@ -119,6 +119,5 @@ def _countable_things(random: Random) -> list[Thing]:
     random.shuffle(shapes)
     cells = sorted(random.sample(range(9), len(shapes)))
     return [
-        Thing(shape, random.choice(COLOURS), cell)
-        for shape, cell in zip(shapes, cells, strict=True)
+        Thing(shape, random.choice(COLORS), cell) for shape, cell in zip(shapes, cells, strict=True)
     ]

@@ -6,14 +6,22 @@ from random import Random
 
 from PIL import Image
 
-from . import bar_chart, form, printed, scenes, text_only
+from . import bar_chart, form, printed, scenes, text_questions
 from .example import Example, Turn
-from .pages import make_page
 from .phrases import LANGUAGES
 
-__all__ = ["LANGUAGES", "TASKS", "example_at", "examples", "is_held_out", "make_example", "page_at"]
+__all__ = [
+    "IMAGE_TASKS",
+    "LANGUAGES",
+    "TASKS",
+    "example_at",
+    "examples",
+    "is_held_out",
+    "make_example",
+]
 
-TASKS = (*scenes.TASKS, *printed.TASKS, *bar_chart.TASKS, *form.TASKS, *text_only.TASKS)
+IMAGE_TASKS = (*scenes.TASKS, *printed.TASKS, *bar_chart.TASKS, *form.TASKS)
+TASKS = (*IMAGE_TASKS, *text_questions.TASKS)
 MAX_TURNS = 5
 
 
@@ -30,23 +38,23 @@ def make_example(task: str, language: str, random: Random) -> Example:
     """
     if task not in TASKS or language not in LANGUAGES:
         raise ValueError(f"there is no task {task!r} in language {language!r}")
-    picture, caption = None, ""
-    if task in text_only.TASKS:
-        asked = [text_only.text_turn(language, random) for _ in range(random.randint(1, 3))]
+    image, caption = None, ""
+    if task in text_questions.TASKS:
+        asked = [text_questions.text_turn(language, random) for _ in range(random.randint(1, 3))]
         turns = list(dict.fromkeys(asked))
     elif task in scenes.TASKS:
-        picture, things = scenes.make_scene(task, random)
+        image, things = scenes.make_scene(task, random)
         turns = scenes.thing_turns(things, language) + scenes.count_turns(things, language)
         caption = scenes.describe_things(things, language)
     elif task == "small_number":
-        picture, turns, caption = printed.make_small_number(language, random)
+        image, turns, caption = printed.make_small_number(language, random)
     elif task in printed.TASKS:
-        picture, turns, caption = printed.make_large_print(task, language, random)
+        image, turns, caption = printed.make_large_print(task, language, random)
     elif task in bar_chart.TASKS:
-        picture, turns, caption = bar_chart.make_chart(language, random)
+        image, turns, caption = bar_chart.make_chart(language, random)
     else:
-        picture, turns, caption = form.make_form(language, random)
-    return Example(task, language, picture, _arrange(turns, task, random), caption)
+        image, turns, caption = form.make_form(language, random)
+    return Example(task, language, image, _arrange(turns, task, random), caption)
 
 
 def example_at(
@@ -62,16 +70,7 @@ def example_at(
     task, language = tasks[place % len(tasks)], random.choice(languages)
     while True:
         example = make_example(task, language, random)
-        if example.picture is None or is_held_out(example.picture) == held_out:
-            return example
-
-
-def page_at(seed: int, place: int, kind: str) -> Example:
-    """Return one page of the series of its kind, none of them held out."""
-    random = Random(f"jvlm-mlx demo, seed {seed}, {kind} {place}")
-    while True:
-        example = make_page(kind, random)
-        if example.picture is not None and not is_held_out(example.picture):
+        if example.image is None or is_held_out(example.image) == held_out:
             return example
 
 
@@ -90,15 +89,15 @@ def examples(
         count: how many.
         tasks: those to take turns.
         languages: those to choose from.
-        held_out: whether the pictures are those that no training sees; whatever the seeds,
-            a series for training and one held out have no picture in common.
+        held_out: whether the images are those that no training sees; whatever the seeds,
+            a series for training and one held out have no image in common.
     """
     return (example_at(seed, place, tasks, languages, held_out=held_out) for place in range(count))
 
 
-def is_held_out(picture: Image.Image) -> bool:
-    """Say whether a picture is never trained on; its pixels decide, for one in four."""
-    return hashlib.blake2b(picture.tobytes(), digest_size=1).digest()[0] % 4 == 0
+def is_held_out(image: Image.Image) -> bool:
+    """Say whether an image is never trained on; its pixels decide, for one in four."""
+    return hashlib.blake2b(image.tobytes(), digest_size=1).digest()[0] % 4 == 0
 
 
 def _arrange(turns: list[Turn], task: str, random: Random) -> tuple[Turn, ...]:

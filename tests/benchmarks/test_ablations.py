@@ -8,8 +8,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks import ablations
+from benchmarks.demo_model.initialization import write_initialized
 from jvlm_mlx import load
-from jvlm_mlx.demo.untrained import write_untrained
 
 
 def test_variants_differ_in_one_thing_each():
@@ -25,7 +25,7 @@ def test_variants_differ_in_one_thing_each():
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    return str(write_untrained(tmp_path_factory.mktemp("start") / "demo", 5))
+    return str(write_initialized(tmp_path_factory.mktemp("start") / "demo", 5))
 
 
 @pytest.mark.parametrize(("pooling", "tokens"), [("attention", 89), ("mean", 89), ("none", 337)])
@@ -42,8 +42,8 @@ def test_poolings_are_built(tmp_path, start, pooling, tokens):
     assert not mx.array_equal(mine[down], theirs[down]).item()
     layout = processor.image_layout(128, 128)
     assert layout.num_patch_tokens == tokens
-    picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
-    inputs = processor("?", [picture])
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    inputs = processor("?", [image])
     assert np.isfinite(np.array(model(**inputs)[0, -1])).all()
 
 
@@ -59,7 +59,7 @@ def test_mean_pooling_is_a_mean():
 def test_a_short_run_is_measured_and_kept(tmp_path, start):
     said = []
     arguments = [
-        "--work", str(tmp_path), "--pictures", "32", "--steps", "2", "--examples", "1",
+        "--work", str(tmp_path), "--images", "32", "--steps", "2", "--examples", "1",
         "--batch-size", "4", "--start", start, "--variants", "mean pooling", "0 % text",
     ]  # fmt: skip
     ablations.main(arguments, said.append)

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from benchmarks import demo
+from benchmarks.demo_model.initialization import write_initialized
 from jvlm_mlx.demo.tasks import TASKS
-from jvlm_mlx.demo.untrained import write_untrained
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    write_untrained(folder / "untrained", 0)
+    write_initialized(folder / "untrained", 0)
     said = []
     chart = str(folder / "charts")
     arguments = ["--model", str(folder / "untrained"), "--examples", "1", "--bits", "4"]

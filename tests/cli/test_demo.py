@@ -23,12 +23,12 @@ def demo(*arguments):
     return run_subcommand("demo", [str(one) for one in arguments])
 
 
-def test_a_picture_and_what_to_ask(here, capsys):
+def test_a_image_and_what_to_ask(here, capsys):
     assert demo() == 0
     assert [path.name for path in here.iterdir()] == ["demo.png"]
-    with Image.open("demo.png") as picture:
-        assert picture.size == (128, 128)  # two by two tiles
-        assert is_held_out(picture)
+    with Image.open("demo.png") as image:
+        assert image.size == (128, 128)  # two by two tiles
+        assert is_held_out(image)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("demo.png shows: number ")
     assert sum(line.startswith("python -m jvlm_mlx.generate --model demo") for line in lines) > 2
@@ -39,8 +39,8 @@ def test_the_commands_can_be_typed_as_they_are(capsys, language):
     assert demo("--language", language, "-o", "my own.png", "--task", "count", "--seed", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     example = example_at(2, 0, ("count",), (language,), held_out=True)
-    with Image.open("my own.png") as picture:
-        assert picture.tobytes() == example.picture.tobytes()
+    with Image.open("my own.png") as image:
+        assert image.tobytes() == example.image.tobytes()
     assert lines[0] == f"my own.png shows: {example.caption}"
     answers = [line.removeprefix("# right answer: ") for line in lines if line.startswith("#")]
     assert answers == [turn.answer for turn in example.turns]
@@ -59,8 +59,8 @@ def test_a_file_is_never_replaced_unasked(here, capsys):
     assert re.fullmatch("error: demo.png exists already;.*\n", capsys.readouterr().err)
     assert (here / "demo.png").read_text() == "mine"
     assert demo("--force") == 0
-    with Image.open("demo.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open("demo.png") as image:
+        assert image.format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_cannot_be_written_is_one_line(here, capsys, output, problem):
     assert list(here.iterdir()) == []
 
 
-def test_a_picture_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
+def test_a_image_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -88,7 +88,7 @@ def test_a_picture_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
     assert [path.name for path in here.iterdir()] == ["demo.png"]
 
 
-def test_every_task_with_a_picture_can_be_drawn(here):
+def test_every_task_with_a_image_can_be_drawn(here):
     for task in TASKS:
         if task != "text_only":
             assert demo("--task", task, "-o", f"{task}.png") == 0

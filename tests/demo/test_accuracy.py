@@ -2,9 +2,8 @@ import dataclasses
 
 import pytest
 
-from jvlm_mlx import generate
-from jvlm_mlx.demo import accuracy
-from jvlm_mlx.demo.accuracy import (
+from benchmarks.demo_model import accuracy
+from benchmarks.demo_model.accuracy import (
     Accuracy,
     Score,
     WrongAnswer,
@@ -12,10 +11,11 @@ from jvlm_mlx.demo.accuracy import (
     measure,
     measure_accuracy,
 )
-from jvlm_mlx.demo.command import run_command
+from benchmarks.demo_model.maker_command import run_command
+from jvlm_mlx import generate
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at, examples, is_held_out
 
-SMALL = {"count": 20, "tasks": ("colour", "count", "text_only")}
+SMALL = {"count": 20, "tasks": ("color", "count", "text_only")}
 
 
 def right(batch):
@@ -32,22 +32,22 @@ def test_right_answers_all_count():
 
 def test_wrong_answers_count_where_they_are_wrong():
     def answer(batch):
-        # Right in everything but German colours.
+        # Right in everything but German colors.
         return [
-            "?" if (one.task, one.language) == ("colour", "de") else one.turns[0].answer
+            "?" if (one.task, one.language) == ("color", "de") else one.turns[0].answer
             for one in batch
         ]
 
     found = measure(answer, **SMALL)
     asked = 20 // len(LANGUAGES)  # languages take turns
-    assert found.of(task="colour", language="de") == Score(0, asked)
-    assert found.of(task="colour") == Score(20 - asked, 20)
+    assert found.of(task="color", language="de") == Score(0, asked)
+    assert found.of(task="color") == Score(20 - asked, 20)
     assert found.of(task="count") == Score(20, 20)
     assert found.of(language="de").right == found.of(language="de").asked - asked
     assert found.of(language="en").right == found.of(language="en").asked
     assert len(found.wrong) == asked
     one = found.wrong[0]
-    assert (one.task, one.language, one.found) == ("colour", "de", "?")
+    assert (one.task, one.language, one.found) == ("color", "de", "?")
     assert one.question.startswith("Welche Farbe hat")
 
 
@@ -56,7 +56,7 @@ def test_answers_count_to_the_letter(change):
     found = measure(
         lambda batch: [change(one.turns[0].answer) for one in batch],
         count=5,
-        tasks=("colour",),
+        tasks=("color",),
         languages=("en",),
     )
     assert found.of() == Score(0, 5)
@@ -83,7 +83,7 @@ def test_questions_are_new_and_in_batches():
     )
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
     assert [{one.task for one in batch} for batch in batches] == [{"form"}] * 3 + [{"number"}] * 3
-    assert all(is_held_out(one.picture) for batch in batches for one in batch)
+    assert all(is_held_out(one.image) for batch in batches for one in batch)
     assert steps == [(4, 20), (8, 20), (10, 20), (14, 20), (18, 20), (20, 20)]
 
 
@@ -96,15 +96,15 @@ def test_all_tasks_and_languages_are_asked_by_default():
 
 def test_the_table_has_every_score():
     scores = {
-        ("colour", "en"): Score(3, 4),
-        ("colour", "de"): Score(0, 0),
+        ("color", "en"): Score(3, 4),
+        ("color", "de"): Score(0, 0),
         ("form", "en"): Score(2, 2),
         ("form", "de"): Score(1, 2),
     }
     assert Accuracy(scores, ()).table().splitlines() == [
         "| task | en | de | all | asked |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| colour | 75.0% | - | 75.0% | 4 |",
+        "| color | 75.0% | - | 75.0% | 4 |",
         "| form | 100.0% | 50.0% | 75.0% | 4 |",
         "| all | 83.3% | 50.0% | 75.0% | 8 |",
     ]
@@ -121,7 +121,7 @@ def test_answers_together_are_those_of_generate(tiny, task, max_crops):
             model,
             processor,
             example.turns[0].question,
-            images=[] if example.picture is None else example.picture,
+            images=[] if example.image is None else example.image,
             max_tokens=accuracy._MAX_TOKENS,
             max_crops=max_crops,
         )
@@ -135,7 +135,7 @@ def test_an_answer_ends_at_its_stop_token():
 
 
 class SeeingProcessor:
-    """A processor that remembers how pictures were tiled."""
+    """A processor that remembers how images were tiled."""
 
     def __init__(self, processor):
         self._processor = processor
@@ -150,16 +150,16 @@ class SeeingProcessor:
         return inputs
 
 
-def test_without_tiles_a_picture_is_one_tile(tiny, monkeypatch):
+def test_without_tiles_a_image_is_one_tile(tiny, monkeypatch):
     def large(*arguments, **options):
         example = example_at(*arguments, **options)
-        return dataclasses.replace(example, picture=example.picture.resize((400, 200)))
+        return dataclasses.replace(example, image=example.image.resize((400, 200)))
 
     monkeypatch.setattr(accuracy, "example_at", large)
     model, processor = tiny
     for without_tiles in (False, True):
         seeing = SeeingProcessor(processor)
-        measure_accuracy(model, seeing, without_tiles=without_tiles, count=2, tasks=("colour",))
+        measure_accuracy(model, seeing, without_tiles=without_tiles, count=2, tasks=("color",))
         assert len(seeing.grids) == 2
         assert (set(seeing.grids) == {(1, 1)}) == without_tiles
 

@@ -3,22 +3,22 @@ import json
 import pytest
 from PIL import Image
 
-from jvlm_mlx.demo import data
-from jvlm_mlx.demo.command import run_command
-from jvlm_mlx.demo.data import SOURCES, caption_row, question_row, write_data
-from jvlm_mlx.demo.pages import PAGES
+from benchmarks.demo_model import training_data
+from benchmarks.demo_model.maker_command import run_command
+from benchmarks.demo_model.training_data import SOURCES, caption_row, question_row, write_data
+from benchmarks.demo_model.transcription_pages import PAGES
 from jvlm_mlx.demo.tasks import TASKS, examples, is_held_out
 from jvlm_mlx.errors import DataError
 from jvlm_mlx.training.examples import read_conversation, read_lines
 from jvlm_mlx.training.mixture import read_mixture
 
-PICTURES, HELD_OUT, TEXTS, PAGES_OF_A_KIND = 32, 8, 7, 6
+IMAGES, HELD_OUT, TEXTS, PAGES_OF_A_KIND = 32, 8, 7, 6
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "new" / "data"
-    write_data(folder, PICTURES, 3, HELD_OUT)
+    write_data(folder, IMAGES, 3, HELD_OUT)
     return folder
 
 
@@ -40,11 +40,11 @@ def contents(folder):
 
 def test_every_row_is_in_the_file_of_its_task(folder):
     rows = {name: rows_of(folder / f"{name}.jsonl") for name in SOURCES}
-    assert sum(map(len, rows.values())) == PICTURES
+    assert sum(map(len, rows.values())) == IMAGES
     for name, tasks in SOURCES.items():
         assert {row["task"] for row in rows[name]} == set(tasks)
     assert {task for tasks in SOURCES.values() for task in tasks} == {*TASKS} - {"text_only"}
-    assert len(rows_of(folder / "captions.jsonl")) == PICTURES
+    assert len(rows_of(folder / "captions.jsonl")) == IMAGES
     assert len(rows_of(folder / "text.jsonl")) == TEXTS
     for kind in PAGES:
         assert len(rows_of(folder / f"{kind}.jsonl")) == PAGES_OF_A_KIND
@@ -57,12 +57,12 @@ def test_every_row_can_be_trained_on(folder):
         for conversation in conversations(path):
             assert len(conversation.images) == (path.stem != "text")
             named.update(conversation.images)
-    assert named == {str(path) for path in (folder / "pictures").iterdir()}
-    assert len(named) == len(PAGES) * PAGES_OF_A_KIND + PICTURES + HELD_OUT
+    assert named == {str(path) for path in (folder / "images").iterdir()}
+    assert len(named) == len(PAGES) * PAGES_OF_A_KIND + IMAGES + HELD_OUT
 
 
-def test_rows_and_pictures_are_those_of_the_examples(folder):
-    series = list(examples(3, PICTURES, data._PICTURE_TASKS))
+def test_rows_and_images_are_those_of_the_examples(folder):
+    series = list(examples(3, IMAGES, training_data._IMAGE_TASKS))
     stored = {
         row["messages"][0]["content"][0]["path"]: row
         for name in SOURCES
@@ -70,14 +70,14 @@ def test_rows_and_pictures_are_those_of_the_examples(folder):
     }
     captions = rows_of(folder / "captions.jsonl")
     for place, example in enumerate(series):
-        path = f"pictures/{place + 1:06d}.png"
-        with Image.open(folder / path) as picture:
-            assert picture.tobytes() == example.picture.tobytes()
+        path = f"images/{place + 1:06d}.png"
+        with Image.open(folder / path) as image:
+            assert image.tobytes() == example.image.tobytes()
         assert stored[path] == question_row(example, path)
         assert captions[place] == caption_row(example, path)
 
 
-def test_a_row_has_all_turns_and_one_picture():
+def test_a_row_has_all_turns_and_one_image():
     (example,) = examples(0, 1, ("form",), ("de",))
     row = question_row(example, "a.png")
     assert (row["task"], row["language"]) == ("form", "de")
@@ -105,10 +105,10 @@ def test_a_row_has_all_turns_and_one_picture():
     assert caption[1]["content"] == example.caption
 
 
-def test_held_out_pictures_are_never_trained_on(folder):
-    for path in (folder / "pictures").iterdir():
-        with Image.open(path) as picture:
-            assert is_held_out(picture) == path.name.startswith("valid-")
+def test_held_out_images_are_never_trained_on(folder):
+    for path in (folder / "images").iterdir():
+        with Image.open(path) as image:
+            assert is_held_out(image) == path.name.startswith("valid-")
 
 
 def test_mixtures_name_all_files(folder):
@@ -138,10 +138,10 @@ def test_mixtures_name_all_files(folder):
     asked = second.sources[: len(SOURCES)]
     rows = [len(rows_of(one.path)) for one in asked]
     weights = [one.weight for one in asked]
-    assert [weight * PICTURES for weight in weights] == [sum(weights) * count for count in rows]
+    assert [weight * IMAGES for weight in weights] == [sum(weights) * count for count in rows]
 
 
-def test_few_pictures_name_no_missing_source(tmp_path):
+def test_few_images_name_no_missing_source(tmp_path):
     write_data(tmp_path / "few", 2, 0, 1)
     assert [one.name for one in read_mixture(tmp_path / "few" / "stage2.json").sources] == [
         "scenes",
@@ -153,8 +153,8 @@ def test_few_pictures_name_no_missing_source(tmp_path):
 
 
 def test_a_seed_gives_the_same_bytes(folder, tmp_path):
-    write_data(tmp_path / "again", PICTURES, 3, HELD_OUT)
-    write_data(tmp_path / "other", PICTURES, 4, HELD_OUT)
+    write_data(tmp_path / "again", IMAGES, 3, HELD_OUT)
+    write_data(tmp_path / "other", IMAGES, 4, HELD_OUT)
     assert contents(tmp_path / "again") == contents(folder)
     assert contents(tmp_path / "other") != contents(folder)
 
@@ -181,7 +181,7 @@ def test_what_is_not_finished_is_not_there(tmp_path, monkeypatch, failure):
         raise failure
 
     # The last thing that is written.
-    monkeypatch.setattr(data, "_write_mixture", fail)
+    monkeypatch.setattr(training_data, "_write_mixture", fail)
     expected = DataError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_data(tmp_path / "data", 1, 0, 1)
@@ -190,15 +190,19 @@ def test_what_is_not_finished_is_not_there(tmp_path, monkeypatch, failure):
 
 def run(*arguments):
     return run_command(
-        "demo.data", data.__doc__, data.add_arguments, data.run, [str(one) for one in arguments]
+        "training_data",
+        training_data.__doc__,
+        training_data.add_arguments,
+        training_data.run,
+        [str(one) for one in arguments],
     )
 
 
 def test_the_command_writes_and_then_refuses(tmp_path, capsys):
     output = tmp_path / "data"
-    flags = ("--pictures", 3, "--seed", 1, "--held-out", 2)
+    flags = ("--images", 3, "--seed", 1, "--held-out", 2)
     assert run(output, *flags) == 0
-    assert len(list((output / "pictures").iterdir())) == 4 + 3 + 2
+    assert len(list((output / "images").iterdir())) == 4 + 3 + 2
     assert capsys.readouterr() == ("", "")  # no progress: nobody is watching
     assert run(output, *flags) == 1
     said = capsys.readouterr().err
@@ -206,7 +210,7 @@ def test_the_command_writes_and_then_refuses(tmp_path, capsys):
     assert said.count("\n") == 1
 
 
-def test_the_command_refuses_no_pictures(tmp_path, capsys):
+def test_the_command_refuses_no_images(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run(tmp_path / "data", "--pictures", 0)
+        run(tmp_path / "data", "--images", 0)
     assert "0 is not above 0" in capsys.readouterr().err

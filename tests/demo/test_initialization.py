@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 import jvlm_mlx
-from jvlm_mlx.demo.marks import make_marks, patches_of
+from benchmarks.demo_model.initialization import write_initialized
+from benchmarks.demo_model.synthetic_tiles import make_synthetic_tile, patches_of
 from jvlm_mlx.demo.phrases import LANGUAGES, PHRASES
 from jvlm_mlx.demo.tasks import TASKS, make_example
-from jvlm_mlx.demo.untrained import write_untrained
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_untrained(tmp_path_factory.mktemp("demo") / "untrained", 0)
+    return write_initialized(tmp_path_factory.mktemp("demo") / "initialized", 0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_it_is_built_like_the_release(demo):
 
 
 def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
-    again, other = write_untrained(tmp_path / "a", 0), write_untrained(tmp_path / "b", 1)
+    again, other = write_initialized(tmp_path / "a", 0), write_initialized(tmp_path / "b", 1)
     for file in folder.iterdir():
         same = file.read_bytes() == (again / file.name).read_bytes()
         assert same, file.name
@@ -51,11 +51,11 @@ def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
     assert (other / weights).read_bytes() != (folder / weights).read_bytes()
 
 
-def test_pictures_reach_the_decoder_at_the_size_of_its_tokens(demo):
+def test_images_reach_the_decoder_at_the_size_of_its_tokens(demo):
     """So that they matter from the first step on."""
     model, processor = demo
-    example = make_example("colour", "en", Random(0))
-    inputs = processor("?", [example.picture])
+    example = make_example("color", "en", Random(0))
+    inputs = processor("?", [example.image])
     features = model.encode_images(inputs.pixel_values, inputs.image_masks, inputs.image_input_idx)
     tokens = mx.sqrt(mx.square(model.decoder.embedding.weight).mean()).item()
     differences = mx.sqrt(mx.var(features, axis=0).mean()).item()
@@ -72,7 +72,7 @@ def test_white_paper_is_nothing(demo):
 @pytest.fixture(scope="module")
 def printed_page():
     """(1, P, V): a page with something everywhere."""
-    return mx.array(patches_of([make_marks(Random(4))]))
+    return mx.array(patches_of([make_synthetic_tile(Random(4))]))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_every_task_can_be_asked(demo):
             model,
             processor,
             example.turns[0].question,
-            [example.picture or Image.new("RGB", (72, 72))],
+            [example.image or Image.new("RGB", (72, 72))],
             max_tokens=1,
         )
         assert result.generation_tokens == 1

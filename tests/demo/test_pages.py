@@ -5,10 +5,10 @@ from random import Random
 import pytest
 from PIL import Image
 
+from benchmarks.demo_model.transcription_pages import make_page, page_at
 from jvlm_mlx.demo.drawing import LARGE_PRINT
-from jvlm_mlx.demo.pages import make_page
-from jvlm_mlx.demo.tasks import is_held_out, page_at
-from jvlm_mlx.demo.words import WORDS
+from jvlm_mlx.demo.phrases import WORDS
+from jvlm_mlx.demo.tasks import is_held_out
 from tests.helpers.demo_reading import PLACES, lines_of, print_of, prints, read_shapes
 
 
@@ -18,14 +18,14 @@ def pages(kind, count=25):
 
 def test_nine_shapes_are_named_row_by_row():
     for page in pages("shapes_page"):
-        shapes = read_shapes(page.picture)
+        shapes = read_shapes(page.image)
         assert len(shapes) == 9
-        assert page.caption == ", ".join(f"{colour} {shape}" for shape, colour, _ in shapes)
+        assert page.caption == ", ".join(f"{color} {shape}" for shape, color, _ in shapes)
 
 
 def test_large_print_is_read_line_by_line():
     for page in pages("print_page"):
-        ink = print_of(page.picture)
+        ink = print_of(page.image)
         lines = lines_of(ink)
         texts = page.caption.split(", ")
         assert len(lines) == len(texts) == 3
@@ -35,7 +35,7 @@ def test_large_print_is_read_line_by_line():
 
 def test_small_print_is_read_line_by_line_from_column_to_column():
     for page in pages("small_print_page"):
-        ink = print_of(page.picture)
+        ink = print_of(page.image)
         texts = page.caption.split(", ")
         # Lines are 21 pixels apart, in both columns; the edge between tiles' shares is at 64.
         places = sorted(
@@ -58,9 +58,9 @@ def test_words_and_numbers_of_all_lengths_occur(kind):
 def test_shapes_letters_and_digits_are_named_cell_by_cell():
     seen = set()
     for page in pages("signs_page", 100):
-        shapes = {PLACES.index(place): f"{colour} {shape}"
-                  for shape, colour, place in read_shapes(page.picture)}  # fmt: skip
-        ink = print_of(page.picture)
+        shapes = {PLACES.index(place): f"{color} {shape}"
+                  for shape, color, place in read_shapes(page.image)}  # fmt: skip
+        ink = print_of(page.image)
         parts = page.caption.split(", ")
         assert len(parts) == 9
         for cell, part in enumerate(parts):
@@ -78,11 +78,11 @@ def test_shapes_letters_and_digits_are_named_cell_by_cell():
 def test_a_series_of_pages_is_of_one_kind_and_nothing_in_it_is_held_out():
     series = [page_at(1, place, "print_page") for place in range(8)]
     assert {page.task for page in series} == {"print_page"}
-    assert not any(is_held_out(page.picture) for page in series)
+    assert not any(is_held_out(page.image) for page in series)
     again = page_at(1, 4, "print_page")
-    assert (again.picture.tobytes(), again.caption) == (
-        series[4].picture.tobytes(), series[4].caption
+    assert (again.image.tobytes(), again.caption) == (
+        series[4].image.tobytes(), series[4].caption
     )  # fmt: skip
-    assert page_at(2, 4, "print_page").picture.tobytes() != again.picture.tobytes()
-    assert isinstance(again.picture, Image.Image)
+    assert page_at(2, 4, "print_page").image.tobytes() != again.image.tobytes()
+    assert isinstance(again.image, Image.Image)
     assert not again.turns

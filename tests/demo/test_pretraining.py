@@ -1,4 +1,4 @@
-"""What an eye is taught with is what its pictures show, and it learns."""
+"""Synthetic tiles are labeled with what they show, and pretraining on them lowers the loss."""
 
 from random import Random
 
@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 
 import jvlm_mlx
-from jvlm_mlx.demo import sight
-from jvlm_mlx.demo.command import run_command
-from jvlm_mlx.demo.marks import CELL, KINDS, make_marks, patches_of
-from jvlm_mlx.demo.phrases import COLOURS, SHAPES
-from jvlm_mlx.demo.sight import Sight, batch_of, learning_rate, teach, write_seeing
-from jvlm_mlx.demo.untrained import write_untrained
+from benchmarks.demo_model import pretraining
+from benchmarks.demo_model.initialization import write_initialized
+from benchmarks.demo_model.maker_command import run_command
+from benchmarks.demo_model.pretraining import (
+    TileReader,
+    batch_of,
+    learning_rate,
+    pretrain,
+    write_pretrained,
+)
+from benchmarks.demo_model.synthetic_tiles import CELL, KINDS, make_synthetic_tile, patches_of
+from jvlm_mlx.demo.phrases import COLORS, SHAPES
 from jvlm_mlx.errors import ConversionError
 from jvlm_mlx.processing.tiles import cut_tiles
 from jvlm_mlx.processing.tiling import plan_layout
@@ -21,35 +27,35 @@ from jvlm_mlx.training.processes import Processes
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
-    return write_untrained(tmp_path_factory.mktemp("demo") / "untrained", 0)
+def initialized(tmp_path_factory):
+    return write_initialized(tmp_path_factory.mktemp("demo") / "initialized", 0)
 
 
 def weights_of(folder):
     return mx.load(str(folder / "model.safetensors"))
 
 
-def test_patches_are_those_of_the_processor(untrained):
-    _, processor = jvlm_mlx.load(untrained)
-    marks = [make_marks(Random(number)) for number in range(3)]
+def test_patches_are_those_of_the_processor(initialized):
+    _, processor = jvlm_mlx.load(initialized)
+    tiles = [make_synthetic_tile(Random(number)) for number in range(3)]
     config = processor.image_processor.config
-    for example, patches in zip(marks, patches_of(marks), strict=True):
-        expected = cut_tiles(example.picture, plan_layout(72, 72, config), config)
+    for example, patches in zip(tiles, patches_of(tiles), strict=True):
+        expected = cut_tiles(example.image, plan_layout(72, 72, config), config)
         np.testing.assert_allclose(patches, expected[0], atol=1e-6)
 
 
 def test_the_map_says_where_something_is():
     seen, unmarked, marked = set(), [], []
     for number in range(300):
-        picture, kinds, colours = make_marks(Random(number))
-        assert kinds.shape == colours.shape == (18, 18)
-        inked = np.asarray(picture).min(axis=2) < 150
+        image, kinds, colors = make_synthetic_tile(Random(number))
+        assert kinds.shape == colors.shape == (18, 18)
+        inked = np.asarray(image).min(axis=2) < 150
         # (H, W) -> (rows, cell, columns, cell) -> (rows, columns)
         share = inked.reshape(18, CELL, 18, CELL).mean(axis=(1, 3))
         unmarked.append(share[kinds == 0].mean())
         marked.append(share[kinds > 0].mean())
-        # Colours belong to shapes and bars, and only to them.
-        assert ((colours > 0) == (kinds > len(KINDS) - len(SHAPES) - 1)).all()
+        # Colors belong to shapes and bars, and only to them.
+        assert ((colors > 0) == (kinds > len(KINDS) - len(SHAPES) - 1)).all()
         seen |= set(kinds.flatten().tolist())
     assert seen == set(range(len(KINDS) + 1))
     # Edges reach over into cells whose middle is free; letters have gaps.
@@ -58,15 +64,15 @@ def test_the_map_says_where_something_is():
     assert min(marked) > 0.15
 
 
-def test_the_map_names_the_colour():
+def test_the_map_names_the_color():
     inks = {}
     for number in range(100):
-        picture, kinds, colours = make_marks(Random(number))
-        pixels = np.asarray(picture)
+        image, kinds, colors = make_synthetic_tile(Random(number))
+        pixels = np.asarray(image)
         for row, column in np.argwhere(kinds == len(KINDS)):  # bars fill their cells
             middle = pixels[CELL * row + 1, CELL * column + 1]
-            inks.setdefault(COLOURS[colours[row, column] - 1], []).append(middle)
-    assert set(inks) == set(COLOURS)
+            inks.setdefault(COLORS[colors[row, column] - 1], []).append(middle)
+    assert set(inks) == set(COLORS)
     red, green, blue = np.median(inks["red"], axis=0)
     assert red > 150
     assert green < 80
@@ -75,26 +81,26 @@ def test_the_map_names_the_colour():
 
 
 def test_a_batch_has_every_cell_in_its_patch():
-    marks = [make_marks(Random(number)) for number in range(2)]
-    pixel_values, shown = batch_of(marks)
+    tiles = [make_synthetic_tile(Random(number)) for number in range(2)]
+    pixel_values, shown = batch_of(tiles)
     assert pixel_values.shape == (2, 81, 192)
     assert shown.shape == (2, 81, 4, 2)
     # Patch 10 is in row 1, column 1: cells of rows and columns 2 and 3.
-    expected = marks[1].kinds[2:4, 2:4].flatten()
+    expected = tiles[1].kinds[2:4, 2:4].flatten()
     np.testing.assert_array_equal(shown[1, 10, :, 0], expected)
 
 
-def test_cells_over_the_edge_do_not_count(untrained):
-    model, _ = jvlm_mlx.load(untrained, dtype="float32")
-    eyes = Sight(model)
+def test_cells_over_the_edge_do_not_count(initialized):
+    model, _ = jvlm_mlx.load(initialized, dtype="float32")
+    eyes = TileReader(model)
     # The windows at the right and lower edge have half of their patches outside.
     assert eyes._inside.sum() == 81
     assert sorted(eyes._patches[eyes._inside].tolist()) == list(range(81))
 
 
-def test_a_lesson_changes_eyes_and_connector_only(untrained, tmp_path):
-    folder = write_seeing(untrained, tmp_path / "seeing", 2)
-    before, after = weights_of(untrained), weights_of(folder)
+def test_pretraining_changes_tower_and_connector_only(initialized, tmp_path):
+    folder = write_pretrained(initialized, tmp_path / "pretrained", 2)
+    before, after = weights_of(initialized), weights_of(folder)
     assert before.keys() == after.keys()
     for path, array in before.items():
         same = mx.array_equal(array, after[path]).item()
@@ -105,14 +111,16 @@ def test_a_lesson_changes_eyes_and_connector_only(untrained, tmp_path):
     assert result.generation_tokens == 1
 
 
-def test_lessons_teach(untrained, monkeypatch):
-    """The same few pictures again and again, until they are known."""
-    model, _ = jvlm_mlx.load(untrained, dtype="float32")
-    marks = [make_marks(Random(number)) for number in range(4)]
-    monkeypatch.setattr(sight, "_BATCH_SIZE", 4)
-    monkeypatch.setattr(sight, "make_marks", lambda random: marks[random.randrange(4)])
+def test_pretraining_lowers_the_loss(initialized, monkeypatch):
+    """The same few images again and again, until they are known."""
+    model, _ = jvlm_mlx.load(initialized, dtype="float32")
+    tiles = [make_synthetic_tile(Random(number)) for number in range(4)]
+    monkeypatch.setattr(pretraining, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(
+        pretraining, "make_synthetic_tile", lambda random: tiles[random.randrange(4)]
+    )
     losses = []
-    teach(model, 60, processes=Processes(), report=lambda _, loss: losses.append(loss))
+    pretrain(model, 60, processes=Processes(), report=lambda _, loss: losses.append(loss))
     assert len(losses) == 60
     assert losses[0] > 8
     assert min(losses[-5:]) < losses[0] / 3
@@ -129,15 +137,19 @@ def test_the_rate_rises_and_falls():
 
 def run(*arguments):
     return run_command(
-        "demo.sight", sight.__doc__, sight.add_arguments, sight.run, [str(one) for one in arguments]
+        "pretraining",
+        pretraining.__doc__,
+        pretraining.add_arguments,
+        pretraining.run,
+        [str(one) for one in arguments],
     )
 
 
-def test_the_command_writes_and_then_refuses(untrained, tmp_path, capsys):
+def test_the_command_writes_and_then_refuses(initialized, tmp_path, capsys):
     output = tmp_path / "out"
-    assert run(untrained, output, "--steps", 1) == 0
+    assert run(initialized, output, "--steps", 1) == 0
     assert capsys.readouterr() == ("", "")  # no progress: nobody is watching
-    assert run(untrained, output, "--steps", 1) == 1
+    assert run(initialized, output, "--steps", 1) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -146,8 +158,8 @@ def test_the_command_writes_and_then_refuses(untrained, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_what_exists_is_refused_before_any_lesson(untrained, tmp_path, monkeypatch):
+def test_what_exists_is_refused_before_any_step(initialized, tmp_path, monkeypatch):
     (tmp_path / "out").write_text("mine")
-    monkeypatch.setattr(sight, "teach", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ConversionError):
-        write_seeing(untrained, tmp_path / "out", 1)
+        write_pretrained(initialized, tmp_path / "out", 1)

@@ -14,10 +14,9 @@ from skimage.measure import label, regionprops
 
 from jvlm_mlx.demo import bar_chart
 from jvlm_mlx.demo.drawing import LARGE_PRINT
-from jvlm_mlx.demo.phrases import COLOURS, LANGUAGES, PHRASES, SHAPES
+from jvlm_mlx.demo.phrases import CITIES, COLORS, LANGUAGES, NAMES, PHRASES, SHAPES, WORDS
 from jvlm_mlx.demo.tasks import TASKS, example_at, examples, is_held_out, make_example
-from jvlm_mlx.demo.text_only import text_turn
-from jvlm_mlx.demo.words import CITIES, NAMES, WORDS
+from jvlm_mlx.demo.text_questions import text_turn
 from tests.helpers.demo_reading import (
     LABELS,
     ink_of,
@@ -28,7 +27,7 @@ from tests.helpers.demo_reading import (
     words_of,
 )
 
-SCENE_TASKS = ("colour", "shape", "count", "position")
+SCENE_TASKS = ("color", "shape", "count", "position")
 TILE, STRIDE = 72, 56
 
 
@@ -41,7 +40,7 @@ def answers(example, task):
 
 
 def caption_of(shapes):
-    return ", ".join(f"{colour} {shape} {place}" for shape, colour, place in shapes)
+    return ", ".join(f"{color} {shape} {place}" for shape, color, place in shapes)
 
 
 def check_shapes(example, shapes):
@@ -58,14 +57,14 @@ def check_shapes(example, shapes):
             word = re.fullmatch(pattern, question)["word"]
             matching = [one for one in shapes if word in one[:2]]
             assert len(matching) == 1, f"{question} has no single answer"
-            place = {"shape": 0, "colour": 1, "position": 2}[task]
+            place = {"shape": 0, "color": 1, "position": 2}[task]
             assert answer == matching[0][place], question
 
 
 @pytest.mark.parametrize("task", SCENE_TASKS)
 def test_what_is_said_of_a_scene_is_in_its_pixels(task):
     for example in english(task):
-        shapes = read_shapes(example.picture)
+        shapes = read_shapes(example.image)
         assert example.caption == caption_of(shapes)
         check_shapes(example, shapes)
 
@@ -77,16 +76,16 @@ def test_counts_go_from_one_to_five():
 
 def test_a_small_number_stands_beside_large_shapes():
     for example in english("small_number"):
-        shapes = read_shapes(example.picture, smallest=25)
+        shapes = read_shapes(example.image, smallest=25)
         (turn,) = answers(example, "small_number")
         assert example.caption == f"number {turn.answer}, {caption_of(shapes)}"
         check_shapes(example, shapes)
 
 
-def without_shapes(picture):
-    """The print of a picture where its high shapes are cut out."""
-    ink = print_of(picture)
-    for region in regionprops(label(ink_of(picture), connectivity=2)):
+def without_shapes(image):
+    """The print of an image where its high shapes are cut out."""
+    ink = print_of(image)
+    for region in regionprops(label(ink_of(image), connectivity=2)):
         top, left, bottom, right = region.bbox
         if bottom - top > 15:
             # One more on each side, for their soft edges.
@@ -96,16 +95,16 @@ def without_shapes(picture):
 
 def test_a_small_number_is_printed_in_one_tile():
     for example in english("small_number"):
-        ink = without_shapes(example.picture)
+        ink = without_shapes(example.image)
         (turn,) = answers(example, "small_number")
         assert prints(ink, turn.answer)
         assert not prints(ink, turn.answer[::-1] if turn.answer != turn.answer[::-1] else "000")
-        check_in_one_tile(ink, example.picture)
+        check_in_one_tile(ink, example.image)
 
 
-def check_in_one_tile(ink, picture):
+def check_in_one_tile(ink, image):
     """Nothing is cut off by the paper's edge, and one tile shows all of it."""
-    for axis, size in ((1, picture.height), (0, picture.width)):
+    for axis, size in ((1, image.height), (0, image.width)):
         places = np.flatnonzero(ink.any(axis=axis))
         first, last = places[0], places[-1]
         assert first > 0
@@ -118,7 +117,7 @@ def check_in_one_tile(ink, picture):
 def test_large_print_says_what_is_asked_for(task):
     both = 0
     for example in english(task):
-        ink = print_of(example.picture)
+        ink = print_of(example.image)
         lines = [ink[top:bottom] for top, bottom in lines_of(ink)]
         printed = re.findall("[A-Z]+|[0-9]+", example.caption)
         assert len(lines) == len(printed)
@@ -127,14 +126,14 @@ def test_large_print_says_what_is_asked_for(task):
         assert {turn.answer for turn in example.turns} == set(printed)
         for turn in example.turns:
             assert turn.answer.isdigit() == (turn.task == "number")
-        check_in_one_tile(ink, example.picture)
+        check_in_one_tile(ink, example.image)
         both += len(printed) == 2
-    assert 20 < both < 60  # most pictures have both, not all
+    assert 20 < both < 60  # most images have both, not all
 
 
 def test_bars_are_as_high_as_their_values():
     for example in english("bar_value", "bar_largest", count=40):
-        pixels = np.asarray(example.picture).astype(int)
+        pixels = np.asarray(example.image).astype(int)
         values = {}
         for place, letter in enumerate(bar_chart.LETTERS):
             middle = bar_chart.FIRST_BAR + place * bar_chart.BAR_DISTANCE + 8
@@ -159,7 +158,7 @@ def test_bars_are_as_high_as_their_values():
 
 def test_bars_have_their_letters_below():
     for example in english("bar_value", count=20):
-        ink = print_of(example.picture)[bar_chart.BASELINE + 1 :]
+        ink = print_of(example.image)[bar_chart.BASELINE + 1 :]
         letters = words_of(ink, gap=8)
         shown = re.findall("[A-D]", example.caption)
         assert len(letters) == len(shown)
@@ -170,8 +169,8 @@ def test_bars_have_their_letters_below():
 def test_a_form_has_its_values_beside_their_labels():
     orders = set()
     for example in english("form"):
-        shift = example.picture.width - 128
-        ink = print_of(example.picture)
+        shift = example.image.width - 128
+        ink = print_of(example.image)
         ink[:, :shift] = False
         values, order = {}, []
         for top, bottom in lines_of(ink):
@@ -183,7 +182,7 @@ def test_a_form_has_its_values_beside_their_labels():
             alone = np.zeros_like(ink)
             (_, (left, right)) = words_of(line, gap=8)
             alone[top:bottom, left:right] = ink[top:bottom, left:right]
-            check_in_one_tile(alone, example.picture)
+            check_in_one_tile(alone, example.image)
         orders.add(tuple(order))
         asked = {"What is the name?": "NAME", "What is the city?": "CITY"}
         assert len(example.turns) == 3
@@ -193,7 +192,7 @@ def test_a_form_has_its_values_beside_their_labels():
 
 
 def test_what_stands_beside_a_form_is_no_part_of_it():
-    widths = {example.picture.width for example in english("form")}
+    widths = {example.image.width for example in english("form")}
     assert widths == {128, 184}
 
 
@@ -203,7 +202,7 @@ def test_words_are_told_apart_by_what_they_are():
     assert all(set(word) <= set(string.ascii_uppercase) and 3 <= len(word) <= 5 for word in WORDS)
 
 
-def test_questions_without_a_picture_have_right_answers():
+def test_questions_without_a_image_have_right_answers():
     seen = set()
     for number in range(400):
         question, answer, _ = text_turn("en", Random(number))
@@ -232,7 +231,7 @@ def test_every_task_stands_first_in_every_language(task, language):
         assert 1 <= len(example.turns) <= 5
         questions = [turn.question for turn in example.turns]
         assert len(set(questions)) == len(questions)
-        assert (example.picture is None) == (task == "text_only") == (example.caption == "")
+        assert (example.image is None) == (task == "text_only") == (example.caption == "")
         for turn in example.turns:
             assert turn.task in TASKS
             assert turn.question.endswith(("?", "？"))
@@ -242,14 +241,14 @@ def test_every_task_stands_first_in_every_language(task, language):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_all_languages_say_the_same(task):
-    """One picture, and the same questions in the same order; answers differ where English does."""
+    """One image, and the same questions in the same order; answers differ where English does."""
     translated = {}
     for number in range(60):
         first = make_example(task, "en", Random(number))
         for language in LANGUAGES[1:]:
             other = make_example(task, language, Random(number))
-            if first.picture is not None:
-                assert other.picture.tobytes() == first.picture.tobytes()
+            if first.image is not None:
+                assert other.image.tobytes() == first.image.tobytes()
             assert [turn.task for turn in other.turns] == [turn.task for turn in first.turns]
             for one, two in zip(first.turns, other.turns, strict=True):
                 said = translated.setdefault((language, one.question), two.question)
@@ -274,12 +273,12 @@ def test_phrases_have_the_same_places_for_names():
     first = PHRASES["en"]
     for phrases in PHRASES.values():
         assert set(phrases.shapes) == set(SHAPES)
-        assert set(phrases.colours) == set(COLOURS)
+        assert set(phrases.colors) == set(COLORS)
         assert len(set(phrases.places)) == 9
         genders = {noun.gender for noun in phrases.shapes.values()}
         assert genders == set(phrases.count)
-        for colour in phrases.colours.values():
-            assert set(colour.at_noun) == set(colour.of_noun) == genders
+        for color in phrases.colors.values():
+            assert set(color.at_noun) == set(color.of_noun) == genders
         for field in fields(phrases):
             one, two = getattr(first, field.name), getattr(phrases, field.name)
             if isinstance(one, str):
@@ -316,7 +315,7 @@ def test_grammar_follows_the_gender(language, question, answer):
     assert (question, answer) in asked
 
 
-def test_captions_bend_colours_to_their_shapes():
+def test_captions_bend_colors_to_their_shapes():
     captions = " ".join(example.caption for example in examples(3, 300, SCENE_TASKS, ("de",)))
     for words in ("roter Kreis", "rotes Quadrat", "grüner Stern", "lila Dreieck", "blaues Kreuz"):
         assert words in captions
@@ -327,8 +326,8 @@ def digest(**options):
     for example in examples(9, 33, **options):
         total.update(repr((example.task, example.language, example.turns)).encode())
         total.update(example.caption.encode())
-        if example.picture is not None:
-            total.update(example.picture.tobytes())
+        if example.image is not None:
+            total.update(example.image.tobytes())
     return total.hexdigest()
 
 
@@ -365,38 +364,36 @@ def test_tasks_take_turns():
     assert {example.language for example in examples(0, 100)} == set(LANGUAGES)
 
 
-def pictures(seed, count, **options):
-    with_pictures = [task for task in TASKS if task != "text_only"]
-    return [
-        example.picture.tobytes() for example in examples(seed, count, with_pictures, **options)
-    ]
+def images(seed, count, **options):
+    with_images = [task for task in TASKS if task != "text_only"]
+    return [example.image.tobytes() for example in examples(seed, count, with_images, **options)]
 
 
-def test_seeds_give_other_pictures():
-    assert not set(pictures(0, 100)) & set(pictures(1, 100))
+def test_seeds_give_other_images():
+    assert not set(images(0, 100)) & set(images(1, 100))
 
 
-def test_no_picture_is_both_trained_on_and_held_out():
+def test_no_image_is_both_trained_on_and_held_out():
     # The seed is the same, so that only the rule keeps them apart.
-    trained = list(examples(0, 200, ("number", "colour")))
-    held_out = list(examples(0, 200, ("number", "colour"), held_out=True))
-    assert not any(is_held_out(example.picture) for example in trained)
-    assert all(is_held_out(example.picture) for example in held_out)
+    trained = list(examples(0, 200, ("number", "color")))
+    held_out = list(examples(0, 200, ("number", "color"), held_out=True))
+    assert not any(is_held_out(example.image) for example in trained)
+    assert all(is_held_out(example.image) for example in held_out)
 
 
-def test_a_quarter_of_all_pictures_is_held_out():
+def test_a_quarter_of_all_images_is_held_out():
     random = Random(0)
-    held_out = sum(is_held_out(make_example("colour", "en", random).picture) for _ in range(400))
+    held_out = sum(is_held_out(make_example("color", "en", random).image) for _ in range(400))
     assert 70 < held_out < 130  # three standard deviations around 100
 
 
-def test_pictures_have_the_sizes_of_whole_tiles():
+def test_images_have_the_sizes_of_whole_tiles():
     for example in examples(0, 200):
-        if example.picture is None:
+        if example.image is None:
             continue
-        assert example.picture.mode == "RGB"
-        assert all((side - 16) % STRIDE == 0 for side in example.picture.size)
-        tiles = np.prod([(side - 16) // STRIDE for side in example.picture.size])
+        assert example.image.mode == "RGB"
+        assert all((side - 16) % STRIDE == 0 for side in example.image.size)
+        tiles = np.prod([(side - 16) // STRIDE for side in example.image.size])
         assert tiles <= 6
 
 
@@ -404,12 +401,12 @@ def test_unknown_tasks_and_languages_are_refused():
     with pytest.raises(ValueError, match="no task 'chess'"):
         make_example("chess", "en", Random(0))
     with pytest.raises(ValueError, match="language 'la'"):
-        make_example("colour", "la", Random(0))
+        make_example("color", "la", Random(0))
 
 
 def test_reading_notices_a_wrong_label():
     """The reader of these tests does not say what it is told."""
     example = next(iter(examples(0, 1, ("number",), ("en",))))
-    assert not prints(print_of(example.picture), "000", LARGE_PRINT)
+    assert not prints(print_of(example.image), "000", LARGE_PRINT)
     empty = Image.new("RGB", (72, 72), (255, 255, 255))
     assert read_shapes(empty) == []

@@ -1,4 +1,4 @@
-"""Reads the demo's pictures back from their pixels, to hold labels against."""
+"""Reads the demo's images back from their pixels, to hold labels against."""
 
 import itertools
 
@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from skimage.measure import label, regionprops
 
-from jvlm_mlx.demo.drawing import COLOUR_INKS, SMALL_PRINT, draw_text
-from jvlm_mlx.demo.phrases import COLOURS
+from jvlm_mlx.demo.drawing import COLOR_INKS, SMALL_PRINT, draw_text
+from jvlm_mlx.demo.phrases import COLORS
 
 PLACES = (
     "top left", "top", "top right", "left", "middle", "right",
@@ -17,45 +17,45 @@ PAPERS = (255, 242)
 LABELS = ("NAME", "CITY", "NO")
 
 
-def ink_of(picture):
-    """(height, width) True where something dark or coloured is, grid lines and paper aside."""
-    return np.asarray(picture).min(axis=2) < 150
+def ink_of(image):
+    """(height, width) True where something dark or colored is, grid lines and paper aside."""
+    return np.asarray(image).min(axis=2) < 150
 
 
-def print_of(picture):
+def print_of(image):
     """(height, width) True where at least half of a pixel is printed on; red and yellow aside.
 
     All printing inks have 20 of red.
     """
-    pixels = np.asarray(picture).astype(float)
+    pixels = np.asarray(image).astype(float)
     paper = max(PAPERS, key=lambda gray: (pixels == gray).all(axis=2).sum())
     return (paper - pixels[..., 0]) / (paper - 20) > 0.5
 
 
-def read_shapes(picture, smallest=12):
-    """Shapes, colours and cells, row by row, of everything at least `smallest` pixels wide."""
-    pixels = np.asarray(picture).astype(int)
+def read_shapes(image, smallest=12):
+    """Shapes, colors and cells, row by row, of everything at least `smallest` pixels wide."""
+    pixels = np.asarray(image).astype(int)
     found = []
-    for region in regionprops(label(ink_of(picture), connectivity=2)):
+    for region in regionprops(label(ink_of(image), connectivity=2)):
         top, left, bottom, right = region.bbox
         if right - left < smallest or bottom - top < smallest:
             continue
         mask = region.image
         inside = pixels[top:bottom, left:right][mask]
-        colour = read_colour(np.median(inside, axis=0))
+        color = read_color(np.median(inside, axis=0))
         row, column = (
             int((start + end) / 2 // (size / 3))
             for start, end, size in (
-                (top, bottom, picture.height), (left, right, picture.width)
+                (top, bottom, image.height), (left, right, image.width)
             )
         )  # fmt: skip
-        found.append((3 * row + column, read_shape(mask), colour))
-    return [(shape, colour, PLACES[cell]) for cell, shape, colour in sorted(found)]
+        found.append((3 * row + column, read_shape(mask), color))
+    return [(shape, color, PLACES[cell]) for cell, shape, color in sorted(found)]
 
 
-def read_colour(ink):
-    distances = [np.abs(np.array(COLOUR_INKS[colour]) - ink).sum() for colour in COLOURS]
-    return COLOURS[int(np.argmin(distances))]
+def read_color(ink):
+    distances = [np.abs(np.array(COLOR_INKS[color]) - ink).sum() for color in COLORS]
+    return COLORS[int(np.argmin(distances))]
 
 
 def read_shape(mask):
@@ -91,9 +91,9 @@ def prints(ink, text, sizes=(SMALL_PRINT,)):
     ink = _cut(ink)
     # On the same paper, for what half a pixel is depends on it.
     for size, paper in itertools.product(sizes, PAPERS):
-        picture = Image.new("RGB", (len(text) * size * 2, size * 3), (paper,) * 3)
-        draw_text(picture, text, (20, 20, 20), size, size * 2, size)
-        if np.array_equal(ink, _cut(print_of(picture))):
+        image = Image.new("RGB", (len(text) * size * 2, size * 3), (paper,) * 3)
+        draw_text(image, text, (20, 20, 20), size, size * 2, size)
+        if np.array_equal(ink, _cut(print_of(image))):
             return True
     return False
 

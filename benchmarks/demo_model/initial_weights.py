@@ -1,8 +1,8 @@
-"""Random weights of the demo that pictures can soon be learned with.
+"""Random weights of the demo that images can soon be learned with.
 
 The release began with a trained tower and a trained decoder. From plain random weights a small
 model takes very long to connect what it sees with what it says. What is arranged here instead
-(`benchmarks/demo_training.md` tells what is known of its worth):
+(`benchmarks/demo_model/TRAINING.md` tells what is known of its worth):
 
 - a patch is seen as contrasts that are all about as strong, and white paper is zero;
 - the last quarter of the tower's width belongs to positions, which are waves, so that a head can
@@ -21,8 +21,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from ..model import Model
-from .marks import make_marks, patches_of
+from jvlm_mlx.model import Model
+
+from .synthetic_tiles import make_synthetic_tile, patches_of
 
 FloatArray = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ _CONTRAST = 0.55
 """Standard deviation of what patches with something on them give."""
 _FLOOR = 0.02
 """Variance below which a contrast counts as noise."""
-_PICTURES = 400
+_IMAGES = 400
 
 
 def random_weights(model: Model, seed: int) -> dict[str, mx.array]:
@@ -63,7 +64,7 @@ def _see_contrasts(weights: dict[str, mx.array], model: Model, seed: int) -> Non
     tower = model.config.tower
     places = _place_size(model)
     count = tower.hidden_size - places
-    patches = patches_of([make_marks(Random(f"w{place}")) for place in range(_PICTURES)])
+    patches = patches_of([make_synthetic_tile(Random(f"w{place}")) for place in range(_IMAGES)])
     # White is 1 in every value. (T, P, V) -> (N, V): those with something on them.
     values = patches.reshape(-1, patches.shape[-1]) - 1
     values = values[np.abs(values).max(axis=1) > 0.1]

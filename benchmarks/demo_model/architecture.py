@@ -122,7 +122,7 @@ def demo_config(
     }
 
 
-def demo_pictures(
+def demo_images(
     token_ids: dict[str, int], *, pooling_size: tuple[int, int] = POOLING_SIZE
 ) -> dict[str, Any]:
     """Return preprocessor_config.json.

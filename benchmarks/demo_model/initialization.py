@@ -1,6 +1,6 @@
 """The demo before its training: config, tokenizer and random weights in one folder.
 
-    python -m jvlm_mlx.demo.untrained OUT
+    python -m benchmarks.demo_model.initialization OUT
 
 The same seed gives the same bytes.
 """
@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder_swap import check_target
-from ..config.config_reader import ConfigReader
-from ..config.model_config import ModelConfig
-from ..errors import ConversionError
-from ..files import atomic_folder
-from ..model import Model
-from ..training.checkpoints import write_weights
-from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_pictures
-from .command import run_command
+from jvlm_mlx.checkpoint.folder_swap import check_target
+from jvlm_mlx.errors import ConversionError
+from jvlm_mlx.files import atomic_folder
+from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.demo.phrases import PHRASES
+from jvlm_mlx.demo.tasks import TASKS, examples
+from jvlm_mlx.model import Model
+from jvlm_mlx.training.checkpoints import write_weights
+
+from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_images
 from .initial_weights import random_weights
-from .phrases import PHRASES
-from .tasks import TASKS, examples
+from .maker_command import run_command
 from .vocabulary import END_OF_TEXT, train_tokenizer, write_tokenizer
 
 _SENTENCES_FROM = 8000
@@ -31,7 +32,7 @@ _SENTENCES_FROM = 8000
 _TEXT_SEED = 2**31
 
 
-def write_untrained(
+def write_initialized(
     folder: Path,
     seed: int,
     *,
@@ -56,9 +57,7 @@ def write_untrained(
             ids[END_OF_TEXT], pooling_size=pooling_size, feature_layers=feature_layers
         )
         _write_json(work / "config.json", config_json)
-        _write_json(
-            work / "preprocessor_config.json", demo_pictures(ids, pooling_size=pooling_size)
-        )
+        _write_json(work / "preprocessor_config.json", demo_images(ids, pooling_size=pooling_size))
         stops = [ids[END_OF_TEXT], ids["<|im_end|>"]]
         _write_json(work / "generation_config.json", {"eos_token_id": stops})
         config = ModelConfig.read(ConfigReader(config_json, "config.json"))
@@ -86,9 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the checkpoint, and return the exit code."""
-    write_untrained(arguments.output, arguments.seed)
+    write_initialized(arguments.output, arguments.seed)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jvlm_mlx.demo.untrained", __doc__, add_arguments, run))
+    sys.exit(
+        run_command("python -m benchmarks.demo_model.initialization", __doc__, add_arguments, run)
+    )

@@ -1,4 +1,4 @@
-"""Questions without a picture: opposites, neighbors, small sums, colours of things."""
+"""Questions without an image: opposites, neighbors, small sums, colors of things."""
 
 from dataclasses import dataclass
 from random import Random
@@ -18,8 +18,8 @@ class _Sentences:
     after: str
     before: str
     total: str
-    colour: str
-    coloured: tuple[tuple[str, str], ...]
+    color: str
+    colored: tuple[tuple[str, str], ...]
 
 
 _SENTENCES = {
@@ -29,8 +29,8 @@ _SENTENCES = {
         after="Which number comes after {}?",
         before="Which number comes before {}?",
         total="What is {} + {}?",
-        colour="What colour is {}?",
-        coloured=(("grass", "green"), ("coal", "black"), ("blood", "red"), ("the sky", "blue")),
+        color="What colour is {}?",
+        colored=(("grass", "green"), ("coal", "black"), ("blood", "red"), ("the sky", "blue")),
     ),
     "de": _Sentences(
         opposite="Was ist das Gegenteil von {}?",
@@ -38,8 +38,8 @@ _SENTENCES = {
         after="Welche Zahl kommt nach {}?",
         before="Welche Zahl kommt vor {}?",
         total="Was ist {} + {}?",
-        colour="Welche Farbe hat {}?",
-        coloured=(("Gras", "grün"), ("Kohle", "schwarz"), ("Blut", "rot"), ("der Himmel", "blau")),
+        color="Welche Farbe hat {}?",
+        colored=(("Gras", "grün"), ("Kohle", "schwarz"), ("Blut", "rot"), ("der Himmel", "blau")),
     ),
     "fr": _Sentences(
         opposite="Quel est le contraire de {} ?",
@@ -47,8 +47,8 @@ _SENTENCES = {
         after="Quel nombre vient après {} ?",
         before="Quel nombre vient avant {} ?",
         total="Combien font {} + {} ?",
-        colour="De quelle couleur est {} ?",
-        coloured=(
+        color="De quelle couleur est {} ?",
+        colored=(
             ("l'herbe", "verte"), ("le charbon", "noir"), ("le sang", "rouge"), ("le ciel", "bleu"),
         ),
     ),
@@ -61,8 +61,8 @@ _SENTENCES = {
         after="¿Qué número viene después del {}?",
         before="¿Qué número viene antes del {}?",
         total="¿Cuánto es {} + {}?",
-        colour="¿De qué color es {}?",
-        coloured=(
+        color="¿De qué color es {}?",
+        colored=(
             ("la hierba", "verde"), ("el carbón", "negro"), ("la sangre", "roja"),
             ("el cielo", "azul"),
         ),
@@ -73,8 +73,8 @@ _SENTENCES = {
         after="{}后面是什么数字？",
         before="{}前面是什么数字？",
         total="{} + {}等于多少？",
-        colour="{}是什么颜色？",
-        coloured=(("草", "绿色"), ("煤", "黑色"), ("血", "红色"), ("天空", "蓝色")),
+        color="{}是什么颜色？",
+        colored=(("草", "绿色"), ("煤", "黑色"), ("血", "红色"), ("天空", "蓝色")),
     ),
 }  # fmt: skip
 
@@ -82,7 +82,7 @@ _SENTENCES = {
 def text_turn(language: str, random: Random) -> Turn:
     """Return one question of a random kind."""
     sentences = _SENTENCES[language]
-    kind = random.choice(("opposite", "after", "before", "total", "colour"))
+    kind = random.choice(("opposite", "after", "before", "total", "color"))
     if kind == "opposite":
         pair = random.choice(sentences.opposites)
         word, answer = random.sample(pair, 2)
@@ -91,9 +91,9 @@ def text_turn(language: str, random: Random) -> Turn:
         first = random.randint(1, _LARGEST_SUM - 1)
         second = random.randint(1, _LARGEST_SUM - first)
         question, answer = sentences.total.format(first, second), str(first + second)
-    elif kind == "colour":
-        thing, answer = random.choice(sentences.coloured)
-        question = sentences.colour.format(thing)
+    elif kind == "color":
+        thing, answer = random.choice(sentences.colored)
+        question = sentences.color.format(thing)
     else:
         number = random.randint(1, _LARGEST_NUMBER)
         step = 1 if kind == "after" else -1

@@ -16,12 +16,13 @@ import numpy as np
 from huggingface_hub.utils import tqdm
 from numpy.typing import NDArray
 
-from ..checkpoint.loader import load
-from ..model import Model
-from ..processing.processor import Processor
-from .command import positive, run_command
-from .example import Example
-from .tasks import LANGUAGES, TASKS, example_at
+from jvlm_mlx.checkpoint.loader import load
+from jvlm_mlx.demo.example import Example
+from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at
+from jvlm_mlx.model import Model
+from jvlm_mlx.processing.processor import Processor
+
+from .maker_command import positive, run_command
 
 Answerer = Callable[[Sequence[Example]], Sequence[str]]
 """Answers the first question of each example."""
@@ -108,7 +109,7 @@ def measure(
         count: questions of each task.
         tasks: what to ask.
         languages: those to ask in, in turn.
-        seed: of the questions; whatever it is, no picture is one of training.
+        seed: of the questions; whatever it is, no image is one of training.
         batch_size: most questions that are handed to `answer` at once; all of one task.
         progress: called with questions done and questions in all.
     """
@@ -153,7 +154,7 @@ def measure_accuracy(
     Args:
         model: from `load`.
         processor: from `load`.
-        without_tiles: whether the model sees of every picture only the thumbnail, so that small
+        without_tiles: whether the model sees of every image only the thumbnail, so that small
             print is lost.
         **options: of `measure`.
     """
@@ -173,7 +174,7 @@ def greedy_answerer(
     def answer(batch: Sequence[Example]) -> list[str]:
         inputs = processor(
             [_prompt(processor, example) for example in batch],
-            [[] if example.picture is None else [example.picture] for example in batch],
+            [[] if example.image is None else [example.image] for example in batch],
             max_crops=max_crops,
         )
         cache = model.make_cache(inputs.attention_mask)
@@ -193,7 +194,7 @@ def greedy_answerer(
 
 def _prompt(processor: Processor, example: Example) -> str:
     question = {"type": "text", "text": example.turns[0].question}
-    content = [question] if example.picture is None else [{"type": "image"}, question]
+    content = [question] if example.image is None else [{"type": "image"}, question]
     return processor.apply_chat_template([{"role": "user", "content": content}])
 
 
@@ -272,4 +273,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jvlm_mlx.demo.accuracy", __doc__, add_arguments, run))
+    sys.exit(run_command("python -m benchmarks.demo_model.accuracy", __doc__, add_arguments, run))

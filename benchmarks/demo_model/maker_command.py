@@ -1,11 +1,11 @@
-"""What the demo's makers' commands share; they are no verbs of `jvlm`."""
+"""What the demo's makers' commands share; they are no subcommands of `jvlm`."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ..cli.main import EXIT_ERROR, EXIT_INTERRUPTED
-from ..errors import JvlmError
+from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
+from jvlm_mlx.errors import JvlmError
 
 
 def run_command(

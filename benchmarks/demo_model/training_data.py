@@ -1,10 +1,10 @@
-"""Writes what the demo model is trained on: pictures, rows of questions, and mixtures.
+"""Writes what the demo model is trained on: images, rows of questions, and mixtures.
 
 The release began with a tower and a decoder that had learned elsewhere; in place of that stand
-transcripts of crowded pages. Captions of all pictures are the first stage. In the second are
-questions, pages, captions, and texts without a picture, and at its end hardly anything but
+transcripts of crowded pages. Captions of all images are the first stage. In the second are
+questions, pages, captions, and texts without an image, and at its end hardly anything but
 questions, for one transcript outweighs many short answers; what learns last are places.
-Held-out rows have pictures of their own.
+Held-out rows have images of their own.
 """
 
 import argparse
@@ -18,15 +18,16 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
-from ..errors import DataError
-from .command import positive, run_command
-from .example import Example
-from .pages import PAGES
-from .phrases import PHRASES
-from .tasks import examples, page_at
+from jvlm_mlx.demo.example import Example
+from jvlm_mlx.demo.phrases import PHRASES
+from jvlm_mlx.demo.tasks import examples
+from jvlm_mlx.errors import DataError
+
+from .maker_command import positive, run_command
+from .transcription_pages import PAGES, page_at
 
 SOURCES = {
-    "scenes": ("colour", "shape", "count", "position"),
+    "scenes": ("color", "shape", "count", "position"),
     "print": ("number", "word", "small_number"),
     "charts": ("bar_value", "bar_largest"),
     "forms": ("form",),
@@ -34,19 +35,18 @@ SOURCES = {
 """Tasks by the file their rows go to."""
 
 # In turn. What takes longest to learn comes more than once.
-_PICTURE_TASKS = (
-    "colour", "number", "form", "count", "small_number", "bar_value", "position", "word",
+_IMAGE_TASKS = (
+    "color", "number", "form", "count", "small_number", "bar_value", "position", "word",
     "form", "shape", "small_number", "bar_largest", "count", "word", "form", "bar_value",
 )  # fmt: skip
-_PICTURES_PER_PAGE = 6
-_TEXTS_PER_PICTURE = 5
+_IMAGES_PER_PAGE = 6
+_TEXTS_PER_IMAGE = 5
 _TEXT_TASKS = ("text_only",)
 _CAPTIONS, _SCENE_CAPTIONS, _TEXT, _VALID = "captions", "scene_captions", "text", "valid"
 _SOURCE_OF = {task: source for source, tasks in SOURCES.items() for task in tasks}
 _ALL_PAGES = dict.fromkeys(PAGES, 1.0)
 _ALL_TASKS = {
-    source: float(sum(task in tasks for task in _PICTURE_TASKS))
-    for source, tasks in SOURCES.items()
+    source: float(sum(task in tasks for task in _IMAGE_TASKS)) for source, tasks in SOURCES.items()
 }
 _MIXTURES: dict[str, dict[str, float]] = {
     "pages": _ALL_PAGES,
@@ -65,15 +65,15 @@ _MIXTURES: dict[str, dict[str, float]] = {
 
 
 def write_data(
-    output: Path, pictures: int, seed: int, held_out: int, *, show_progress: bool = False
+    output: Path, images: int, seed: int, held_out: int, *, show_progress: bool = False
 ) -> None:
     """Write a folder of training data, whole or not at all.
 
     Args:
         output: the new folder.
-        pictures: how many to train on.
-        seed: the same gives the same rows and pictures.
-        held_out: how many further pictures, none of them trained on, to validate with.
+        images: how many to train on.
+        seed: the same gives the same rows and images.
+        held_out: how many further images, none of them trained on, to validate with.
         show_progress: whether to show a bar on standard error.
 
     Raises:
@@ -86,33 +86,31 @@ def write_data(
         # Beside the target, so that it only needs to be renamed.
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
             folder = Path(work) / "data"
-            _write_folder(folder, pictures, seed, held_out, show_progress)
+            _write_folder(folder, images, seed, held_out, show_progress)
             folder.rename(output)
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
-def _write_folder(
-    folder: Path, pictures: int, seed: int, held_out: int, show_progress: bool
-) -> None:
-    pages = -(-pictures // _PICTURES_PER_PAGE)
-    texts = -(-pictures // _TEXTS_PER_PICTURE)
+def _write_folder(folder: Path, images: int, seed: int, held_out: int, show_progress: bool) -> None:
+    pages = -(-images // _IMAGES_PER_PAGE)
+    texts = -(-images // _TEXTS_PER_IMAGE)
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in (*SOURCES, *PAGES, _CAPTIONS, _SCENE_CAPTIONS, _TEXT)
     }
     valid = []
-    (folder / "pictures").mkdir(parents=True)
-    total = pages * len(PAGES) + pictures + texts + held_out
+    (folder / "images").mkdir(parents=True)
+    total = pages * len(PAGES) + images + texts + held_out
     with tqdm(total=total, unit="row", leave=False, disable=not show_progress) as bar:
         for kind, place in itertools.product(PAGES, range(pages)):
             example = page_at(seed, place, kind)
-            picture = _save(example, folder, f"{kind}-{place + 1:06d}")
-            rows[kind].append(caption_row(example, picture))
+            image = _save(example, folder, f"{kind}-{place + 1:06d}")
+            rows[kind].append(caption_row(example, image))
             bar.update()
-        for place, example in enumerate(examples(seed, pictures, _PICTURE_TASKS)):
-            picture = _save(example, folder, f"{place + 1:06d}")
-            source, caption = _SOURCE_OF[example.task], caption_row(example, picture)
-            rows[source].append(question_row(example, picture))
+        for place, example in enumerate(examples(seed, images, _IMAGE_TASKS)):
+            image = _save(example, folder, f"{place + 1:06d}")
+            source, caption = _SOURCE_OF[example.task], caption_row(example, image)
+            rows[source].append(question_row(example, image))
             rows[_CAPTIONS].append(caption)
             if source == "scenes":
                 rows[_SCENE_CAPTIONS].append(caption)
@@ -120,15 +118,15 @@ def _write_folder(
         for example in examples(seed, texts, _TEXT_TASKS):
             rows[_TEXT].append(question_row(example, None))
             bar.update()
-        for place, example in enumerate(examples(seed, held_out, _PICTURE_TASKS, held_out=True)):
-            picture = _save(example, folder, f"valid-{place + 1:06d}")
-            valid.append(question_row(example, picture))
+        for place, example in enumerate(examples(seed, held_out, _IMAGE_TASKS, held_out=True)):
+            image = _save(example, folder, f"valid-{place + 1:06d}")
+            valid.append(question_row(example, image))
             bar.update()
     for name, lines in rows.items():
         _write_rows(folder / f"{name}.jsonl", lines)
     _write_rows(folder / f"{_VALID}.jsonl", valid)
     for file, weights in _MIXTURES.items():
-        # A few pictures do not ask everything.
+        # A few images do not ask everything.
         with_rows = {name: weight for name, weight in weights.items() if rows[name]}
         _write_mixture(folder / f"{file}.json", with_rows)
 
@@ -139,41 +137,41 @@ def _kind(source: str) -> str:
     return "instructions" if source in SOURCES else "captions"
 
 
-def question_row(example: Example, picture: str | None) -> dict[str, Any]:
+def question_row(example: Example, image: str | None) -> dict[str, Any]:
     """Return all turns of an example as one conversation.
 
     Args:
-        example: with a picture or without.
-        picture: where its picture is, seen from the file of rows.
+        example: with an image or without.
+        image: where its image is, seen from the file of rows.
     """
     messages: list[dict[str, Any]] = []
     for turn in example.turns:
         content: Any = turn.question
-        if picture is not None and not messages:
-            content = _with_picture(turn.question, picture)
+        if image is not None and not messages:
+            content = _with_image(turn.question, image)
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": turn.answer})
     return {"messages": messages, "task": example.task, "language": example.language}
 
 
-def caption_row(example: Example, picture: str) -> dict[str, Any]:
-    """Return the request to describe an example's picture, and its caption."""
+def caption_row(example: Example, image: str) -> dict[str, Any]:
+    """Return the request to describe an example's image, and its caption."""
     request = PHRASES[example.language].describe
     messages = [
-        {"role": "user", "content": _with_picture(request, picture)},
+        {"role": "user", "content": _with_image(request, image)},
         {"role": "assistant", "content": example.caption},
     ]
     return {"messages": messages, "task": "caption", "language": example.language}
 
 
-def _with_picture(text: str, picture: str) -> list[dict[str, str]]:
-    return [{"type": "image", "path": picture}, {"type": "text", "text": text}]
+def _with_image(text: str, image: str) -> list[dict[str, str]]:
+    return [{"type": "image", "path": image}, {"type": "text", "text": text}]
 
 
 def _save(example: Example, folder: Path, name: str) -> str:
-    assert example.picture is not None
-    path = f"pictures/{name}.png"
-    example.picture.save(folder / path)
+    assert example.image is not None
+    path = f"images/{name}.png"
+    example.image.save(folder / path)
     return path
 
 
@@ -194,8 +192,8 @@ def _write_mixture(path: Path, weights: Mapping[str, float]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be new")
-    parser.add_argument("--pictures", type=positive, default=48000, help="pictures to train on")
-    parser.add_argument("--held-out", type=positive, default=500, help="pictures to validate with")
+    parser.add_argument("--images", type=positive, default=48000, help="images to train on")
+    parser.add_argument("--held-out", type=positive, default=500, help="images to validate with")
     parser.add_argument("--seed", type=int, default=0, help="the same gives the same data")
 
 
@@ -203,7 +201,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the data, and return the exit code."""
     write_data(
         arguments.output,
-        arguments.pictures,
+        arguments.images,
         arguments.seed,
         arguments.held_out,
         show_progress=sys.stderr.isatty(),
@@ -212,4 +210,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jvlm_mlx.demo.data", __doc__, add_arguments, run))
+    sys.exit(
+        run_command("python -m benchmarks.demo_model.training_data", __doc__, add_arguments, run)
+    )

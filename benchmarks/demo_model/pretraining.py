@@ -1,10 +1,10 @@
-"""Teaches an untrained demo to see, before it learns to speak.
+"""Pretrains the vision tower and the connector of an initialized demo on synthetic tiles.
 
-    python -m jvlm_mlx.demo.sight UNTRAINED OUT
+    python -m benchmarks.demo_model.pretraining INITIALIZED OUT
 
-The release began with a vision tower that had learned elsewhere. Here tower and connector learn
-to say, for every window of patches, what stands at each place in it. The layer that says so is
-thrown away; the decoder stays as random as it was.
+The release starts from a vision tower that was pretrained elsewhere. Here, tower and connector learn
+to classify what is at each place of every window of patches. The classifiers are dropped
+afterwards; the decoder keeps its random weights.
 """
 
 import argparse
@@ -23,20 +23,21 @@ from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.folder_swap import check_target
-from ..checkpoint.loader import load
-from ..checkpoint.row_reader import as_float
-from ..errors import ConversionError
-from ..files import atomic_folder
-from ..model import Model
-from ..model.windows import window_patches
-from ..training.checkpoints import write_model
-from ..training.optimizer import flat
-from ..training.processes import Processes
+from jvlm_mlx.checkpoint.folder_swap import check_target
+from jvlm_mlx.errors import ConversionError
+from jvlm_mlx.files import atomic_folder
+from jvlm_mlx.checkpoint.loader import load
+from jvlm_mlx.checkpoint.row_reader import as_float
+from jvlm_mlx.demo.phrases import COLORS
+from jvlm_mlx.model import Model
+from jvlm_mlx.model.windows import window_patches
+from jvlm_mlx.training.checkpoints import write_model
+from jvlm_mlx.training.optimizer import flat
+from jvlm_mlx.training.processes import Processes
+
 from .architecture import PATCH_SIZE, POOLING_SIZE, TILE_SIZE
-from .command import positive, run_command
-from .marks import CELL, KINDS, Marks, make_marks, patches_of
-from .phrases import COLOURS
+from .maker_command import positive, run_command
+from .synthetic_tiles import CELL, KINDS, SyntheticTile, make_synthetic_tile, patches_of
 
 Report = Callable[[int, float], None]
 
@@ -44,22 +45,22 @@ _GRID = TILE_SIZE // PATCH_SIZE
 _WINDOW = POOLING_SIZE[0] * POOLING_SIZE[1]
 _PATCH_CELLS = (PATCH_SIZE // CELL) ** 2
 _NOTHING_COUNTS = 0.2
-"""Most of a page is empty, and soon told."""
+"""Weight of empty places in the loss: most of a tile is empty, and that is learned quickly."""
 _BATCH_SIZE = 64
 _HIGHEST_RATE = 3e-3
 _WARMUP_STEPS = 50
 _REPORTED_STEPS = 25
 
 
-class Sight(nn.Module):
+class TileReader(nn.Module):
     """Tower and connector of a model, and layers that say what patches and windows show."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.vision_tower = model.vision_tower
         self.connector = model.connector
-        self.of_patches = _Namer(model.config.tower.feature_size, _PATCH_CELLS)
-        self.of_windows = _Namer(model.config.decoder.hidden_size, _PATCH_CELLS * _WINDOW)
+        self.of_patches = _PlaceClassifier(model.config.tower.feature_size, _PATCH_CELLS)
+        self.of_windows = _PlaceClassifier(model.config.decoder.hidden_size, _PATCH_CELLS * _WINDOW)
         # (W, p) both
         self._patches, self._inside = window_patches((_GRID, _GRID), POOLING_SIZE)
 
@@ -68,7 +69,7 @@ class Sight(nn.Module):
 
         Args:
             pixel_values: (T, P, V).
-            shown: (T, P, cells, 2) kinds and colours of the cells of a patch.
+            shown: (T, P, cells, 2) kinds and colors of the cells of a patch.
         """
         features = self.vision_tower(pixel_values)
         tiles = len(pixel_values)
@@ -85,20 +86,20 @@ class Sight(nn.Module):
         )
 
 
-class _Namer(nn.Module):
-    """Says for each cell of a patch or window what it shows and in which colour."""
+class _PlaceClassifier(nn.Module):
+    """Says for each cell of a patch or window what it shows and in which color."""
 
     def __init__(self, width: int, cells: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.kinds = nn.Linear(width, cells * (1 + len(KINDS)))
-        self.colours = nn.Linear(width, cells * (1 + len(COLOURS)))
+        self.colors = nn.Linear(width, cells * (1 + len(COLORS)))
 
     def loss(self, x: mx.array, shown: mx.array) -> mx.array:
         """Return the cross entropy: x (N, width), shown (N, cells, 2), -1 where nobody asks."""
         x = self.norm(x)
         total = mx.array(0.0)
-        for place, layer in enumerate((self.kinds, self.colours)):
+        for place, layer in enumerate((self.kinds, self.colors)):
             # (N, cells classes) -> (N, cells, classes)
             scores = mx.unflatten(layer(x), -1, (shown.shape[1], -1))
             targets = shown[..., place]
@@ -108,36 +109,36 @@ class _Namer(nn.Module):
         return total
 
 
-def batch_of(examples: Sequence[Marks]) -> tuple[mx.array, mx.array]:
-    """Return pixel values (T, P, V) of pictures, and what is shown (T, P, cells, 2)."""
-    shown = np.stack([np.stack([one.kinds, one.colours], axis=-1) for one in examples])
+def batch_of(examples: Sequence[SyntheticTile]) -> tuple[mx.array, mx.array]:
+    """Return pixel values (T, P, V) of images, and what is shown (T, P, cells, 2)."""
+    shown = np.stack([np.stack([one.kinds, one.colors], axis=-1) for one in examples])
     side = PATCH_SIZE // CELL
     # (T, 18, 18, 2) -> (T, rows, side, columns, side, 2) -> (T, P, cells, 2)
     shown = shown.reshape(len(examples), _GRID, side, _GRID, side, 2).swapaxes(2, 3)
     return mx.array(patches_of(examples)), mx.array(shown.reshape(len(examples), _GRID**2, -1, 2))
 
 
-def teach(
+def pretrain(
     model: Model, steps: int, *, seed: int = 0, processes: Processes, report: Report | None = None
 ) -> None:
     """Change tower and connector of a model in float32.
 
     Args:
         model: in which they learn.
-        steps: batches of 64 pictures, each seen once.
+        steps: batches of 64 images, each seen once.
         seed: of the layers that say what is seen.
         processes: that share every batch.
         report: called after every step with the number of steps and the mean loss.
     """
     mx.random.seed(seed)
-    sight = Sight(model)
+    sight = TileReader(model)
     sight.train()
     differentiate = nn.value_and_grad(sight, sight.loss)
     optimizer = AdamW(learning_rate=0.0, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
     places = range(processes.rank, _BATCH_SIZE, processes.count)
     for step in range(steps):
         optimizer.learning_rate = learning_rate(step, steps)
-        examples = [make_marks(Random(f"m{step}-{place}")) for place in places]
+        examples = [make_synthetic_tile(Random(f"m{step}-{place}")) for place in places]
         loss, tree = differentiate(*batch_of(examples))
         loss, gradients = processes.add(loss, flat(tree))
         gradients = {path: array / processes.count for path, array in gradients.items()}
@@ -155,13 +156,15 @@ def learning_rate(step: int, steps: int) -> float:
     return _HIGHEST_RATE * min(1.0, (step + 1) / _WARMUP_STEPS) * falling
 
 
-def write_seeing(source: Path, folder: Path, steps: int, *, show_progress: bool = False) -> Path:
-    """Write a checkpoint with taught eyes; the rest of it is the source's.
+def write_pretrained(
+    source: Path, folder: Path, steps: int, *, show_progress: bool = False
+) -> Path:
+    """Write a checkpoint with pretrained tower and connector; the decoder is the source's.
 
     Args:
-        source: folder of an untrained demo.
+        source: folder of an initialized demo.
         folder: appears when everything is in it.
-        steps: of the lessons.
+        steps: updates of the weights.
         show_progress: whether to show a bar on standard error.
 
     Raises:
@@ -180,7 +183,7 @@ def write_seeing(source: Path, folder: Path, steps: int, *, show_progress: bool 
             if step % _REPORTED_STEPS == 0:
                 bar.set_postfix(loss=f"{statistics.mean(recent):.3f}")
 
-        teach(model, steps, processes=processes, report=report)
+        pretrain(model, steps, processes=processes, report=report)
     if processes.is_first:
         with atomic_folder(folder, ConversionError) as work:
             how = f"Tower and connector learned to see in {steps} steps."
@@ -192,16 +195,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("source", type=Path, metavar="UNTRAINED", help="folder to begin with")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be new")
-    parser.add_argument("--steps", type=positive, default=1000, help="batches of 64 pictures")
+    parser.add_argument("--steps", type=positive, default=1000, help="batches of 64 images")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Teach, write the checkpoint, and return the exit code."""
-    write_seeing(
+    write_pretrained(
         arguments.source, arguments.output, arguments.steps, show_progress=sys.stderr.isatty()
     )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jvlm_mlx.demo.sight", __doc__, add_arguments, run))
+    sys.exit(
+        run_command("python -m benchmarks.demo_model.pretraining", __doc__, add_arguments, run)
+    )

@@ -13,7 +13,7 @@ from .architecture import VOCAB_SIZE
 
 END_OF_TEXT = "<|endoftext|>"
 _RESERVED = ("<|im_start|>", "<|im_end|>", END_OF_TEXT)
-PICTURE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")
+IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")
 """Added behind the vocabulary, in the release's order."""
 
 # Words with the space in front of them, every digit by itself, runs of other signs.
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Return a byte-level tokenizer with `VOCAB_SIZE` tokens and the six picture tokens.
+    """Return a byte-level tokenizer with `VOCAB_SIZE` tokens and the six image tokens.
 
     Args:
         texts: sentences whose words become tokens. Any other text is spelled in bytes.
@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     filler = VOCAB_SIZE - len(_RESERVED) - tokenizer.get_vocab_size()
     tokenizer.add_special_tokens([AddedToken(f"<|unused_{n}|>") for n in range(filler)])
-    tokenizer.add_special_tokens([AddedToken(token) for token in (*_RESERVED, *PICTURE_TOKENS)])
+    tokenizer.add_special_tokens([AddedToken(token) for token in (*_RESERVED, *IMAGE_TOKENS)])
     return tokenizer
 
 
@@ -71,7 +71,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": list(PICTURE_TOKENS),
+        "additional_special_tokens": list(IMAGE_TOKENS),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -80,4 +80,4 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         encoding="utf-8",
     )
     ids = tokenizer.get_vocab()
-    return {token: ids[token] for token in (*_RESERVED, *PICTURE_TOKENS)}
+    return {token: ids[token] for token in (*_RESERVED, *IMAGE_TOKENS)}

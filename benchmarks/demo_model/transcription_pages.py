@@ -1,28 +1,28 @@
-"""Crowded pages and their transcripts: what the demo learns to see with.
+"""Crowded pages with their transcripts, which pretrain the whole demo model.
 
-A page holds as much as there is room for, and its caption says all of it in reading order. So one
-page teaches as much as ten pictures with a question each, and the eye learns the order of a page
-before it learns to search. All transcripts are in English: an eye learns once.
+A page holds as much as there is room for, and its caption transcribes all of it in reading order.
+So one page teaches as much as ten images with a question each, and the model learns reading order
+before it learns to search. All transcripts are in English.
 """
 
 from random import Random
 
 from PIL import Image
 
-from .drawing import (
+from jvlm_mlx.demo.drawing import (
     LARGE_PRINT,
     PRINT_INKS,
     SMALL_PRINT,
     draw_shape,
     draw_text,
-    new_picture,
+    new_image,
     random_print,
     text_width,
 )
-from .example import Example
-from .phrases import COLOURS, SHAPES
-from .scenes import jittered, name_shape
-from .words import DIGITS, LETTERS, WORDS, random_number
+from jvlm_mlx.demo.example import Example
+from jvlm_mlx.demo.phrases import COLORS, DIGITS, LETTERS, SHAPES, WORDS, random_number
+from jvlm_mlx.demo.scenes import jittered, name_shape
+from jvlm_mlx.demo.tasks import is_held_out
 
 PAGES = ("shapes_page", "signs_page", "print_page", "small_print_page")
 """From the easiest to the hardest."""
@@ -44,19 +44,19 @@ def make_page(kind: str, random: Random) -> Example:
         random: all chance comes from here.
     """
     if kind == "shapes_page":
-        picture, caption = _cells(random, signs=0.0)
+        image, caption = _cells(random, signs=0.0)
     elif kind == "signs_page":
-        picture, caption = _cells(random, signs=0.75)
+        image, caption = _cells(random, signs=0.75)
     elif kind == "print_page":
-        picture, caption = _print(random)
+        image, caption = _print(random)
     else:
-        picture, caption = _small_print(random)
-    return Example(kind, _LANGUAGE, picture, (), caption)
+        image, caption = _small_print(random)
+    return Example(kind, _LANGUAGE, image, (), caption)
 
 
 def _cells(random: Random, *, signs: float) -> tuple[Image.Image, str]:
     """Return nine cells, each with a shape or, with that probability, a letter or digit."""
-    picture = new_picture(random, _SIDE, _SIDE)
+    image = new_image(random, _SIDE, _SIDE)
     ink = random.choice(PRINT_INKS)
     said = []
     for cell in range(9):
@@ -65,34 +65,34 @@ def _cells(random: Random, *, signs: float) -> tuple[Image.Image, str]:
         if random.random() < signs:
             sign, size = random.choice(_SIGNS), random.choice(LARGE_PRINT)
             left = right + (_CELL - text_width(sign, size)) // 2
-            draw_text(picture, sign, ink, left, (down + 19) // 2 * 2, size)
+            draw_text(image, sign, ink, left, (down + 19) // 2 * 2, size)
             said.append(sign)
         else:
-            shape, colour = random.choice(SHAPES), random.choice(COLOURS)
+            shape, color = random.choice(SHAPES), random.choice(COLORS)
             size = random.randint(17, 19)
             margin = (_CELL - size) // 2
-            inked = jittered(colour, random)
-            draw_shape(picture, shape, inked, right + margin, down + margin, size)
-            said.append(name_shape(shape, colour, "", _LANGUAGE))
-    return picture, ", ".join(said)
+            inked = jittered(color, random)
+            draw_shape(image, shape, inked, right + margin, down + margin, size)
+            said.append(name_shape(shape, color, "", _LANGUAGE))
+    return image, ", ".join(said)
 
 
 def _print(random: Random) -> tuple[Image.Image, str]:
     """Return three lines in large print, each a number or a word."""
-    picture = new_picture(random, _SIDE, _SIDE)
+    image = new_image(random, _SIDE, _SIDE)
     ink = random.choice(PRINT_INKS)
     said = []
     for line in range(3):
         text = _something_printed(random)
         size, left = random_print(random, text, _SIDE)
-        draw_text(picture, text, ink, left, line * _CELL + random.randrange(16, 22, 2), size)
+        draw_text(image, text, ink, left, line * _CELL + random.randrange(16, 22, 2), size)
         said.append(text)
-    return picture, ", ".join(said)
+    return image, ", ".join(said)
 
 
 def _small_print(random: Random) -> tuple[Image.Image, str]:
     """Return two columns of small print, with gaps, on a page of two by two tiles."""
-    picture = new_picture(random, _WIDE_SIDE, _WIDE_SIDE)
+    image = new_image(random, _WIDE_SIDE, _WIDE_SIDE)
     ink = random.choice(PRINT_INKS)
     said = []
     height = _WIDE_SIDE // _LINES
@@ -103,12 +103,21 @@ def _small_print(random: Random) -> tuple[Image.Image, str]:
                 continue
             left = random.randint(start, end - text_width(text, SMALL_PRINT))
             baseline = line * height // 2 * 2 + random.randrange(12, 18, 2)
-            draw_text(picture, text, ink, left, baseline, SMALL_PRINT)
+            draw_text(image, text, ink, left, baseline, SMALL_PRINT)
             said.append(text)
-    return picture, ", ".join(said)
+    return image, ", ".join(said)
 
 
 def _something_printed(random: Random) -> str:
     if random.random() < 0.5:
         return random_number(random, random.randint(1, 3))
     return random.choice(WORDS)
+
+
+def page_at(seed: int, place: int, kind: str) -> Example:
+    """Return one page of the series of its kind, none of them held out."""
+    random = Random(f"jvlm-mlx demo, seed {seed}, {kind} {place}")
+    while True:
+        example = make_page(kind, random)
+        if example.image is not None and not is_held_out(example.image):
+            return example
