@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jvlm_mlx.checkpoint.folder_swap import check_target
-from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.demo.phrases import PHRASES
 from jvlm_mlx.demo.tasks import TASKS, examples
+from jvlm_mlx.errors import ConversionError
+from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.model import Model
 from jvlm_mlx.training.checkpoints import write_weights
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo_model.pretraining INITIALIZED OUT
 
-The release starts from a vision tower that was pretrained elsewhere. Here, tower and connector learn
-to classify what is at each place of every window of patches. The classifiers are dropped
+The release starts from a vision tower that was pretrained elsewhere. Here, tower and connector
+learn to classify what is at each place of every window of patches. The classifiers are dropped
 afterwards; the decoder keeps its random weights.
 """
 
@@ -24,11 +24,11 @@ from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
 from jvlm_mlx.checkpoint.folder_swap import check_target
-from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.checkpoint.loader import load
 from jvlm_mlx.checkpoint.row_reader import as_float
 from jvlm_mlx.demo.phrases import COLORS
+from jvlm_mlx.errors import ConversionError
+from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.model import Model
 from jvlm_mlx.model.windows import window_patches
 from jvlm_mlx.training.checkpoints import write_model
