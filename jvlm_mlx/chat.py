@@ -5,8 +5,6 @@ Answers go to standard output; everything else goes to standard error.
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .cli.arguments import (
@@ -17,8 +15,10 @@ from .cli.arguments import (
     given_options,
     load_model,
 )
-from .cli.chat_commands import Conversation, describe_session
+from .cli.chat_commands import COMMANDS, Conversation, describe_session
+from .cli.chat_lines import line_editing
 from .cli.chat_terminal import run_console
+from .cli.formatting import printable
 from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError, SessionError
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="path, URL or data URI for the first question; may be repeated",
     )  # fmt: skip
     parser.add_argument("--system", help="a system message in front")
-    parser.add_argument("--load", metavar="FILE", help="go on with a saved conversation")
+    parser.add_argument("--load", metavar="FILE", help="resume a saved conversation")
     parser.add_argument(
         "--history", type=Path, metavar="FILE", help="keep what was typed for the next time"
     )
@@ -59,42 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
             session = ChatSession(model, processor, arguments.system, caches=shared, **options)
         conversation = Conversation(model, processor, session, options)
         if arguments.image:
-            print(conversation.add_images(arguments.image), file=sys.stderr)
+            print(printable(conversation.add_images(arguments.image)), file=sys.stderr)
         if sys.stdin.isatty():
             print("/help lists commands", file=sys.stderr)
-        with _line_editing(arguments.history):
+        with line_editing(arguments.history, COMMANDS):
             run_console(conversation, bars.show, bars.close)
     return EXIT_OK
-
-
-@contextmanager
-def _line_editing(history: Path | None) -> Iterator[None]:
-    """Make arrow keys and history work where Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    if history is not None:
-        try:
-            with suppress(FileNotFoundError):
-                readline.read_history_file(history)
-        except OSError as error:
-            # What cannot be read is no history, and must not be written over.
-            _warn_of_history(history, "read", error)
-            history = None
-    try:
-        yield
-    finally:
-        if history is not None:
-            try:
-                readline.write_history_file(history)
-            except OSError as error:
-                _warn_of_history(history, "written", error)
-
-
-def _warn_of_history(history: Path, action: str, error: OSError) -> None:
-    print(f"warning: the history {history} cannot be {action}: {error.strerror}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a line that begins with a slash does."""
+"""What a line that is typed in a chat does: a command, images, or a question."""
 
+import functools
 import re
 import shlex
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ImageError, RequestError, SessionError
 from ..files import local_path
@@ -13,17 +14,25 @@ from ..generation.response import GenerationResponse
 from ..generation.session import ChatSession
 from ..model import Model
 from ..processing.image_io import is_address, source_name
+from ..processing.messages import collect_images
 from ..processing.processor import Processor
+from ..units import bytes_text, plural
+from .chat_lines import take_images
 from .formatting import summarize
 
 _COMMAND = re.compile(r"/([a-z]*)(?:\s+(.*))?", re.DOTALL)
+_LEAVE = ("exit", "quit")
+"""Without a slash, too: nobody asks a model that."""
+
+Ask: TypeAlias = Callable[..., Generator[GenerationResponse, None, None]]
+"""Begins an answer; takes `progress` and `cancel` as `ChatSession.ask` does."""
 
 
 class Command(NamedTuple):
     """One command."""
 
-    run: Callable[["Conversation", str], str]
-    """Takes what follows the command's name; returns what to show."""
+    run: Callable[["Conversation", str], str | Ask]
+    """Called with what follows the command's name; returns what to show, or begins an answer."""
     arguments: str
     summary: str
 
@@ -40,22 +49,27 @@ class Conversation:
         self.options = options
         """That go before those of a conversation that is loaded."""
         self.pending: list[PromptImage] = []
-        self.last_piece: GenerationResponse | None = None
+        self.last_response: GenerationResponse | None = None
         """Of the last answer."""
 
-    def command(self, line: str) -> str | None:
-        """Run a command and return what to show; None if the line is a question.
+    def react(self, line: str) -> str | Ask:
+        """Run a command or take images, and return what to show; or begin an answer.
 
         Raises:
-            JvlmError: the command does not exist or fails.
+            JvlmError: the command does not exist or fails, or an image cannot be opened.
+            EOFError: it is the command to leave.
         """
+        if line.lower() in _LEAVE:
+            raise EOFError
         found = _COMMAND.fullmatch(line)
-        if found is None:
-            return None
-        name, rest = found[1], (found[2] or "").strip()
-        if name not in COMMANDS:
-            raise RequestError(f"there is no command /{name}; /help lists them")
-        return COMMANDS[name].run(self, rest)
+        if found is not None:
+            name = _ALIASES.get(found[1], found[1])
+            if name not in COMMANDS:
+                raise RequestError(f"there is no command /{name}; /help lists them")
+            return COMMANDS[name].run(self, (found[2] or "").strip())
+        paths, question = take_images(line)
+        shown = self.add_images(paths)
+        return functools.partial(self._ask, question) if question else shown
 
     def add_images(self, sources: list[str]) -> str:
         """Open images for the next question; either all of them are taken or none."""
@@ -63,6 +77,9 @@ class Conversation:
         opened = [open_prompt_image(self.processor, source, limits) for source in sources]
         self.pending += opened
         return "\n".join(_describe(image) for image in opened)
+
+    def _ask(self, question: str, **hooks: Any) -> Generator[GenerationResponse, None, None]:
+        return self.session.ask(question, self.pending, **hooks)
 
 
 def _image(conversation: Conversation, rest: str) -> str:
@@ -91,6 +108,29 @@ def _images(conversation: Conversation, _: str) -> str:
     lines = [_describe(image) for image in conversation.session.images]
     lines += [f"{_describe(image)}, for the next question" for image in conversation.pending]
     return "\n".join(f"{number}  {line}" for number, line in enumerate(lines, 1)) or "no images"
+
+
+def _drop(conversation: Conversation, rest: str) -> str:
+    before, pending = len(conversation.session.images), len(conversation.pending)
+    if not pending:
+        raise RequestError("/drop: no image waits for the next question")
+    number = before + pending if not rest else int(rest) if rest.isdecimal() else 0
+    if not before < number <= before + pending:
+        raise RequestError(
+            f"/drop: {rest} is no image that waits for the next question; /images numbers them"
+        )
+    return f"dropped {conversation.pending.pop(number - before - 1).name}"
+
+
+def _retry(conversation: Conversation, _: str) -> Ask:
+    return conversation.session.retry
+
+
+def _undo(conversation: Conversation, _: str) -> str:
+    images = collect_images([conversation.session.undo()])
+    conversation.pending = [*images, *conversation.pending]
+    waiting = f"; {plural(len(images), 'image')} for the next question" if images else ""
+    return f"the last question and its answer are removed{waiting}"
 
 
 def _reset(conversation: Conversation, _: str) -> str:
@@ -123,13 +163,13 @@ def _load(conversation: Conversation, rest: str) -> str:
 
 def _stats(conversation: Conversation, _: str) -> str:
     lines = []
-    if conversation.last_piece is not None:
-        lines.append(summarize(conversation.last_piece))
+    if conversation.last_response is not None:
+        lines.append(summarize(conversation.last_response))
     for name, stats in conversation.session.caches.stats().items():
         lines.append(
-            f"{name} remembered: {stats.entries} in {stats.nbytes / 1e6:.1f} of"
-            f" {stats.max_bytes / 1e6:.0f} MB, {stats.hits} found, {stats.misses} not found,"
-            f" {stats.evictions} dropped"
+            f"cached {name}: {stats.entries} in {bytes_text(stats.nbytes)} of"
+            f" {bytes_text(stats.max_bytes)}, {stats.hits} hits, {stats.misses} misses,"
+            f" {stats.evictions} evictions"
         )
     return "\n".join(lines)
 
@@ -145,6 +185,7 @@ def _help(_conversation: Conversation, _: str) -> str:
         (
             *lines,
             'A line that ends with \\ goes on in the next; so does everything between two """.',
+            "An image file that is dropped here is shown with the question. Tab completes.",
             "Ctrl-C stops an answer, Ctrl-D leaves.",
         )
     )
@@ -157,22 +198,23 @@ def _exit(_conversation: Conversation, _: str) -> str:
 COMMANDS = {
     "image": Command(_image, "IMAGE...", "show images with the next question"),
     "images": Command(_images, "", "list the images of the conversation"),
+    "drop": Command(_drop, "[NUMBER]", "drop an image that waits; the last one, or by its number"),
+    "retry": Command(_retry, "", "answer the last question again"),
+    "undo": Command(_undo, "", "remove the last question and its answer"),
     "reset": Command(_reset, "", "begin a new conversation"),
     "save": Command(_save, "FILE", "save the conversation"),
-    "load": Command(_load, "FILE", "go on with a saved conversation"),
-    "stats": Command(_stats, "", "show sizes, speeds and what is remembered"),
+    "load": Command(_load, "FILE", "resume a saved conversation"),
+    "stats": Command(_stats, "", "show sizes, speeds and caches"),
     "help": Command(_help, "", "show this"),
-    "exit": Command(_exit, "", "leave"),
+    "exit": Command(_exit, "", "leave; so do /quit, exit and quit"),
 }
+_ALIASES = {"quit": "exit"}
 
 
 def describe_session(session: ChatSession) -> str:
     """Return how far a conversation has come."""
-    messages, images = len(session.history), len(session.images)
-    return (
-        f"a conversation of {messages} message{'s' * (messages != 1)}"
-        f" and {images} image{'s' * (images != 1)}"
-    )
+    messages, images = plural(len(session.history), "message"), plural(len(session.images), "image")
+    return f"a conversation of {messages} and {images}"
 
 
 def _describe(image: PromptImage) -> str:

@@ -9,8 +9,9 @@ from types import FrameType
 
 from ..errors import JvlmError
 from ..progress import Progress
-from .chat_commands import Conversation
+from .chat_commands import Ask, Conversation
 from .chat_lines import read_question
+from .formatting import printable
 
 PROMPT, CONTINUED = "> ", ". "
 
@@ -24,7 +25,7 @@ def run_console(
 
     Args:
         conversation: to go on with.
-        progress: told how far images and prompt have come.
+        progress: called with how far images and prompt have come.
         close_progress: called before anything is shown.
     """
     while True:
@@ -41,7 +42,7 @@ def run_console(
             print("\n(Ctrl-D leaves)", file=sys.stderr)
         except JvlmError as error:
             close_progress()
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def _read_line(continued: bool) -> str:
@@ -56,28 +57,38 @@ def _react(
     progress: Progress,
     close_progress: Callable[[], None],
 ) -> None:
-    shown = conversation.command(line)
-    if shown is not None:
-        print(shown, file=sys.stderr)
+    reaction = conversation.react(line)
+    if isinstance(reaction, str):
+        print(printable(reaction), file=sys.stderr)
         return
-    session = conversation.session
-    before = len(session.history)
     with _stoppable() as cancel:
-        answer = session.ask(line, conversation.pending, progress=progress, cancel=cancel)
-        try:
-            with closing(answer):
-                for piece in answer:
-                    close_progress()
-                    conversation.last_piece = piece
-                    print(piece.text, end="", flush=True)
-        finally:
-            if len(session.history) > before:
-                # The images are part of the conversation now.
-                conversation.pending = []
+        _answer(conversation, reaction, progress, close_progress, cancel)
     close_progress()
     print(flush=True)
     if cancel.is_set():
         print("(stopped)", file=sys.stderr)
+
+
+def _answer(
+    conversation: Conversation,
+    ask: Ask,
+    progress: Progress,
+    close_progress: Callable[[], None],
+    cancel: threading.Event,
+) -> None:
+    # Elsewhere the text stays as it is, to the last character.
+    show = printable if sys.stdout.isatty() else str
+    before = len(conversation.session.history)
+    try:
+        with closing(ask(progress=progress, cancel=cancel)) as answer:
+            for response in answer:
+                close_progress()
+                conversation.last_response = response
+                print(show(response.text), end="", flush=True)
+    finally:
+        if len(conversation.session.history) > before:
+            # The images are part of the conversation now.
+            conversation.pending = []
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the terminal shows of results: one kind of table, one style of chart, one summary."""
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from ..units import plural
 
 _FIGURE_SIZE = (8.0, 4.5)
 _DPI = 150
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but newline and tab, overrides of the writing direction, lone surrogates."""
 
 
 def table(
@@ -41,6 +44,14 @@ def table(
         ]
         lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Return text without what a terminal would obey: control characters are escaped.
+
+    Names and messages may come from files of strangers. Newlines and tabs stay.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def new_figure(what: str) -> Any:

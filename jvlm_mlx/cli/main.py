@@ -15,6 +15,7 @@ from typing import TextIO
 
 from ..errors import JvlmError
 from ..version import __version__
+from .formatting import printable
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -107,7 +108,7 @@ def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None
     try:
         return int(module.run(options))
     except JvlmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)

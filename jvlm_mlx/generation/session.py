@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 
 class ChatSession:
-    """A conversation. Each image is encoded once, and each turn reads only what is new.
+    """A conversation. Each image is encoded once, and each turn prefills only what is new.
 
     One answer is made at a time; sessions of several threads take turns on the device.
 
@@ -95,17 +95,17 @@ class ChatSession:
 
         Args:
             text: the question, or its parts, as in a message.
-            images: an image or a list, of any kind a question takes. In front of the words;
+            images: an image or a list, of any kind a question takes. In front of the text;
                 or, in order, in the image parts that name no source.
             progress: as for `stream_generate`.
             cancel: as for `stream_generate`.
-            **options: for this answer only. Limits on opened_images apply to the new ones.
+            **options: for this answer only. Limits on images apply to the new ones.
 
         Yields:
-            One piece for each token; the last one has a finish reason.
+            One response for each token; the last one has a finish reason.
 
         Raises:
-            JvlmError: bad options, question or opened_images, before anything is done.
+            JvlmError: bad options, question or images, before anything is done.
             RequestError: the last answer is still being made.
         """
         start = time.perf_counter()
@@ -115,17 +115,49 @@ class ChatSession:
         if isinstance(text, str):
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
         question: Message = {"role": "user", "content": list(text)}
-        opened_images = [
+        opened = [
             open_prompt_image(self._processor, source, request.image_limits)
             for source in collect_images([question], sources or None)
         ]
-        # The limits have been applied to the new opened_images; older ones keep theirs.
-        request = dataclasses.replace(request, max_crops=None, min_pixels=None, max_pixels=None)
+        return self._answer(self._messages, question, opened, request, progress, cancel, start)
 
-        def make_answer(opened_images: Sequence[PromptImage]) -> Answer:
-            prepared = self._prepare(
-                [*self._messages, _with_images(question, opened_images)], request
-            )
+    def retry(
+        self,
+        *,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        **options: Any,
+    ) -> Generator[GenerationResponse, None, None]:
+        """Answer the last question again; arguments and responses are those of `ask`.
+
+        The new answer takes the place of the old one, which stays if nothing is said.
+
+        Raises:
+            RequestError: there is no question, or an answer is still being made.
+        """
+        start = time.perf_counter()
+        request = GenerationOptions(**{**self._options, **options})
+        question = self._last_question()
+        images = collect_images([question])
+        return self._answer(self._messages[:-2], question, images, request, progress, cancel, start)
+
+    def _answer(
+        self,
+        before: list[Message],
+        question: Message,
+        images: Sequence[PromptImage],
+        request: GenerationOptions,
+        progress: Progress | None,
+        cancel: threading.Event | None,
+        start: float,
+    ) -> Generator[GenerationResponse, None, None]:
+        """Answer a question that follows the messages `before`, with its images opened."""
+        # Limits have been applied to the images of this question; older ones keep theirs.
+        request = dataclasses.replace(request, max_crops=None, min_pixels=None, max_pixels=None)
+        current = self._messages
+
+        def make_answer(images: Sequence[PromptImage]) -> Answer:
+            prepared = self._prepare([*before, _with_images(question, images)], request)
             return Answer(
                 self._model,
                 self._processor,
@@ -137,16 +169,15 @@ class ChatSession:
                 start=start,
             )
 
-        first = make_answer(opened_images)  # raises what there is to raise, before any work is done
-        turn = len(self._messages)
+        first = make_answer(images)  # raises what there is to raise, before any work is done
 
         def check() -> None:
             if cancel is not None and cancel.is_set():
                 raise Cancelled
 
-        def pieces() -> Generator[GenerationResponse, None, None]:
+        def responses() -> Generator[GenerationResponse, None, None]:
             self._check_idle()
-            if len(self._messages) != turn:
+            if self._messages is not current:
                 raise RequestError("the conversation has gone on since; ask the question again")
             self._answering = True
             said: list[str] = []
@@ -164,26 +195,24 @@ class ChatSession:
                             progress or no_progress,
                             check,
                         )
-                        for image in opened_images
+                        for image in images
                     ]
                 except Cancelled:
-                    # The flag is set, so this ends at once with the right piece.
-                    yield from make_answer(opened_images).pieces()
+                    # The flag is set, so this ends at once with the right response.
+                    yield from make_answer(images).pieces()
                     return
                 asked = _with_images(question, encoded)
-                for piece in make_answer(encoded).pieces():
-                    said.append(piece.text)
-                    ended = piece.finish_reason in ("stop", "length")
-                    yield piece
+                for response in make_answer(encoded).pieces():
+                    said.append(response.text)
+                    ended = response.finish_reason in ("stop", "length")
+                    yield response
             finally:
                 self._answering = False
                 if asked is not None and (ended or any(said)):
-                    self._messages += [
-                        asked,
-                        {"role": "assistant", "content": "".join(said)},
-                    ]
+                    answer = {"role": "assistant", "content": "".join(said)}
+                    self._messages = [*before, asked, answer]
 
-        return pieces()
+        return responses()
 
     def reset(self) -> None:
         """Forget the conversation; system message and caches stay.
@@ -200,12 +229,15 @@ class ChatSession:
         Raises:
             RequestError: there is none, or an answer is still being made.
         """
+        question = self._last_question()
+        self._messages = self._messages[:-2]
+        return question
+
+    def _last_question(self) -> Message:
         self._check_idle()
         if not self._messages:
             raise RequestError("the conversation has no question yet")
-        question = self._messages[-2]
-        self._messages = self._messages[:-2]
-        return question
+        return self._messages[-2]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation with its images' features and its keys and values to a file.
@@ -290,10 +322,12 @@ class ChatSession:
 
 
 def _with_images(message: Message, images: Sequence[PromptImage]) -> Message:
-    """Return a message whose image parts name these images, in order."""
+    """Return a message of plain parts whose image parts name these images, in order."""
     following = iter(images)
     content = [
-        part if part.get("type") == "text" else {"type": "image", "image": next(following)}
+        {"type": "text", "text": part["text"]}
+        if part.get("type") == "text"
+        else {"type": "image", "image": next(following)}
         for part in message["content"]
     ]
     return {**message, "content": content}

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx import ChatSession
-from jvlm_mlx.cli.chat_commands import Conversation
-from jvlm_mlx.cli.chat_lines import read_question
+from jvlm_mlx.cli.chat_commands import COMMANDS, Conversation
+from jvlm_mlx.cli.chat_lines import complete, read_question, take_images
 from jvlm_mlx.cli.chat_terminal import run_console
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import RequestError, SessionError
@@ -121,7 +122,7 @@ def test_many_images_are_longer_than_a_name_may_be(tiny, image, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dot.png").write_bytes(image.read_bytes())
     conversation = Conversation(*tiny, ChatSession(*tiny), {})
-    conversation.command("/image" + " dot.png" * 40)
+    conversation.react("/image" + " dot.png" * 40)
     assert len(conversation.pending) == 40
 
 
@@ -174,7 +175,7 @@ def test_only_files_are_saved_over(tiny, tmp_path):
     assert sorted(tmp_path.iterdir()) == [folder, pipe]
 
 
-# --- questions of several lines
+# --- questions of several lines and dropped files
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_only_files_are_saved_over(tiny, tmp_path):
         (["caf\udce9"], "caf?"),
     ],
 )
-def test_questions_of_several_lines(lines, question):
+def test_a_question_may_have_several_lines(lines, question):
     following = iter(lines)
     continued = []
 
@@ -201,6 +202,152 @@ def test_questions_of_several_lines(lines, question):
 
 
 # --- the program itself
+
+
+def read_from(lines):
+    following = iter(lines)
+
+    def read_line(_):
+        try:
+            return next(following)
+        except StopIteration:
+            raise EOFError from None
+
+    return read_question(read_line)
+
+
+def test_a_question_that_never_ends_is_named():
+    with pytest.raises(RequestError, match='after """ has no end, so it was not asked'):
+        read_from(['"""One', "two"])
+    assert read_from(["One \\"]) == "One"
+
+
+@pytest.fixture
+def dropped(tmp_path, image):
+    """A folder of images whose names have spaces and quotes, and of a text."""
+    for name in ("my cat.png", "it's.PNG", "b.png"):
+        (tmp_path / name).write_bytes(image.read_bytes())
+    (tmp_path / "notes.txt").write_text("Hi")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "question"),
+    [
+        (r"{}/my\ cat.png ", ["my cat.png"], ""),
+        ("{}/my cat.png", ["my cat.png"], ""),
+        ("'{}/my cat.png' What's this?", ["my cat.png"], "What's this?"),
+        (r"What's this? {}/it\'s.PNG", ["it's.PNG"], "What's this?"),
+        (r"{}/b.png {}/my\ cat.png  Compare", ["b.png", "my cat.png"], "Compare"),
+        ('Compare {}/b.png "{}/my cat.png"', ["b.png", "my cat.png"], "Compare"),
+        ("file://{}/my%20cat.png", ["my cat.png"], ""),
+        ("{}/notes.txt says what?", [], "{}/notes.txt says what?"),
+        ("{}/none.png is missing", [], "{}/none.png is missing"),
+        ("Is {}/b.png an image?", [], "Is {}/b.png an image?"),
+        ("b.png", [], "b.png"),
+    ],
+)
+def test_dropped_files_are_images(dropped, line, images, question):
+    found = take_images(line.replace("{}", str(dropped)))
+    assert found == (
+        [str(dropped / name) for name in images],
+        question.replace("{}", str(dropped)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "candidates"),
+    [
+        ("/im", ["/image ", "/images "]),
+        ("/sa", ["/save "]),
+        ("/image {}/m", [r"{}/my\ cat.png "]),
+        (r"/image {}/my\ ", [r"{}/my\ cat.png "]),
+        ("/load {}/n", ["{}/notes.txt "]),
+        ("{}/b", ["{}/b.png "]),
+        ("{}", ["{}/"]),
+        ("What is b", []),
+        ("/image /no/such/folder/", []),
+    ],
+)
+def test_tab_completes_commands_and_paths(dropped, line, candidates):
+    found = complete(line.replace("{}", str(dropped)), COMMANDS)
+    assert found == [candidate.replace("{}", str(dropped)) for candidate in candidates]
+
+
+def test_dropped_files_go_with_their_question(tiny, dropped, monkeypatch, capsys):
+    conversation = Conversation(*tiny, ChatSession(*tiny, max_tokens=4), {})
+    talk(conversation, monkeypatch, f"{dropped}/b.png", f"{dropped}/my\\ cat.png What?", "/images")
+    assert [image.name for image in conversation.session.images] == [
+        f"{str(dropped / name)!r}" for name in ("b.png", "my cat.png")
+    ]
+    assert len(conversation.session.history) == 2
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit", "Quit"])
+def test_words_that_leave(tiny, word, monkeypatch, capsys):
+    conversation = Conversation(*tiny, ChatSession(*tiny), {})
+    talk(conversation, monkeypatch, word, "never asked")
+    assert capsys.readouterr().out == ""
+
+
+def test_pending_images_can_be_dropped(tiny, dropped, monkeypatch, capsys):
+    session = ChatSession(*tiny, max_tokens=4, stop_token_ids=())
+    conversation = Conversation(*tiny, session, {})
+    image = f"/image {dropped}/b.png"
+    talk(conversation, monkeypatch, image, "What?", image, image, f"/image '{dropped}/my cat.png'")
+    capsys.readouterr()
+    for line, said in (
+        ("/drop 1", "error: /drop: 1 is no image that waits"),
+        ("/drop x", "error: /drop: x is no image"),
+        ("/drop 2", "dropped '"),
+        ("/drop", "my cat.png'"),
+    ):
+        talk(conversation, monkeypatch, line)
+        assert said in capsys.readouterr().err
+    assert ["b.png" in image.name for image in conversation.pending] == [True]
+    conversation.pending.clear()
+    talk(conversation, monkeypatch, "/drop")
+    assert "error: /drop: no image waits" in capsys.readouterr().err
+
+
+def test_retry_and_undo(tiny, image, monkeypatch, capsys):
+    conversation = Conversation(*tiny, ChatSession(*tiny, **OPTIONS), {})
+    talk(conversation, monkeypatch, "/retry", "/undo")
+    assert capsys.readouterr().err.count("error: the conversation has no question yet") == 2
+    talk(conversation, monkeypatch, f"/image {image}", "What?", "/retry", "/undo", "/images")
+    out, err = capsys.readouterr()
+    assert out == 2 * (fresh(tiny, [user("What?", 1)], [image]).text + "\n")
+    assert "removed; 1 image for the next question" in err
+    assert conversation.session.history == []
+    assert len(conversation.pending) == 1
+
+
+def test_a_retry_that_fails_keeps_the_old_answer(tiny, monkeypatch):
+    session = ChatSession(*tiny, **OPTIONS)
+    list(session.ask("Hello"))
+    before = session.history
+    cancel = threading.Event()
+    cancel.set()
+    assert [one.finish_reason for one in session.retry(cancel=cancel)] == ["cancelled"]
+    with pytest.raises(RequestError, match="temperature"):
+        session.retry(temperature=-1)
+    assert session.history == before
+
+
+def test_control_characters_are_shown_not_obeyed(tiny, monkeypatch, capsys, image, tmp_path):
+    session = ChatSession(*tiny, max_tokens=2)
+    list(session.ask("What?", image))
+    name = "\x1b]0;title\x07\x9b2J\u202e.png"
+    session._messages[0]["content"][0]["image"] = dataclasses.replace(session.images[0], name=name)
+    session.save(tmp_path / "talk")
+    conversation = Conversation(*tiny, ChatSession.load(tmp_path / "talk", *tiny), {})
+    talk(conversation, monkeypatch, "/images", "/load \x1b[2J")
+    err = capsys.readouterr().err
+    assert "1  \\x1b]0;title\\x07\\x9b2J\\u202e.png: 2 tiles" in err
+    assert "error: \\x1b[2J does not exist" in err
 
 
 def chat_command(golden_folder, *arguments):
@@ -237,7 +384,7 @@ def test_without_a_terminal(tiny, golden_folder, image, tmp_path):
         r"error: '/no/such\.png' cannot be opened",
         f"saved to {file}\na new conversation\nno images\n",
         "a conversation of 4 messages and 1 image\n",
-        r"answer: 8 tokens.*\n(.*\n)*features remembered: 1 in .*\nprefixes remembered",
+        r"answer: 8 tokens.*\n(.*\n)*cached features: 0 in .*\ncached prefixes: 1",
         r"/image IMAGE\.\.\.  show images",
     ):
         assert re.search(expected, done.stderr), (expected, done.stderr)
