@@ -5,15 +5,14 @@ from.
 """
 
 import argparse
+import io
 import shlex
 import sys
-import tempfile
 from pathlib import Path
-
-from PIL import Image
 
 from ..cli.main import EXIT_OK
 from ..errors import RequestError
+from ..files import atomic_file
 from .tasks import IMAGE_TASKS, LANGUAGES, example_at
 
 _DEFAULT_TASK = "small_number"
@@ -38,11 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     if output.suffix.lower() != ".png":
         raise RequestError(f"{output} must end in .png, for that is what is written")
-    if output.exists() and not arguments.force:
-        raise RequestError(f"{output} exists already; give another --output, or --force")
     example = example_at(arguments.seed, 0, (arguments.task,), (arguments.language,), held_out=True)
     assert example.image is not None
-    _write(example.image, output)
+    encoded = io.BytesIO()
+    example.image.save(encoded, "PNG")
+    # The same command may be repeated: it draws the same image.
+    if not _contains(output, encoded.getvalue()):
+        if output.exists() and not arguments.force:
+            raise RequestError(f"{output} exists already; give another --output, or --force")
+        with atomic_file(output, RequestError) as file:
+            file.write_bytes(encoded.getvalue())
     image = shlex.quote(str(output))
     print(f"{output} shows: {example.caption}")
     for turn in example.turns:
@@ -52,15 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _write(image: Image.Image, output: Path) -> None:
-    """Write a file that is there as a whole or not at all."""
+def _contains(file: Path, content: bytes) -> bool:
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
-            file = Path(work) / "image.png"
-            image.save(file)
-            file.replace(output)
-    except OSError as error:
-        raise RequestError(f"{output} cannot be written: {error.strerror or error}") from error
+        return file.is_file() and file.read_bytes() == content
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

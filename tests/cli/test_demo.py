@@ -1,6 +1,7 @@
 import argparse
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -63,6 +64,15 @@ def test_a_file_is_never_replaced_unasked(here, capsys):
         assert image.format == "PNG"
 
 
+def test_the_same_command_may_be_repeated(here, capsys):
+    assert demo() == 0
+    said, before = capsys.readouterr().out, (here / "demo.png").read_bytes()
+    assert demo() == 0
+    assert (capsys.readouterr().out, (here / "demo.png").read_bytes()) == (said, before)
+    assert demo("--seed", 5) == 1  # another image
+    assert "exists already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("output", "problem"),
     [("demo.jpg", "must end in .png"), ("nowhere/demo.png", "cannot be written")],
@@ -75,13 +85,13 @@ def test_what_cannot_be_written_is_one_line(here, capsys, output, problem):
     assert list(here.iterdir()) == []
 
 
-def test_a_image_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
+def test_an_image_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     assert demo() == 0
     before = (here / "demo.png").read_bytes()
-    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     assert demo("--force", "--seed", 5) == 1
     assert "No space left" in capsys.readouterr().err
     assert (here / "demo.png").read_bytes() == before

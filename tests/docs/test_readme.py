@@ -1,4 +1,4 @@
-"""Runs every example of README.md as it stands there.
+"""Runs every example of every README.md as it is written there.
 
 The released weights cannot be part of a test, so a cache of the Hub is laid out in which
 `jinaai/jina-vlm` is the small golden checkpoint. Everything else is as a reader would have it: a
@@ -18,24 +18,33 @@ ROOT = Path(__file__).parents[2]
 PHOTOS = Path(skimage.__file__).parent / "data"
 
 # What the continuous integration runs itself, around these tests.
-RUN_ELSEWHERE = ("pip install", "python -m pip install", "python -m pytest", ".ci/run", "git clone")
+RUN_ELSEWHERE = ("pip install", "python3 -m venv", "python -m pytest", ".ci/run", "git clone")
+
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT)
+    for folder in (".", ".github", "benchmarks", "convert", "jvlm_mlx")
+    for path in (ROOT / folder).glob("*.md" if folder in (".", ".github") else "**/README.md")
+)
 
 
 def examples():
-    """Yield (line, language, text) of every code block of README.md."""
-    text = (ROOT / "README.md").read_text()
-    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        line = text[: block.start()].count("\n") + 1
-        yield line, block.group(1), block.group(2)
+    """Yield (document:line, language, text) of every code block of every document."""
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text[: block.start()].count("\n") + 1
+            yield f"{document}:{line}", block.group(1), block.group(2)
 
 
 EXAMPLES = list(examples())
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A working directory like a clone, with a reader's photos in it."""
-    folder = tmp_path_factory.mktemp("clone")
+@pytest.fixture
+def clone(tmp_path):
+    """A working directory like a clone, with a reader's photos in it; each example has its own."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
     for name in ("tests", "convert", "benchmarks", "jvlm_mlx", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     for name, photo in (("photo.jpg", "coffee.png"), ("page.png", "page.png")):
@@ -69,8 +78,8 @@ def test_there_are_examples_of_both_kinds():
 @pytest.mark.parametrize(
     ("language", "text"),
     [
-        pytest.param(language, text, id=f"line-{line}-{language}")
-        for line, language, text in EXAMPLES
+        pytest.param(language, text, id=place)
+        for place, language, text in EXAMPLES
         if language in ("sh", "python")
     ],
 )
