@@ -1,0 +1,1 @@
+"""Benchmarks: prompts, exact scorers, runs over files of questions, and comparisons of runs."""

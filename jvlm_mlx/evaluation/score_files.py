@@ -1,0 +1,204 @@
+"""What an evaluation leaves behind: rows.jsonl, scores.json and report.md."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .benchmarks import Benchmark, find_benchmark
+from .cells import Row
+from .intervals import Total, interval
+from .scoring import add_up
+from .totals import Scored, Totals
+
+ROWS, SCORES, REPORT = "rows.jsonl", "scores.json", "report.md"
+
+_KEPT = ("index", "answer", "split", "category", "l2-category", "image_path")
+"""Cells that are written with a score: all that figures can be computed from again."""
+_RUN, _SPLITS, _INTERVALS = "run", "splits", "intervals"
+
+Named = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that an evaluation wrote."""
+
+    folder: Path
+    benchmark: Benchmark
+    settings: Mapping[str, Any]
+    """What scores.json says about the run: model, prompts, notes, ..."""
+    questions: list[Scored]
+
+    @property
+    def name(self) -> str:
+        """How the run is called in tables."""
+        return self.folder.name or str(self.folder.resolve().name)
+
+
+def scores(
+    benchmark: Benchmark, totals: Totals, settings: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Return the content of scores.json: figures by name, then splits, intervals and the run."""
+    splits = {name: _values(line) for name, line in totals.splits.items()}
+    return {
+        **_values(totals.named),
+        _SPLITS: splits,
+        _INTERVALS: {
+            **_intervals(totals.named, "", seed),
+            _SPLITS: {
+                name: _intervals(line, f"{name}/", seed) for name, line in totals.splits.items()
+            },
+        },
+        _RUN: {"benchmark": benchmark.name, "unit": benchmark.unit, "main": benchmark.main}
+        | dict(settings),
+    }
+
+
+def _values(named: Mapping[str, Total | dict[str, Total]]) -> dict[str, Any]:
+    return {
+        name: _values(total) if isinstance(total, dict) else _number(total.value)
+        for name, total in named.items()
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _intervals(
+    named: Mapping[str, Total | dict[str, Total]], prefix: str, seed: int
+) -> dict[str, Any]:
+    return {
+        name: (
+            _intervals(total, f"{prefix}{name}/", seed)
+            if isinstance(total, dict)
+            else interval(total.draws(f"{prefix}{name}", seed))
+        )
+        for name, total in named.items()
+    }
+
+
+def write(
+    folder: Path,
+    benchmark: Benchmark,
+    content: Mapping[str, Any],
+    questions: Sequence[Scored],
+    details: Mapping[str, Named],
+) -> None:
+    """Write rows.jsonl, scores.json and report.md, each as a whole.
+
+    Args:
+        folder: made if it is not there.
+        benchmark: what was evaluated.
+        content: of scores.json.
+        questions: with their scores; NaN where there is none.
+        details: more about each question by its index as text: digest of its prompt, ...
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    files = {
+        ROWS: "".join(_row_line(question, details) for question in questions),
+        REPORT: report(benchmark, content, len(questions)),
+        # The last one: where it is, the others are complete.
+        SCORES: json.dumps(content, ensure_ascii=False, indent=2) + "\n",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            temporary = folder / f".{name}.part"
+            temporary.write_text(text, "utf-8", errors="replace")
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _row_line(question: Scored, details: Mapping[str, Named]) -> str:
+    index = index_of(question.row)
+    content: dict[str, Any] = {
+        "index": question.row["index"],
+        **details.get(index, {}),
+        "prediction": question.prediction,
+        "extracted": question.extracted,
+        "score": _number(question.score),
+    }
+    kept = {name: question.row[name] for name in _KEPT if question.row.get(name) is not None}
+    return json.dumps({**content, **kept}, ensure_ascii=False) + "\n"
+
+
+def report(benchmark: Benchmark, content: Mapping[str, Any], questions: int) -> str:
+    """Return report.md: the figures as tables, and what to know about them."""
+    run = content[_RUN]
+    unit = "points" if benchmark.unit == "points" else "%"
+    lines = [f"# {benchmark.name}", "", f"{questions} questions, figures in {unit}."]
+    lines += [f"- {name}: {value}" for name, value in run.items() if _is_said(name, value)]
+    lines += [f"- {note}" for note in run.get("notes", [])]
+    lines += ["", "| | score | 95 % interval | published |", "|---|---:|---:|---:|"]
+    named = {k: v for k, v in content.items() if k not in (_SPLITS, _INTERVALS, _RUN)}
+    for name, value in named.items():
+        if not isinstance(value, dict):
+            published = benchmark.published.get(name)
+            bounds = content[_INTERVALS].get(name)
+            lines.append(f"| {name} | {_shown(value)} | {_bounds(bounds)} | {_shown(published)} |")
+    for split, line in content[_SPLITS].items():
+        bounds_of = content[_INTERVALS][_SPLITS][split]
+        lines += ["", f"## {split}", "", "| | score | 95 % interval |", "|---|---:|---:|"]
+        lines += [
+            f"| {name} | {_shown(value)} | {_bounds(bounds_of.get(name))} |"
+            for name, value in line.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _is_said(name: str, value: Any) -> bool:
+    return name not in ("notes", "benchmark", "unit", "questions", "main") and value is not None
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _bounds(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+
+
+def read_run(folder: Path) -> Run:
+    """Return what an evaluation left in a folder.
+
+    Raises:
+        DataError: it left nothing there, or its files were changed.
+    """
+    try:
+        settings = json.loads((folder / SCORES).read_text("utf-8"))[_RUN]
+        benchmark = find_benchmark(settings["benchmark"])
+        rows = [json.loads(line) for line in (folder / ROWS).read_text("utf-8").splitlines()]
+        questions = [
+            Scored(row, row["prediction"], row["extracted"], float(row["score"]))
+            for row in rows
+            if row["score"] is not None
+        ]
+    except OSError as error:
+        raise DataError(
+            f"{folder} is no folder of an evaluation: {Path(error.filename or folder).name}"
+            f" cannot be read: {error.strerror}"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: its files are not those of an evaluation: {error}") from error
+    return Run(folder, benchmark, settings, questions)
+
+
+def totals_of(run: Run, indices: Sequence[str] | None = None) -> Totals:
+    """Return the figures of a run, over all its questions or over some, in that order."""
+    if indices is None:
+        return add_up(run.benchmark, run.questions)
+    by_index = {str(question.row["index"]): question for question in run.questions}
+    return add_up(run.benchmark, [by_index[index] for index in indices])
+
+
+def index_of(row: Row) -> str:
+    """Return the index of a row as text, by which runs are compared."""
+    return str(row["index"])

@@ -1,0 +1,160 @@
+"""Scores of predictions: each question by its benchmark's rule, then the figures of the whole."""
+
+import string
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..errors import DataError
+from . import totals
+from .benchmarks import Benchmark
+from .cells import Row, is_given, list_of, options_of, text_of
+from .multiple_choice import option_of
+from .open_answers import (
+    anls,
+    contains_answer,
+    contains_multilingual,
+    relaxed_accuracy,
+    vqa_accuracy,
+    yes_or_no,
+)
+from .totals import Scored, Totals
+
+ROTATION = 1_000_000
+"""Rows of a circular benchmark whose indices agree modulo this are one question."""
+
+Judged = tuple[str, float]
+"""What was understood of an answer, and its score."""
+
+
+def _choice(row: Row, prediction: str) -> Judged:
+    option = option_of(prediction, options_of(row))
+    return option or "", float(option == text_of(row["answer"]))
+
+
+def _open_choice(row: Row, prediction: str) -> Judged:
+    # MMMU: a question without options becomes one whose first option is the answer.
+    answer = text_of(row["answer"])
+    if not is_given(row, "A"):
+        row = {**row, "A": answer, "B": "Other Answers"}
+    expected = answer if answer in tuple(string.ascii_uppercase) else "A"
+    return _choice({**row, "answer": expected}, prediction)
+
+
+def _yes_no(row: Row, prediction: str) -> Judged:
+    said = yes_or_no(prediction)
+    return said, float(said == text_of(row["answer"]))
+
+
+def _open(rule: Callable[[str, Sequence[str]], float]) -> Callable[[Row, str], Judged]:
+    return lambda row, prediction: (prediction.strip(), rule(prediction, list_of(row["answer"])))
+
+
+def _ocrbench(row: Row, prediction: str) -> Judged:
+    category = text_of(row["category"])
+    return prediction.strip(), contains_answer(prediction, list_of(row["answer"]), category)
+
+
+def _multilingual(row: Row, prediction: str) -> Judged:
+    return prediction.strip(), contains_multilingual(prediction, text_of(row["answer"]))
+
+
+def _exact(row: Row, prediction: str) -> Judged:
+    said = prediction.strip()
+    return said, float(said in [answer.strip() for answer in list_of(row["answer"])])
+
+
+SCORERS: dict[str, Callable[[Row, str], Judged]] = {
+    "choice": _choice,
+    "open_choice": _open_choice,
+    "relaxed": _open(relaxed_accuracy),
+    "anls": _open(anls),
+    "vqa": _open(vqa_accuracy),
+    "ocrbench": _ocrbench,
+    "multilingual": _multilingual,
+    "yes_no": _yes_no,
+    "exact": _exact,
+}
+TOTALS: dict[str, totals.Aggregate] = {
+    "accuracy": totals.accuracy,
+    "mmt": totals.mmt,
+    "multilingual": totals.multilingual,
+    "ocrbench": totals.ocrbench,
+    "mme": totals.mme,
+    "pope": totals.pope,
+    "hallusion": totals.hallusion,
+}
+
+_COLUMNS = {
+    "ocrbench": ("category",),
+    "mme": ("category", "image_path"),
+    "pope": (),
+    "multilingual": ("category",),
+}
+
+
+def needed_columns(benchmark: Benchmark) -> tuple[str, ...]:
+    """Return the columns without which a benchmark cannot be scored."""
+    return ("index", "answer", *_COLUMNS.get(benchmark.totals, ()))
+
+
+def score(benchmark: Benchmark, row: Row, prediction: str) -> Scored:
+    """Return a question with its score."""
+    extracted, value = SCORERS[benchmark.scorer](row, prediction)
+    return Scored(row, prediction, extracted, value)
+
+
+def add_up(benchmark: Benchmark, questions: Sequence[Scored]) -> Totals:
+    """Return the figures of a benchmark. Of a circular one, each rotated question is a unit."""
+    if benchmark.circular:
+        questions = [q for q in questions if _number(q.row) < ROTATION]
+    return TOTALS[benchmark.totals](questions, benchmark.reported_split)
+
+
+def score_rotations(questions: Sequence[Scored]) -> list[Scored]:
+    """Return questions whose score is 1 only if all rotations of theirs are right."""
+    scores: dict[int, float] = defaultdict(lambda: 1.0)
+    for question in questions:
+        key = _number(question.row) % ROTATION
+        scores[key] = min(scores[key], question.score)
+    return [replace(q, score=scores[_number(q.row) % ROTATION]) for q in questions]
+
+
+def missing_rotations(rows: Sequence[Row]) -> list[str]:
+    """Return what is missing, a line each: a circular question has a rotation for each option."""
+    groups: dict[int, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        number = _number(row)
+        groups[number % ROTATION][number // ROTATION] = row
+    problems = []
+    for index, rotations in groups.items():
+        wanted = max(len(options_of(row)) for row in rotations.values())
+        absent = [n * ROTATION + index for n in range(wanted) if n not in rotations]
+        if absent:
+            problems.append(
+                f"question {index}: {wanted} options need {wanted} rotations;"
+                f" missing: {', '.join(map(str, absent))}"
+            )
+    return problems
+
+
+def incomplete_pairs(rows: Sequence[Row]) -> list[str]:
+    """Return MME's images that do not have their two questions, a line each."""
+    images: dict[tuple[str, str], int] = defaultdict(int)
+    for row in rows:
+        images[text_of(row.get("category")), text_of(row.get("image_path"))] += 1
+    return [
+        f"image {image} of category {category} has {number} questions instead of 2"
+        for (category, image), number in images.items()
+        if number != 2
+    ]
+
+
+def _number(row: Row) -> int:
+    index = row["index"]
+    try:
+        return int(index)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"index {index!r}: rotations of options are told by whole numbers modulo {ROTATION:,}"
+        ) from None

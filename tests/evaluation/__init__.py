@@ -1,0 +1,1 @@
+"""Benchmarks: scorers, files, runs and comparisons."""
