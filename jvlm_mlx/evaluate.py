@@ -1,171 +1,187 @@
-"""Scores of a model on the paper's benchmarks: `jvlm evaluate`."""
+"""Run the paper's benchmarks, score predictions, and compare runs.
 
-from collections.abc import Mapping, Sequence
+The benchmark's file is the one that VLMEvalKit's users have. Answers are kept as they are made:
+after an interruption, the same command resumes where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, RequestError
-from .evaluation import score_files
-from .evaluation.benchmarks import Benchmark, find_benchmark
-from .evaluation.cells import Row
+from .cli.arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    caches,
+    load_model,
+    size,
+)
+from .cli.batch_requests import Row as AnswerRow
+from .cli.batch_responses import AnswerFile
+from .cli.comparison_report import as_text, write_comparison
+from .cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress import ProgressBars, wants_progress
+from .demo.command import positive
+from .demo.question_file import write_questions
+from .errors import RequestError
+from .evaluation.benchmarks import BENCHMARKS, find_benchmark
 from .evaluation.judge import Judge
 from .evaluation.paired import Comparison, compare_runs
-from .evaluation.prediction_files import PREDICTION, read_rows
-from .evaluation.scoring import (
-    add_up,
-    incomplete_pairs,
-    missing_rotations,
-    needed_columns,
-    score,
-    score_rotations,
+from .evaluation.predictions import score_predictions as score_predictions
+from .evaluation.prompts import PAPER, STYLES
+from .evaluation.questions import QuestionFile
+from .evaluation.runner import (
+    Progress,
+    Question,
+    answer_questions,
+    asked_of,
+    check_image,
+    help_to_answer,
+    questions_of,
+    read_answers,
 )
-from .evaluation.totals import Scored, Totals
+from .evaluation.score_files import REPORT, read_run, write_scores
+from .generation.batch_engine import DEFAULT_BATCH_SIZE
+from .generation.caches import GenerationCaches
+from .generation.requests import BatchResponse
+from .model import Model
+from .processing.processor import Processor
+from .training.processes import Processes
 
-JUDGED = "judge"
-"""The scorer of benchmarks that need a judge."""
+MAX_TOKENS = 512
+"""Of an answer, as in the paper."""
+ANSWERS = "answers.jsonl"
+_JUDGE_MODEL = "gpt-4o-mini"
 
 
-def score_predictions(
+def evaluate(
+    model: Callable[[], tuple[Model, Processor]],
     benchmark: str,
-    predictions: str | Path,
+    data: str | Path,
     output: str | Path,
     *,
-    data: str | Path | None = None,
-    judge: Judge | None = None,
+    model_name: str,
+    prompts: str = PAPER,
+    limit: int | None = None,
     seed: int = 0,
+    image_root: str | Path | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    cache: GenerationCaches | None = None,
+    judge: Judge | None = None,
+    retry_errors: bool = False,
     allow_missing_rotations: bool = False,
+    progress: Progress = lambda *_: None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Score predictions that were made anywhere, and write rows.jsonl, scores.json and report.md.
+    """Run a model on a benchmark and write its answers, scores and report into a folder.
+
+    The file is checked from end to end before the model is loaded. Answers are appended to
+    `answers.jsonl` in the folder one by one; called again after an interruption, the missing ones
+    are made. Started by `mlx.launch`, every process answers a part of the questions.
 
     Args:
+        model: called for model and processor, as `load` returns them, if there is work for them.
         benchmark: name, such as DocVQA_VAL.
-        predictions: a TSV, JSON Lines, Excel or Parquet file with columns `index` and
-            `prediction`, and the benchmark's own unless `data` has them.
-        output: folder for the results.
-        data: the benchmark's file, joined by `index`.
-        judge: who decides about CharXiv and MathVista; without one they are left out.
-        seed: of the bootstrap.
+        data: the benchmark's TSV file.
+        output: folder for answers.jsonl, rows.jsonl, scores.json and report.md.
+        model_name: what the run is called in its files; part of what answers depend on.
+        prompts: `paper` or `vlmevalkit`.
+        limit: how many questions to draw at random; all unless given.
+        seed: of the drawing and of the bootstrap.
+        image_root: where relative paths of images start; the folder of `data` unless given.
+        batch_size: answers made at the same time.
+        cache: for images that several questions share.
+        judge: who scores CharXiv and MathVista.
+        retry_errors: whether questions that failed are asked again.
         allow_missing_rotations: whether a circular question's missing rotations count as right.
+        progress: called after each answer.
+        **options: see `GenerationOptions`; greedy with at most 512 tokens unless given.
 
     Returns:
-        The content of scores.json: figures on the published scale by their published names.
+        The content of scores.json.
 
     Raises:
-        RequestError: no such benchmark.
-        DataError: a file cannot be used.
+        RequestError: an argument is out of range, or the folder holds another run.
+        DataError: the file cannot be used.
     """
     found = find_benchmark(benchmark)
-    rows, notes = _joined(Path(predictions), Path(data) if data else None)
-    check_rows(found, rows, str(predictions), allow_missing_rotations)
+    if found.is_text:
+        raise RequestError(f"{found.name} is a text set: see jvlm_mlx.evaluation.text_sets")
+    options = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **options}
+    settings = {"model": model_name, "prompts": prompts, "options": options}
+    folder, processes = Path(output), Processes()
+    path = folder / ANSWERS
+    with QuestionFile(
+        Path(data),
+        found,
+        image_root=Path(image_root) if image_root else None,
+        check_image=check_image,
+        allow_missing_rotations=allow_missing_rotations,
+    ) as file:
+        numbers = file.sample(limit, seed)
+        questions = list(questions_of(file, numbers, prompts, json.dumps(settings)))
+        asked = asked_of(model, file, questions, batch_size=batch_size, caches=cache, **options)
+        if processes.is_first:
+            with _Answers(path, retry_errors) as answers:
+                answer_questions(
+                    questions, answers, read_answers(path), processes, asked, progress, found
+                )
+        else:
+            help_to_answer(processes, asked)
+        without_image = file.without_image
+    if not processes.is_first:
+        return {}
+    made = read_answers(path)
+    failed = [q for q in questions if made[q.key].error is not None]
+    notes = [f"{len(numbers)} of {len(file)} questions, drawn with seed {seed}"] * (
+        len(numbers) < len(file)
+    )
+    notes += [f"{without_image} rows have no image and are left out"] * bool(without_image)
+    notes += [f"{len(failed)} questions could not be asked and count as wrong"] * bool(failed)
     return write_scores(
         found,
-        [(row, prediction_of(row)) for row in rows],
-        Path(output),
-        settings={"predictions": str(predictions)},
+        [(q.row, made[q.key].text) for q in questions],
+        folder,
+        settings={"data": Path(data).name, **settings, "failed": len(failed)},
         notes=notes,
+        details={
+            q.key: {"prompt": q.digest}
+            | ({"error": made[q.key].error} if made[q.key].error is not None else {})
+            for q in questions
+        },
         judge=judge,
         seed=seed,
     )
 
 
-def prediction_of(row: Row) -> str:
-    """Return the prediction in a row; a missing one is an empty answer."""
-    prediction = row.get(PREDICTION)
-    return "" if prediction is None else str(prediction)
+class _Answers:
+    """The file of answers of `jvlm batch`, with questions as its rows."""
 
+    def __init__(self, path: Path, retry_errors: bool) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"{path.parent} cannot be made: {error.strerror}") from error
+        self._file = AnswerFile(path, retry_errors=retry_errors)
 
-def _joined(predictions: Path, data: Path | None) -> tuple[list[Row], list[str]]:
-    rows, places = read_rows(predictions)
-    for name in ("index", PREDICTION):
-        if not any(name in row for row in rows):
-            raise DataError(f"{predictions}: no column {name}")
-    first: dict[str, str] = {}
-    for row, place in zip(rows, places, strict=True):
-        if row.get("index") is None:
-            raise DataError(f"{predictions}, {place}, column index: nothing there")
-        before = first.setdefault(score_files.index_of(row), place)
-        if before != place:
-            raise DataError(
-                f"{predictions}, {place}, column index: {row['index']} is that of {before} too"
-            )
-    if data is None:
-        return rows, []
-    questions, _ = read_rows(data)
-    known = {score_files.index_of(row): row for row in questions if row.get("index") is not None}
-    unknown = [index for index in first if index not in known]
-    if unknown:
-        raise DataError(
-            f"{predictions}, {first[unknown[0]]}, column index: {data} has no question {unknown[0]}"
-        )
-    missing = len(known) - len(rows)
-    notes = [f"{missing} of {len(known)} questions have no prediction and do not count"]
-    joined: list[Row] = [{**known[score_files.index_of(row)], PREDICTION: row.get(PREDICTION)} for row in rows]
-    return joined, notes if missing else []
+    def has(self, question: Question) -> bool:
+        return self._file.has(self._row(question), question.digest)
 
+    def add(self, question: Question, response: BatchResponse) -> None:
+        self._file.add(self._row(question), question.digest, response)
 
-def check_rows(
-    benchmark: Benchmark, rows: Sequence[Row], source: str, allow_missing_rotations: bool
-) -> None:
-    """Refuse rows that cannot be scored.
+    def __enter__(self) -> "_Answers":
+        self._file.__enter__()
+        return self
 
-    Raises:
-        DataError: columns, rotations or questions are missing.
-    """
-    missing = [name for name in needed_columns(benchmark) if not any(name in row for row in rows)]
-    if missing:
-        raise DataError(
-            f"{source}: no column {', '.join(missing)}; give the benchmark's own file with --data"
-        )
-    problems = []
-    if benchmark.circular and not allow_missing_rotations:
-        problems = missing_rotations(rows)
-    elif benchmark.totals == "mme":
-        problems = incomplete_pairs(rows)
-    if problems:
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        hint = "; --allow-missing-rotations counts them as right" if benchmark.circular else ""
-        raise DataError("\n  ".join([f"{source} is incomplete{hint}:", *problems[:20], *more]))
+    def __exit__(self, *raised: Any) -> None:
+        self._file.__exit__(*raised)
 
-
-def write_scores(
-    benchmark: Benchmark,
-    answers: Sequence[tuple[Row, str]],
-    output: Path,
-    *,
-    settings: Mapping[str, Any],
-    notes: Sequence[str] = (),
-    details: Mapping[str, Mapping[str, Any]] | None = None,
-    judge: Judge | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Score answers, write the three files of an evaluation, and return the content of scores.json.
-
-    Raises:
-        DataError: the folder cannot be written, or a row cannot be scored.
-        RequestError: the judge cannot be asked.
-    """
-    notes = list(notes)
-    judged = judge.score if judge and benchmark.scorer == JUDGED else None
-    if benchmark.scorer != JUDGED:
-        questions = [score(benchmark, row, prediction) for row, prediction in answers]
-    elif judged:
-        questions = [Scored(row, text, *judged(row, text)) for row, text in answers]
-    else:
-        questions = []
-        notes.append(
-            f"{benchmark.name} is scored by a judge model and none was given (--judge URL): the"
-            " answers are written, the scores are left out"
-        )
-    if benchmark.circular:
-        questions = score_rotations(questions)
-    everything = {"questions": len(answers), "seed": seed, **settings, "notes": notes}
-    if judge and judged:
-        everything["judge"] = f"{judge.model} at {judge.url}"
-    totals = add_up(benchmark, questions) if questions else Totals({})
-    content = score_files.scores(benchmark, totals, everything, seed)
-    rows = questions or [Scored(row, text, "", float("nan")) for row, text in answers]
-    score_files.write(output, benchmark, content, rows, details or {})
-    return content
+    @staticmethod
+    def _row(question: Question) -> AnswerRow:
+        return AnswerRow(question.number + 1, json.dumps({"id": question.key}))
 
 
 def compare(folders: Sequence[str | Path], *, seed: int = 0) -> list[Comparison]:
@@ -177,4 +193,156 @@ def compare(folders: Sequence[str | Path], *, seed: int = 0) -> list[Comparison]
     """
     if not folders:
         raise RequestError("compare: give the folders of one or more runs")
-    return compare_runs([score_files.read_run(Path(folder)) for folder in folders], seed)
+    return compare_runs([read_run(Path(folder)) for folder in folders], seed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this subcommand and of its subcommands."""
+    parser.add_argument("--benchmark", metavar="NAME", help="such as DocVQA_VAL; see --list")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="the benchmark's file")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE",
+        help="score these (.tsv, .jsonl, .xlsx, .parquet) instead of running a model",
+    )  # fmt: skip
+    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--prompts", choices=STYLES, default=PAPER, help="how questions are asked")
+    parser.add_argument("--limit", type=int, metavar="N", help="draw this many questions")
+    parser.add_argument("--seed", type=int, default=0, help="of drawing and of intervals")
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="for paths of images")
+    parser.add_argument("--judge", metavar="URL", help="OpenAI-compatible API that judges answers")
+    parser.add_argument("--judge-model", default=_JUDGE_MODEL, metavar="NAME")
+    parser.add_argument(
+        "--allow-missing-rotations", action="store_true", help="count missing rotations as right"
+    )
+    parser.add_argument("--retry-errors", action="store_true", help="ask again what failed")
+    parser.add_argument("--json", action="store_true", help="print scores.json")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
+        help="answers made at the same time",
+    )  # fmt: skip
+    parser.add_argument("--max-tokens", "-m", type=int, default=MAX_TOKENS, help="of an answer")
+    parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
+    parser.add_argument("--max-memory", type=size, metavar="SIZE", help="such as 8GB")
+    add_cache_argument(parser)
+    add_model_arguments(parser)
+    parser.set_defaults(work=_evaluate)
+    subcommands = parser.add_subparsers(metavar="{compare,write-demo}")
+    _add_compare(subcommands.add_parser("compare", help="set runs side by side"))
+    _add_write_demo(subcommands.add_parser("write-demo", help="draw a benchmark of the demo"))
+
+
+def _add_write_demo(parser: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    parser.add_argument("file", type=Path, metavar="FILE.tsv", help="file to write")
+    parser.add_argument("--count", type=positive, default=200, metavar="N", help="questions")
+    parser.add_argument("--seed", type=int, default=unset, help="another seed, other questions")
+    parser.set_defaults(work=_write_demo)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="the first is the base"
+    )
+    parser.add_argument("--published", action="store_true", help="put the paper's figures beside")
+    parser.add_argument("--json", action="store_true", default=unset, help="print one JSON object")
+    parser.add_argument("--chart", type=Path, metavar="PNG", help="draw scores and intervals")
+    parser.add_argument("--output", "-o", type=Path, default=unset, metavar="FILE.json")
+    parser.add_argument("--changed", type=int, default=5, metavar="N", help="changed rows to show")
+    parser.add_argument("--seed", type=int, default=unset, help="of the bootstrap")
+    parser.set_defaults(work=_compare)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked for, and return the exit code."""
+    return int(arguments.work(arguments))
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        for benchmark in BENCHMARKS.values():
+            print(f"{benchmark.name:24} {benchmark.group:16} {benchmark.scorer}")
+        return EXIT_OK
+    for flag in ("benchmark", "output"):
+        if getattr(arguments, flag) is None:
+            raise RequestError(f"--{flag} is missing")
+    judge = Judge.from_url(arguments.judge, arguments.judge_model) if arguments.judge else None
+    if arguments.predictions is not None:
+        content = score_predictions(
+            arguments.benchmark,
+            arguments.predictions,
+            arguments.output,
+            data=arguments.data,
+            judge=judge,
+            seed=arguments.seed,
+            allow_missing_rotations=arguments.allow_missing_rotations,
+        )
+    elif arguments.data is None:
+        raise RequestError("give the benchmark's file with --data, or answers with --predictions")
+    else:
+        try:
+            content = _run_model(arguments, judge)
+        except KeyboardInterrupt:
+            print("\nthe same command resumes from here", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    if content:
+        report = (arguments.output / REPORT).read_text("utf-8").split("\n## ")[0]
+        print(json.dumps(content, ensure_ascii=False, indent=2) if arguments.json else report)
+    return EXIT_ERROR if content.get("run", {}).get("failed") else EXIT_OK
+
+
+def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
+    options = {
+        name: getattr(arguments, name)
+        for name in ("max_tokens", "max_crops", "max_memory")
+        if getattr(arguments, name) is not None
+    }
+    parts = [arguments.model, arguments.revision, arguments.dtype, arguments.adapter_path]
+    with ProgressBars(wants_progress(arguments.quiet)) as bars:
+
+        def show(done: int, total: int, mean: float | None) -> None:
+            bars.rows(done, total, "" if mean is None else f"mean score {100 * mean:.1f}")
+
+        return evaluate(
+            lambda: load_model(arguments, bars),
+            arguments.benchmark,
+            arguments.data,
+            arguments.output,
+            model_name=" ".join(str(part) for part in parts if part is not None),
+            prompts=arguments.prompts,
+            limit=arguments.limit,
+            seed=arguments.seed,
+            image_root=arguments.image_root,
+            batch_size=arguments.batch_size,
+            cache=caches(arguments),
+            judge=judge,
+            retry_errors=arguments.retry_errors,
+            allow_missing_rotations=arguments.allow_missing_rotations,
+            progress=show,
+            **options,
+        )
+
+
+def _write_demo(arguments: argparse.Namespace) -> int:
+    write_questions(arguments.file, arguments.count, arguments.seed)
+    return EXIT_OK
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    comparisons = compare(arguments.folders, seed=arguments.seed)
+    if arguments.output or arguments.chart:
+        write_comparison(comparisons, arguments.output, arguments.chart, arguments.published)
+    if arguments.json:
+        print(json.dumps([c.as_json() for c in comparisons], ensure_ascii=False, indent=2))
+    else:
+        print(as_text(comparisons, published=arguments.published, changed=arguments.changed))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    # The module that the package has imported does the work, not this second copy of it.
+    from .cli.main import run_subcommand
+
+    sys.exit(run_subcommand("evaluate"))

@@ -38,6 +38,7 @@ SUBCOMMANDS = {
     "generate": Subcommand("generate", "answer a question about images"),
     "chat": Subcommand("chat", "talk about images"),
     "batch": Subcommand("batch", "answer a file of questions"),
+    "evaluate": Subcommand("evaluate", "run the paper's benchmarks, score, compare runs"),
     "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
     "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),
     "fuse": Subcommand("fuse", "make one checkpoint of a model and its adapters"),

@@ -6,6 +6,7 @@ row; cells and images are read again when they are needed.
 
 import base64
 import binascii
+import hashlib
 import random
 import re
 from collections import defaultdict
@@ -65,6 +66,7 @@ class QuestionFile:
         self._row_of: dict[str, int] = {}
         self._references: dict[int, str] = {}
         """Indices of the rows whose image a row takes."""
+        self._image_digests: list[list[str]] = []
         self._problems: list[str] = []
         self._number_of_problems = 0
         try:
@@ -102,6 +104,11 @@ class QuestionFile:
             except ValueError as error:
                 raise DataError(f"{place}, column {IMAGE_COLUMN}: {error}") from None
         return [self._image_root / name for name in self._image_paths(cells)]
+
+    def image_digests(self, number: int) -> list[str]:
+        """Return what tells each image of a question from others: its digest, or its path."""
+        number = self._row_of[self._references[number]] if number in self._references else number
+        return self._image_digests[number]
 
     def sample(self, limit: int | None, seed: int) -> list[int]:
         """Return the numbers of all questions, or of about `limit` drawn at random, in order.
@@ -213,7 +220,7 @@ class QuestionFile:
         self._lines.append(row.line)
         self._indices.append(index)
         self._check_options(row.line, cells)
-        self._check_images(row)
+        self._image_digests.append(self._check_images(row))
         if self.benchmark.circular or self.benchmark.totals == "mme":
             kept = ("index", "category", "image_path", *OPTIONS)
             grouped.append({name: cells[name] for name in kept if is_given(cells, name)})
@@ -231,20 +238,26 @@ class QuestionFile:
                     line, "answer", f"{answer!r} is none of the options {', '.join(options)}"
                 )
 
-    def _check_images(self, row: TsvRow) -> None:
+    def _check_images(self, row: TsvRow) -> list[str]:
+        """Check the images of a row and return their digests."""
         if not self._has(row.cells, IMAGE_COLUMN):
-            for name in self._image_paths(row.cells):
+            names = self._image_paths(row.cells)
+            for name in names:
                 self._check_one_image(row.line, "image_path", self._image_root / name)
-            return
+            return names
         cell = row.cells[self._columns[IMAGE_COLUMN]]
         if len(cell) <= _MAX_REFERENCE:
             self._references[len(self._offsets) - 1] = cell  # the row may come later
-            return
+            return []
+        digests = []
         try:
             for text in _image_texts(cell):
-                self._check_one_image(row.line, IMAGE_COLUMN, _decoded(text))
+                image = _decoded(text)
+                self._check_one_image(row.line, IMAGE_COLUMN, image)
+                digests.append(hashlib.sha256(image).hexdigest()[:16])
         except ValueError as error:
             self._problem(row.line, IMAGE_COLUMN, str(error))
+        return digests
 
     def _check_one_image(self, line: int, column: str, image: ImageSource) -> None:
         if isinstance(image, Path) and not image.is_file():

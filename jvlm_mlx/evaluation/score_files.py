@@ -11,13 +11,16 @@ from ..errors import DataError
 from .benchmarks import Benchmark, find_benchmark
 from .cells import Row
 from .intervals import Total, interval
-from .scoring import add_up
+from .judge import Judge
+from .scoring import add_up, score, score_rotations
 from .totals import Scored, Totals
 
 ROWS, SCORES, REPORT = "rows.jsonl", "scores.json", "report.md"
 
 _KEPT = ("index", "answer", "split", "category", "l2-category", "image_path")
 """Cells that are written with a score: all that figures can be computed from again."""
+_JUDGED = "judge"
+"""The scorer of benchmarks that need a judge."""
 _RUN, _SPLITS, _INTERVALS = "run", "splits", "intervals"
 
 Named = Mapping[str, Any]
@@ -39,7 +42,48 @@ class Run:
         return self.folder.name or str(self.folder.resolve().name)
 
 
-def scores(
+def write_scores(
+    benchmark: Benchmark,
+    answers: Sequence[tuple[Row, str]],
+    output: Path,
+    *,
+    settings: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    details: Mapping[str, Mapping[str, Any]] | None = None,
+    judge: Judge | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score answers, write the three files of an evaluation, and return the content of scores.json.
+
+    Raises:
+        DataError: the folder cannot be written, or a row cannot be scored.
+        RequestError: the judge cannot be asked.
+    """
+    notes = list(notes)
+    judged = judge.score if judge and benchmark.scorer == _JUDGED else None
+    if benchmark.scorer != _JUDGED:
+        questions = [score(benchmark, row, prediction) for row, prediction in answers]
+    elif judged:
+        questions = [Scored(row, text, *judged(row, text)) for row, text in answers]
+    else:
+        questions = []
+        notes.append(
+            f"{benchmark.name} is scored by a judge model and none was given (--judge URL): the"
+            " answers are written, the scores are left out"
+        )
+    if benchmark.circular:
+        questions = score_rotations(questions)
+    everything = {"questions": len(answers), "seed": seed, **settings, "notes": notes}
+    if judge and judged:
+        everything["judge"] = f"{judge.model} at {judge.url}"
+    totals = add_up(benchmark, questions) if questions else Totals({})
+    content = _scores(benchmark, totals, everything, seed)
+    rows = questions or [Scored(row, text, "", float("nan")) for row, text in answers]
+    _write(output, benchmark, content, rows, details or {})
+    return content
+
+
+def _scores(
     benchmark: Benchmark, totals: Totals, settings: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return the content of scores.json: figures by name, then splits, intervals and the run."""
@@ -82,7 +126,7 @@ def _intervals(
     }
 
 
-def write(
+def _write(
     folder: Path,
     benchmark: Benchmark,
     content: Mapping[str, Any],
@@ -103,7 +147,7 @@ def write(
     """
     files = {
         ROWS: "".join(_row_line(question, details) for question in questions),
-        REPORT: report(benchmark, content, len(questions)),
+        REPORT: _report(benchmark, content, len(questions)),
         # The last one: where it is, the others are complete.
         SCORES: json.dumps(content, ensure_ascii=False, indent=2) + "\n",
     }
@@ -130,7 +174,7 @@ def _row_line(question: Scored, details: Mapping[str, Named]) -> str:
     return json.dumps({**content, **kept}, ensure_ascii=False) + "\n"
 
 
-def report(benchmark: Benchmark, content: Mapping[str, Any], questions: int) -> str:
+def _report(benchmark: Benchmark, content: Mapping[str, Any], questions: int) -> str:
     """Return report.md: the figures as tables, and what to know about them."""
     run = content[_RUN]
     unit = "points" if benchmark.unit == "points" else "%"

@@ -150,6 +150,30 @@ def incomplete_pairs(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def check_rows(
+    benchmark: Benchmark, rows: Sequence[Row], source: str, allow_missing_rotations: bool
+) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        DataError: columns, rotations or questions are missing.
+    """
+    missing = [name for name in needed_columns(benchmark) if not any(name in row for row in rows)]
+    if missing:
+        raise DataError(
+            f"{source}: no column {', '.join(missing)}; give the benchmark's own file with --data"
+        )
+    problems = []
+    if benchmark.circular and not allow_missing_rotations:
+        problems = missing_rotations(rows)
+    elif benchmark.totals == "mme":
+        problems = incomplete_pairs(rows)
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        hint = "; --allow-missing-rotations counts them as right" if benchmark.circular else ""
+        raise DataError("\n  ".join([f"{source} is incomplete{hint}:", *problems[:20], *more]))
+
+
 def _number(row: Row) -> int:
     index = row["index"]
     try:

@@ -114,7 +114,9 @@ def _split_up(
     splits = _by(questions, "split")
     reported = splits.get(reported_split or "", questions)
     table = {name: figures(group) for name, group in splits.items()}
-    named = {name: line["Overall"] for name, line in table.items()} | figures(reported)
+    whole = figures(reported)
+    named = {"Overall": whole["Overall"]}
+    named |= {name: line["Overall"] for name, line in table.items()} | whole
     return Totals(dict(named), table)
 
 

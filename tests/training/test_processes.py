@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,13 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.helpers.processes import free_port
 from tests.helpers.training_case import write_rows
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(output, rows, golden_folder, *options, rank=None, hosts=None):

@@ -1,0 +1,248 @@
+"""A model on the questions of a file: requests for the batch engine, and its stored answers."""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import DataError, ImageError
+from ..generation.batch_engine import batch_generate
+from ..generation.requests import BatchRequest, BatchResponse
+from ..generation.response import GenerationResult
+from ..model import Model
+from ..processing.image_decoding import identify
+from ..processing.processor import Processor
+from ..training.processes import Processes
+from .benchmarks import Benchmark
+from .cells import Row
+from .prompts import Part, prompt_parts
+from .questions import ImageSource, QuestionFile
+from .scoring import SCORERS, score
+
+Asked = Callable[[Sequence[int]], Iterator[tuple[int, BatchResponse]]]
+"""Answers the questions with these numbers; yields them with their numbers as they are done."""
+Progress = Callable[[int, int, float | None], None]
+"""Called with answers made, questions in all, and the mean score so far."""
+
+_ROUND = 32
+"""Questions of each process between two exchanges."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a file, ready to be asked."""
+
+    number: int
+    """Its place among the file's questions, from 0."""
+    row: Row
+    parts: Sequence[Part]
+    """Of its prompt: texts, and numbers of images."""
+    digest: str
+    """Of everything that its answer depends on: settings, prompt, images."""
+
+    @property
+    def key(self) -> str:
+        """Its index as text: what answers are stored under."""
+        return str(self.row["index"])
+
+
+def questions_of(
+    file: QuestionFile, numbers: Sequence[int], style: str, settings: str
+) -> Iterator[Question]:
+    """Yield questions of a file in order.
+
+    Args:
+        file: which has them.
+        numbers: places of the questions.
+        style: of the prompts.
+        settings: what else answers depend on, as a text: model, options, ...
+
+    Raises:
+        DataError: a question cannot be asked.
+    """
+    for number in numbers:
+        row = file.row(number)
+        digests = file.image_digests(number)
+        parts = prompt_parts(file.benchmark, row, len(digests), style)
+        content = json.dumps([settings, parts, digests])
+        yield Question(number, row, parts, hashlib.sha256(content.encode()).hexdigest()[:16])
+
+
+def request_of(question: Question, images: Sequence[ImageSource]) -> BatchRequest:
+    """Return what the model is asked, images where the prompt has them."""
+    content: list[dict[str, Any]] = [
+        {"type": "image", "image": images[part]}
+        if isinstance(part, int)
+        else {"type": "text", "text": part}
+        for part in question.parts
+    ]
+    return BatchRequest(prompt=[{"role": "user", "content": content}])
+
+
+def check_image(image: ImageSource) -> None:
+    """Refuse what is no image, by its first bytes; pixels are decoded when they are needed.
+
+    Raises:
+        ImageError: no format takes it.
+    """
+    if isinstance(image, Path):
+        try:
+            with image.open("rb") as stream:
+                found = identify(stream)
+        except OSError as error:
+            raise ImageError(f"{image} cannot be opened: {error.strerror}") from error
+    else:
+        found = identify(io.BytesIO(image))
+    if found is None:
+        raise ImageError("no image that can be opened")
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """An answer as the file of answers has it."""
+
+    digest: str
+    text: str
+    error: str | None
+
+
+def read_answers(path: Path) -> dict[str, StoredAnswer]:
+    """Return what a file of answers has, by the index of each question as text.
+
+    Raises:
+        DataError: the file was changed while it was used.
+    """
+    answers = {}
+    try:
+        for line in path.read_bytes().splitlines():
+            content: Mapping[str, Any] = json.loads(line)
+            answers[content["id"]] = StoredAnswer(
+                content["request"], content.get("text", ""), content.get("error")
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} was changed while it was used: {error}") from error
+    return answers
+
+
+class Answers(Protocol):
+    """Where answers are stored as they are made."""
+
+    def has(self, question: Question) -> bool:
+        """Return whether a question has its answer."""
+
+    def add(self, question: Question, response: BatchResponse) -> None:
+        """Store an answer."""
+
+
+def asked_of(
+    model: Callable[[], tuple[Model, Processor]],
+    file: QuestionFile,
+    questions: Sequence[Question],
+    **options: Any,
+) -> Asked:
+    """Return what answers questions by their place in a list.
+
+    Args:
+        model: called for model and processor once there is a question for them.
+        file: which has the images.
+        questions: the list.
+        **options: of `batch_generate`.
+    """
+    loaded: list[tuple[Model, Processor]] = []
+
+    def requests(places: Sequence[int]) -> Iterator[BatchRequest]:
+        for place in places:
+            yield request_of(questions[place], file.images(questions[place].number))
+
+    def asked(places: Sequence[int]) -> Iterator[tuple[int, BatchResponse]]:
+        if places and not loaded:
+            loaded.append(model())
+        if places:
+            for response in batch_generate(*loaded[0], requests(places), **options):
+                yield places[response.index], response
+
+    return asked
+
+
+def answer_questions(
+    questions: Sequence[Question],
+    answers: Answers,
+    stored: Mapping[str, StoredAnswer],
+    processes: Processes,
+    asked: Asked,
+    progress: Progress,
+    benchmark: Benchmark,
+) -> None:
+    """Make the answers that are not stored yet, with the help of the other processes.
+
+    Args:
+        questions: all of the run.
+        answers: where they are stored.
+        stored: those that are there already, by index.
+        processes: of this run; this is the first one.
+        asked: answers questions in this process.
+        progress: called after each answer.
+        benchmark: whose rule gives the running score, if it needs no judge.
+    """
+    waiting = [n for n, question in enumerate(questions) if not answers.has(question)]
+    done, total = len(questions) - len(waiting), 0.0
+
+    def running_score() -> float | None:
+        return total / done if done and benchmark.scorer in SCORERS else None
+
+    def score_of(question: Question, text: str) -> float:
+        if benchmark.scorer not in SCORERS:
+            return 0.0
+        return score(benchmark, question.row, text).score
+
+    total += sum(score_of(q, stored[q.key].text) for q in questions if q.key in stored)
+    progress(done, len(questions), running_score())
+    for place, response in _answers_of_all(processes, waiting, asked):
+        answers.add(questions[place], response)
+        done += 1
+        total += score_of(questions[place], response.result.text if response.result else "")
+        progress(done, len(questions), running_score())
+
+
+def help_to_answer(processes: Processes, asked: Asked) -> None:
+    """Answer this process's part of the questions that the first process waits for."""
+    for _ in _answers_of_all(processes, None, asked):
+        pass
+
+
+def _answers_of_all(
+    processes: Processes, waiting: Sequence[int] | None, asked: Asked
+) -> Iterator[tuple[int, BatchResponse]]:
+    """Yield the answers to all waiting questions, in every process.
+
+    Only the first process reads and writes files of answers, for processes on several machines
+    have no disk in common. The benchmark's file lies on each of them.
+
+    Args:
+        processes: of this run.
+        waiting: numbers of the questions that have no answer; only the first process knows them.
+        asked: answers a part of them in this process.
+    """
+    if processes.count == 1:
+        yield from asked(waiting or [])
+        return
+    waiting = json.loads(processes.gather(json.dumps(waiting))[0])
+    per_round = _ROUND * processes.count
+    for start in range(0, len(waiting), per_round):
+        mine = waiting[start : start + per_round][processes.rank :: processes.count]
+        made = [(number, dataclasses.asdict(response)) for number, response in asked(mine)]
+        for text in processes.gather(json.dumps(made)):
+            for number, response in json.loads(text):
+                result = response["result"]
+                yield (
+                    number,
+                    BatchResponse(
+                        index=response["index"],
+                        result=None if result is None else GenerationResult(**result),
+                        error=response["error"],
+                    ),
+                )
