@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..evaluation.paired import Comparison, Side
+from ..files import atomic_file
 from .figure import new_figure
 from .tables import table
 
@@ -86,15 +87,14 @@ def write_comparison(
     Raises:
         RequestError: a file cannot be written, or matplotlib is not installed.
     """
-    figure = None if chart is None else _draw(comparisons, published)
-    try:
-        if file is not None:
-            content = [comparison.as_json() for comparison in comparisons]
-            file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        if figure is not None:
-            figure.savefig(chart, dpi=150)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file or chart} cannot be written: {error}") from error
+    if chart is not None:
+        figure = _draw(comparisons, published)
+        with atomic_file(chart, RequestError) as temporary:
+            figure.savefig(temporary, dpi=150)
+    if file is not None:
+        content = [comparison.as_json() for comparison in comparisons]
+        with atomic_file(file, RequestError) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def _draw(comparisons: Sequence[Comparison], published: bool) -> Any:

@@ -3,10 +3,10 @@
 import base64
 import csv
 import io
-import os
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import atomic_file
 from . import text_only
 from .tasks import LANGUAGES, TASKS, example_at
 
@@ -27,23 +27,19 @@ def write_questions(path: Path, count: int, seed: int = 0) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for place in range(count):
-                example = example_at(seed, place, _TASKS, LANGUAGES, held_out=True)
-                turn = example.turns[0]
-                assert example.picture is not None  # these tasks have one
-                image = io.BytesIO()
-                example.picture.save(image, "PNG")
-                encoded = base64.b64encode(image.getvalue()).decode()
-                writer.writerow(
-                    (place, turn.question, turn.answer, turn.task, example.language, encoded)
-                )
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_file(path, DataError) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for place in range(count):
+            example = example_at(seed, place, _TASKS, LANGUAGES, held_out=True)
+            turn = example.turns[0]
+            assert example.picture is not None  # these tasks have one
+            image = io.BytesIO()
+            example.picture.save(image, "PNG")
+            encoded = base64.b64encode(image.getvalue()).decode()
+            writer.writerow(
+                (place, turn.question, turn.answer, turn.task, example.language, encoded)
+            )

@@ -1,6 +1,5 @@
 """Predictions made anywhere: TSV, JSON Lines, Excel and Parquet files as lists of rows."""
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +7,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from ..config.json_file import parse_json
 from ..errors import DataError
+from ..files import reason
 from .cells import OPTIONS, Cell, ColumnType, Row
 from .tsv import read_tsv
 
@@ -37,7 +38,7 @@ def read_rows(path: Path) -> tuple[list[Row], Places]:
     try:
         rows, places = reader(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows, places
@@ -91,8 +92,8 @@ def _read_json_lines(path: Path) -> tuple[list[Row], Places]:
             if not line.strip():
                 continue
             try:
-                content = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                content = parse_json(line)
+            except ValueError as error:
                 raise DataError(f"{path}, line {number}: not JSON: {error}") from None
             rows.append(_plain_row(content, f"{path}, line {number}"))
             places.append(f"line {number}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError, JvlmError
+from ..files import reason
 from .benchmarks import Benchmark
 from .cells import OPTIONS, ColumnType, Row, is_given, list_of, options_of, text_of, untyped
 from .prediction_files import IMAGE_COLUMN, column_name
@@ -72,7 +73,7 @@ class QuestionFile:
         try:
             self._file = path.open("rb")
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{path} cannot be read: {reason(error)}") from error
         try:
             self._scan(allow_missing_rotations)
         except BaseException:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.json_file import parse_json
 from ..errors import DataError
+from ..files import atomic_file, reason
 from .benchmarks import Benchmark, find_benchmark
 from .cells import Row
 from .intervals import Total, interval
@@ -153,12 +155,11 @@ def _write(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            temporary = folder / f".{name}.part"
-            temporary.write_text(text, "utf-8", errors="replace")
-            temporary.replace(folder / name)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{folder} cannot be made: {reason(error)}") from error
+    for name, text in files.items():
+        with atomic_file(folder / name, DataError) as temporary:
+            temporary.write_text(text, "utf-8", errors="replace")
 
 
 def _row_line(question: Scored, details: Mapping[str, Named]) -> str:
@@ -217,9 +218,9 @@ def read_run(folder: Path) -> Run:
         DataError: it left nothing there, or its files were changed.
     """
     try:
-        settings = json.loads((folder / SCORES).read_text("utf-8"))[_RUN]
+        settings = parse_json((folder / SCORES).read_text("utf-8"))[_RUN]
         benchmark = find_benchmark(settings["benchmark"])
-        rows = [json.loads(line) for line in (folder / ROWS).read_text("utf-8").splitlines()]
+        rows = [parse_json(line) for line in (folder / ROWS).read_text("utf-8").splitlines()]
         questions = [
             Scored(row, row["prediction"], row["extracted"], float(row["score"]))
             for row in rows

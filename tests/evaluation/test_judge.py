@@ -1,6 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -77,7 +78,7 @@ def test_a_judge_scores_what_is_not_plainly_right(endpoint, tmp_path, monkeypatc
 def test_a_judge_that_fails_is_named(endpoint, prediction, message, tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [row(1, prediction)])
 
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=re.escape(message)):
         evaluate.score_predictions(
             "MathVista_MINI", path, tmp_path / "o", judge=Judge.from_url(endpoint[0], "m")
         )
