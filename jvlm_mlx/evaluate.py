@@ -21,9 +21,8 @@ from .cli.arguments import (
 from .cli.batch_requests import Row as AnswerRow
 from .cli.batch_responses import AnswerFile
 from .cli.comparison_report import as_text, write_comparison
-from .cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from .cli.progress import ProgressBars, wants_progress
-from .demo.command import positive
+from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .demo.question_file import write_questions
 from .errors import RequestError
 from .evaluation.benchmarks import BENCHMARKS, find_benchmark
@@ -33,7 +32,6 @@ from .evaluation.predictions import score_predictions as score_predictions
 from .evaluation.prompts import PAPER, STYLES
 from .evaluation.questions import QuestionFile
 from .evaluation.runner import (
-    Progress,
     Question,
     answer_questions,
     asked_of,
@@ -48,6 +46,7 @@ from .generation.caches import GenerationCaches
 from .generation.requests import BatchResponse
 from .model import Model
 from .processing.processor import Processor
+from .progress import Progress, no_progress
 from .training.processes import Processes
 
 MAX_TOKENS = 512
@@ -72,7 +71,7 @@ def evaluate(
     judge: Judge | None = None,
     retry_errors: bool = False,
     allow_missing_rotations: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     **options: Any,
 ) -> dict[str, Any]:
     """Run a model on a benchmark and write its answers, scores and report into a folder.
@@ -236,7 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_write_demo(parser: argparse.ArgumentParser) -> None:
     unset = argparse.SUPPRESS
     parser.add_argument("file", type=Path, metavar="FILE.tsv", help="file to write")
-    parser.add_argument("--count", type=positive, default=200, metavar="N", help="questions")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="questions")
     parser.add_argument("--seed", type=int, default=unset, help="another seed, other questions")
     parser.set_defaults(work=_write_demo)
 
@@ -301,10 +300,6 @@ def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, 
     }
     parts = [arguments.model, arguments.revision, arguments.dtype, arguments.adapter_path]
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
-
-        def show(done: int, total: int, mean: float | None) -> None:
-            bars.rows(done, total, "" if mean is None else f"mean score {100 * mean:.1f}")
-
         return evaluate(
             lambda: load_model(arguments, bars),
             arguments.benchmark,
@@ -320,12 +315,14 @@ def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, 
             judge=judge,
             retry_errors=arguments.retry_errors,
             allow_missing_rotations=arguments.allow_missing_rotations,
-            progress=show,
+            progress=bars.show,
             **options,
         )
 
 
 def _write_demo(arguments: argparse.Namespace) -> int:
+    if arguments.count < 1:
+        raise RequestError(f"--count is {arguments.count}; it must be at least 1")
     write_questions(arguments.file, arguments.count, arguments.seed)
     return EXIT_OK
 

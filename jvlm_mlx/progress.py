@@ -13,6 +13,8 @@ class ProgressEvent(NamedTuple):
     total: int
     unit: str
     """What is counted, in the singular: `tile`, `token`, `request`; `B` for bytes."""
+    note: str = ""
+    """What else there is to show, such as a mean score so far."""
 
 
 Progress = Callable[[ProgressEvent], None]

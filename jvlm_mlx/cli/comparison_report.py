@@ -8,8 +8,7 @@ from typing import Any
 from ..errors import RequestError
 from ..evaluation.paired import Comparison, Side
 from ..files import atomic_file
-from .figure import new_figure
-from .tables import table
+from .formatting import new_figure, table
 
 _MAX_TEXT = 40
 _HEAD = ("run", "score", "95 %", "difference", "95 %", "better", "worse", "p")

@@ -37,6 +37,8 @@ class ProgressBars:
                 unit_scale=event.unit == "B",
                 leave=False,
             )
+        if event.note:
+            self._bar.set_postfix_str(event.note, refresh=False)
         self._bar.update(event.done - self._bar.n)
         if event.done >= event.total:
             self.close()

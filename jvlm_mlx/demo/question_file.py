@@ -7,13 +7,10 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import atomic_file
-from . import text_only
-from .tasks import LANGUAGES, TASKS, example_at
+from .tasks import IMAGE_TASKS, LANGUAGES, example_at
 
 COLUMNS = ("index", "question", "answer", "category", "split", "image")
 """Category is the task, split the language."""
-
-_TASKS = tuple(task for task in TASKS if task not in text_only.TASKS)
 
 
 def write_questions(path: Path, count: int, seed: int = 0) -> None:
@@ -34,11 +31,11 @@ def write_questions(path: Path, count: int, seed: int = 0) -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(COLUMNS)
         for place in range(count):
-            example = example_at(seed, place, _TASKS, LANGUAGES, held_out=True)
+            example = example_at(seed, place, IMAGE_TASKS, LANGUAGES, held_out=True)
             turn = example.turns[0]
-            assert example.picture is not None  # these tasks have one
+            assert example.image is not None  # these tasks have one
             image = io.BytesIO()
-            example.picture.save(image, "PNG")
+            example.image.save(image, "PNG")
             encoded = base64.b64encode(image.getvalue()).decode()
             writer.writerow(
                 (place, turn.question, turn.answer, turn.task, example.language, encoded)

@@ -16,6 +16,7 @@ from ..generation.response import GenerationResult
 from ..model import Model
 from ..processing.image_decoding import identify
 from ..processing.processor import Processor
+from ..progress import Progress, ProgressEvent
 from ..training.processes import Processes
 from .benchmarks import Benchmark
 from .cells import Row
@@ -25,8 +26,6 @@ from .scoring import SCORERS, score
 
 Asked = Callable[[Sequence[int]], Iterator[tuple[int, BatchResponse]]]
 """Answers the questions with these numbers; yields them with their numbers as they are done."""
-Progress = Callable[[int, int, float | None], None]
-"""Called with answers made, questions in all, and the mean score so far."""
 
 _ROUND = 32
 """Questions of each process between two exchanges."""
@@ -191,8 +190,10 @@ def answer_questions(
     waiting = [n for n, question in enumerate(questions) if not answers.has(question)]
     done, total = len(questions) - len(waiting), 0.0
 
-    def running_score() -> float | None:
-        return total / done if done and benchmark.scorer in SCORERS else None
+    def show() -> None:
+        known = done and benchmark.scorer in SCORERS
+        note = f"mean score {100 * total / done:.1f}" if known else ""
+        progress(ProgressEvent("questions", done, len(questions), "question", note))
 
     def score_of(question: Question, text: str) -> float:
         if benchmark.scorer not in SCORERS:
@@ -200,12 +201,12 @@ def answer_questions(
         return score(benchmark, question.row, text).score
 
     total += sum(score_of(q, stored[q.key].text) for q in questions if q.key in stored)
-    progress(done, len(questions), running_score())
+    show()
     for place, response in _answers_of_all(processes, waiting, asked):
         answers.add(questions[place], response)
         done += 1
         total += score_of(questions[place], response.result.text if response.result else "")
-        progress(done, len(questions), running_score())
+        show()
 
 
 def help_to_answer(processes: Processes, asked: Asked) -> None:

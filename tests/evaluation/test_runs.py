@@ -90,12 +90,12 @@ def test_styles_and_models_do_not_share_a_folder(tiny, data, tmp_path):
 
 def test_progress_counts_and_shows_the_score_so_far(tiny, data, tmp_path):
     seen = []
-    run(tiny, data, tmp_path / "out", progress=lambda *update: seen.append(update))
+    run(tiny, data, tmp_path / "out", progress=seen.append)
 
-    assert [done for done, _, _ in seen] == list(range(13))
-    assert all(total == 12 for _, total, _ in seen)
+    assert [event.done for event in seen] == list(range(13))
+    assert {event.total for event in seen} == {12}
     final = json.loads((tmp_path / "out/scores.json").read_text())["Overall"]
-    assert 100 * seen[-1][2] == pytest.approx(final)
+    assert seen[-1].note == f"mean score {final:.1f}"
 
 
 def test_a_sample_says_what_it_is(tiny, data, tmp_path):
