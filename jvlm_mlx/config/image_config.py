@@ -1,25 +1,87 @@
 """How images become tiles: preprocessor_config.json."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import CheckpointError, RequestError
 from .config_reader import ConfigReader, boolean, integer, integers, number, numbers, size, sizes
+from .json_file import quoted
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_MIN_PIXELS = 56 * 56
+DEFAULT_MAX_PIXELS = 28 * 28 * 1280
+"""Areas of a checkpoint that names none."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation per channel of a checkpoint that names none."""
 MAX_TILES = 1000
 """Far more than any context holds; keeps a mistyped limit from listing millions of grids."""
+MAX_PIXELS = 2**26
+"""Far more than any grid of tiles shows; keeps a mistyped area from filling the memory."""
+
+_RANGES = {"max_crops": MAX_TILES, "min_pixels": MAX_PIXELS, "max_pixels": MAX_PIXELS}
 
 
-def _limits_problem(max_crops: int, min_pixels: int, max_pixels: int) -> str | None:
+def _limits_problem(limits: Mapping[str, int | None]) -> str | None:
     """Say what is wrong with the limits on tiles and areas, or None."""
-    if not 1 <= max_crops <= MAX_TILES:
-        return f"max_crops is {max_crops}; expected 1 to {MAX_TILES} tiles"
-    if not 0 < min_pixels <= max_pixels:
-        return (
-            f"min_pixels {min_pixels} and max_pixels {max_pixels}:"
-            " expected 0 < min_pixels <= max_pixels"
-        )
+    for name, highest in _RANGES.items():
+        value = limits[name]
+        if value is not None and not 1 <= value <= highest:
+            return f"{name} is {quoted(value)}; expected 1 to {highest}"
+    low, high = limits["min_pixels"], limits["max_pixels"]
+    if low is not None and high is not None and low > high:
+        return f"min_pixels {low} and max_pixels {high}: expected min_pixels <= max_pixels"
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What a request may ask of its images; None keeps the checkpoint's.
+
+    Raises:
+        RequestError: an option is of another type, out of range, or contradicts another one.
+    """
+
+    max_crops: int | None = None
+    """Most tiles of the grid; the thumbnail is not counted."""
+    min_pixels: int | None = None
+    """Area below which an image is enlarged first."""
+    max_pixels: int | None = None
+    """Area above which an image is reduced first."""
+    do_resize: bool | None = None
+    """Whether images are first brought to a multiple of the patch within the two areas. The
+    released processor does so; the script of the release does not, unless a limit on pixels is
+    given."""
+
+    def __post_init__(self) -> None:
+        for name in _RANGES:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise RequestError(f"{name} is {quoted(value)}; expected a whole number")
+        if self.do_resize is not None and not isinstance(self.do_resize, bool):
+            raise RequestError(f"do_resize is {quoted(self.do_resize)}; expected true or false")
+        problem = _limits_problem(vars(self))
+        if problem is not None:
+            raise RequestError(problem)
+
+    @classmethod
+    def of(cls, options: "ImageOptions | None", overrides: Mapping[str, Any]) -> "ImageOptions":
+        """Return `options` with single ones replaced, or made of these alone.
+
+        Raises:
+            RequestError: there is no option of a name, or a value does not fit.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in overrides if name not in names]
+        if unknown:
+            raise RequestError(
+                f"there is no image option {quoted(unknown[0])}; known: {', '.join(names)}"
+            )
+        return dataclasses.replace(options or cls(), **overrides)
 
 
 @dataclass(frozen=True)
@@ -27,7 +89,7 @@ class ImageConfig:
     """Settings of the image processor. Sizes are in pixels unless the name says otherwise.
 
     Raises:
-        CheckpointError: two config contradict each other.
+        CheckpointError: two settings contradict each other.
     """
 
     tile_size: tuple[int, int]
@@ -91,29 +153,17 @@ class ImageConfig:
         """Numbers in one flattened RGB patch."""
         return self.patch_size * self.patch_size * 3
 
-    def override(
-        self,
-        *,
-        max_crops: int | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> "ImageConfig":
-        """Return a copy with other limits of a request; None keeps the checkpoint's.
+    def override(self, options: ImageOptions) -> "ImageConfig":
+        """Return a copy with the options of a request in place of the checkpoint's.
 
         Raises:
-            RequestError: a limit is no whole number, out of range or against another one.
+            RequestError: an option contradicts one of the checkpoint.
         """
-        given = {"max_crops": max_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
-        for name, value in given.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise RequestError(f"{name} is {value!r}; expected a whole number")
-        most = self.max_crops if max_crops is None else max_crops
-        low = self.min_pixels if min_pixels is None else min_pixels
-        high = self.max_pixels if max_pixels is None else max_pixels
-        problem = _limits_problem(most, low, high)
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        problem = _limits_problem(vars(self) | given)
         if problem is not None:
             raise RequestError(problem)
-        return dataclasses.replace(self, max_crops=most, min_pixels=low, max_pixels=high)
+        return dataclasses.replace(self, **given)
 
     def __post_init__(self) -> None:
         """Refuse config that no image could be cut with."""
@@ -139,7 +189,7 @@ class ImageConfig:
                 f"image_mean {list(self.image_mean)} and image_std {list(self.image_std)}:"
                 " expected three numbers each, none of image_std 0"
             )
-        problem = _limits_problem(self.max_crops, self.min_pixels, self.max_pixels)
+        problem = _limits_problem(vars(self))
         if problem is not None:
             raise CheckpointError(problem)
 
@@ -151,55 +201,49 @@ class ImageConfig:
             UnsupportedSettingError: a setting asks for a step that is not implemented.
             CheckpointError: a setting is missing or malformed.
         """
-        reader.only("cropping_method", "overlap-and-resize")
+        # Without the key the reference implementation crops in another way.
+        reader.choice("cropping_method", ("overlap-and-resize",), "resize")
         reader.only("preserve_aspect_ratio", False)
         reader.only("random_interpolation", False)
         reader.only("padding_mask", False)
         reader.only("do_convert_rgb", True)
         # Padding is only ever added with preserve_aspect_ratio. Token ids are read from the
-        # tokenizer and compared with these in `tokens.py`; class names select code elsewhere.
+        # tokenizer and compared with these in `tokenizer.py`; class names select code elsewhere.
         reader.harmless("padding_value", "auto_map", "image_processor_type", "processor_class")
         reader.harmless("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
 
-        tile_size = reader.read("base_input_size", sizes)
-        margins = reader.read("overlap_margins", integers)
+        # What is absent has the default of the reference implementation, which is not what the
+        # release sets. There 0 counts as absent in the two ends of the range.
+        tile_size = reader.read("base_input_size", _sides, (336, 336))
+        margins = reader.read("overlap_margins", integers, (4, 4))
         if len(tile_size) != 2 or len(margins) != 2:
             raise CheckpointError(
                 f"{reader.name('base_input_size')} and overlap_margins must have two numbers each"
             )
-        # Newer files repeat the two areas under `size`; the plain names win, as in the original.
-        areas: dict[str, int | None] = {"shortest_edge": None, "longest_edge": None}
-        if "size" in reader:
-            section = reader.section("size")
-            areas = {key: section.read(key, integer, None) for key in areas}
-
-        def area(key: str, alias: str) -> int:
-            value = reader.read(key, integer, areas[alias])
-            if value is None:
-                raise CheckpointError(f"{reader.name(key)} is missing")
-            return value
-
         config = cls(
             tile_size=(tile_size[0], tile_size[1]),
-            patch_size=reader.read("patch_size", size),
+            patch_size=reader.read("patch_size", size, 14),
             overlap_margins=(margins[0], margins[1]),
-            max_crops=reader.read("max_crops", integer),
-            min_pixels=area("min_pixels", "shortest_edge"),
-            max_pixels=area("max_pixels", "longest_edge"),
-            pooling_size=(reader.read("pooling_h", size), reader.read("pooling_w", size)),
+            max_crops=reader.read("max_crops", integer, 6),
+            min_pixels=reader.read("min_pixels", integer, DEFAULT_MIN_PIXELS),
+            max_pixels=reader.read("max_pixels", integer, DEFAULT_MAX_PIXELS),
+            pooling_size=(reader.read("pooling_h", size, 2), reader.read("pooling_w", size, 2)),
             use_column_tokens=reader.read("use_column_tokens", boolean, True),
             do_resize=reader.read("do_resize", boolean, True),
-            interpolation=reader.choice("interpolation", ("bilinear", "bicubic")),
-            antialias=reader.read("antialias", boolean),
-            resize_in_float32=reader.read("resize_in_float32", boolean),
-            normalization_method=reader.choice("normalization_method", ("minmax", "gaussian")),
-            image_range=(
-                reader.read("image_min", number, -1.0),
-                reader.read("image_max", number, 1.0),
+            interpolation=reader.choice("interpolation", ("bilinear", "bicubic"), "bicubic"),
+            antialias=reader.read("antialias", boolean, True),
+            resize_in_float32=reader.read("resize_in_float32", boolean, True),
+            normalization_method=reader.choice(
+                "normalization_method", ("minmax", "gaussian"), "gaussian"
             ),
-            image_mean=reader.read("image_mean", numbers, (0.5, 0.5, 0.5)),
-            image_std=reader.read("image_std", numbers, (0.5, 0.5, 0.5)),
+            image_range=(
+                reader.read("image_min", number, 0.0) or -1.0,
+                reader.read("image_max", number, 0.0) or 1.0,
+            ),
+            image_mean=reader.read("image_mean", _channels, CLIP_MEAN),
+            image_std=reader.read("image_std", _channels, CLIP_STD),
         )
+        _check_size(reader, config)
         for key, expected in zip(
             ("token_length_h", "token_length_w"), config.window_grid, strict=True
         ):
@@ -207,3 +251,28 @@ class ImageConfig:
             if found != expected:
                 reader.refuse(key, found, f"{expected}, what tile, patch and pooling give")
         return config
+
+
+def _check_size(reader: ConfigReader, config: ImageConfig) -> None:
+    """Read `size`, which repeats the two areas; the reference implementation ignores it."""
+    if "size" not in reader:
+        return
+    section = reader.section("size")
+    low, high = section.read("shortest_edge", integer), section.read("longest_edge", integer)
+    if (low, high) != (config.min_pixels, config.max_pixels):
+        logger.warning(
+            "%s has no effect: the areas are min_pixels %d and max_pixels %d",
+            reader.name("size"),
+            config.min_pixels,
+            config.max_pixels,
+        )
+
+
+def _sides(value: Any) -> tuple[int, ...]:
+    """Accept two whole numbers above 0, or one for both sides."""
+    return sizes(value) if isinstance(value, list) else (size(value), size(value))
+
+
+def _channels(value: Any) -> tuple[float, ...]:
+    """Accept a list of numbers, or one for all three channels."""
+    return numbers(value) if isinstance(value, list) else (number(value),) * 3

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..config.json_file import read_json
 from ..config.prompt_config import PromptConfig
 from ..errors import CheckpointError, PromptError
-from .messages import Message, read_messages
+from .messages import Message, question, read_messages
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,25 @@ class ChatTemplate:
         unmask = {ord(mask): character for character, mask in disguise.items()}
         literals = [place for place, character in enumerate(text) if ord(character) in unmask]
         return RenderedPrompt(text.translate(unmask), literals)
+
+    @cached_property
+    def _frame(self) -> tuple[str, str] | None:
+        """What the template puts around the text of a single question; None: nothing fixed."""
+        probe = "question"
+        try:
+            before, found, after = self.render(question(probe, [])).partition(probe)
+        except PromptError:
+            return None
+        before, after = before.strip(), after.strip()
+        return (before, after) if found and (before or after) else None
+
+    def has_rendered(self, text: str) -> bool:
+        """Whether a plain text looks like a question that this template has rendered already."""
+        if self._frame is None:
+            return False
+        text = text.strip()
+        before, after = self._frame
+        return text.startswith(before) and text.endswith(after)
 
     def _disguise(self, conversation: Iterable[Message]) -> dict[str, str]:
         """Private-use characters, in no text of the conversation, for the first characters."""

@@ -10,7 +10,20 @@ from typing import IO
 from PIL import Image, JpegImagePlugin
 
 from ..errors import ImageError
-from .orientation import turn_upright
+from .orientation import SIDEWAYS, orientation, turn_upright
+
+
+def image_size(stream: IO[bytes], name: str) -> tuple[int, int]:
+    """Return width and height of the image in `stream`, upright; its pixels are not decoded.
+
+    Raises:
+        ImageError: it is no image, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    image = _identify(stream, name)
+    width, height = image.size
+    # Pillow has exchanged those of TIFF already.
+    sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
+    return (height, width) if sideways else (width, height)
 
 
 def decode(stream: IO[bytes], name: str) -> Image.Image:
@@ -19,22 +32,28 @@ def decode(stream: IO[bytes], name: str) -> Image.Image:
     Raises:
         ImageError: it is no image, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    image = _identify(stream, name)
     try:
-        image = identify(stream)
-        if image is None:
-            raise ImageError(f"{name} is no image of a format that Pillow reads")
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:
-            raise ImageError(
-                f"{name} is too large: {image.width} x {image.height} pixels; at most"
-                f" {limit} pixels are decoded, so reduce it first"
-            )
         image.load()
         return to_rgb(turn_upright(image))
-    except ImageError:
-        raise
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
         raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
+def _identify(stream: IO[bytes], name: str) -> Image.Image:
+    try:
+        image = identify(stream)
+    except Exception as error:  # as above
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+    if image is None:
+        raise ImageError(f"{name} is no image of a format that Pillow reads")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(
+            f"{name} is too large: {image.width} x {image.height} pixels; at most"
+            f" {limit} pixels are decoded, so reduce it first"
+        )
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

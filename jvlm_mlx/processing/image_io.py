@@ -1,10 +1,13 @@
 """Opens whatever a user calls an image."""
 
 import base64
+import contextlib
 import io
 import os
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
@@ -14,7 +17,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from .download import download
-from .image_decoding import decode, reason, to_rgb
+from .image_decoding import decode, image_size, reason, to_rgb
 
 MAX_CHARACTERS = 100
 """Longest source that a message quotes in full."""
@@ -33,12 +36,31 @@ ImageSource: TypeAlias = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """An image of which only the size has been read."""
+
+    name: str
+    """What messages call it."""
+    size: tuple[int, int]
+    """Width and height in pixels, upright."""
+    decode: Callable[[], Image.Image]
+    """Returns the image upright and in RGB, or raises an ImageError."""
+    is_borrowed: bool = False
+    """Whether its pixels belong to the caller, who may change them later."""
+
+
 def open_image(source: ImageSource) -> Image.Image:
-    """Return an image in RGB.
+    """Return an image upright and in RGB; sources and errors as `read_image`."""
+    return read_image(source).decode()
+
+
+def read_image(source: ImageSource) -> ImageData:
+    """Read the size of an image, to be decoded when it is needed.
 
     Args:
         source: one of
-            a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` address;
+            a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` URL;
             the bytes of an image file, or a binary file open for reading;
             a Pillow image;
             an array of 8-bit numbers: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -47,30 +69,31 @@ def open_image(source: ImageSource) -> Image.Image:
             as they are. Of several frames the first is used. An alpha channel is dropped.
 
     Raises:
-        ImageError: there is no such image, or it cannot be decoded.
+        ImageError: there is no such image, or it is of no format that is opened.
     """
     name = source_name(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source)
+        return ImageData(name, source.size, lambda: _from_pillow(source), is_borrowed=True)
     if isinstance(source, str):
         scheme = _scheme(source)
         if scheme in ("http", "https"):
-            return decode(io.BytesIO(download(source, name)), name)
+            return _from_bytes(download(source, name), name)
         if scheme == "data":
-            return decode(io.BytesIO(_from_data_address(source, name)), name)
+            return _from_bytes(_from_data_url(source, name), name)
         if scheme == "file":
-            return _from_file(_from_file_address(source, name), name)
+            return _from_file(_from_file_url(source, name), name)
         return _from_file(source, name)
     if isinstance(source, os.PathLike):
         return _from_file(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
-        return decode(io.BytesIO(source), name)
+        return _from_bytes(bytes(source), name)
     if hasattr(source, "read"):
-        return _from_stream(source, name)
+        return _from_bytes(_from_stream(source, name), name)
     if hasattr(source, "__array__"):
-        return _from_array(source)
+        image = _from_array(source)
+        return ImageData(name, image.size, lambda: image, is_borrowed=True)
     raise ImageError(
-        f"{name} is no image; expected a path, an address, bytes, a binary file, a Pillow image"
+        f"{name} is no image; expected a path, a URL, bytes, a binary file, a Pillow image"
         " or an array"
     )
 
@@ -89,7 +112,7 @@ def source_name(source: object) -> str:
     """Return what messages call the source."""
     if isinstance(source, str):
         if len(source) > MAX_CHARACTERS:
-            return f"{source[:MAX_CHARACTERS]!r}… ({len(source)} letters)"
+            return f"{source[:MAX_CHARACTERS]!r}… ({len(source)} characters)"
         return repr(source)
     if isinstance(source, os.PathLike):
         return repr(os.fsdecode(source))
@@ -109,22 +132,31 @@ def _from_pillow(image: Image.Image) -> Image.Image:
         raise ImageError(f"the Pillow image cannot be decoded: {reason(error)}") from error
 
 
-def _from_file(path: str | os.PathLike[str], name: str) -> Image.Image:
-    try:
-        with Path(path).expanduser().open("rb") as stream:
-            return decode(stream, name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
+def _from_bytes(data: bytes, name: str) -> ImageData:
+    return ImageData(
+        name, image_size(io.BytesIO(data), name), lambda: decode(io.BytesIO(data), name)
+    )
 
 
-def _from_file_address(address: str, name: str) -> str:
+def _from_file(path: str | os.PathLike[str], name: str) -> ImageData:
+    def read(function: Callable[[IO[bytes], str], Any]) -> Any:
+        try:
+            with Path(path).expanduser().open("rb") as stream:
+                return function(stream, name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
+
+    return ImageData(name, read(image_size), lambda: read(decode))
+
+
+def _from_file_url(address: str, name: str) -> str:
     parts = urllib.parse.urlsplit(address)
     if parts.netloc not in ("", "localhost"):
         raise ImageError(f"{name} is on another computer; expected file:///path")
     return urllib.request.url2pathname(parts.path)
 
 
-def _from_data_address(address: str, name: str) -> bytes:
+def _from_data_url(address: str, name: str) -> bytes:
     header, comma, text = address.partition(",")
     if not comma:
         raise ImageError(f"{name} is no data address: there is no comma in it")
@@ -137,18 +169,17 @@ def _from_data_address(address: str, name: str) -> bytes:
         raise ImageError(f"{name} is no valid base64: {reason(error)}") from error
 
 
-def _from_stream(stream: Any, name: str) -> Image.Image:
+def _from_stream(stream: Any, name: str) -> bytes:
     try:
-        try:
-            stream.seek(0)
-        except (AttributeError, OSError):
-            stream = io.BytesIO(stream.read())
-        is_text = isinstance(stream.read(0), str)
+        if hasattr(stream, "seek"):
+            with contextlib.suppress(OSError):  # a pipe
+                stream.seek(0)
+        data = stream.read()
     except (OSError, ValueError, TypeError) as error:
         raise ImageError(f"{name} cannot be read: {reason(error)}") from error
-    if is_text:
+    if not isinstance(data, bytes):
         raise ImageError(f"{name} is open as text; open it in binary mode")
-    return decode(stream, name)
+    return data
 
 
 def _from_array(source: Any) -> Image.Image:

@@ -1,14 +1,176 @@
 """The image processor: from an image to everything the model and the prompt need of it."""
 
-from ..config.image_config import ImageConfig
-from .image_io import ImageSource, open_image, source_name
-from .image_tokens import ImageTokenIds
-from .opened_image import OpenedImage, ProcessedImage
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.image_config import ImageConfig, ImageOptions
+from ..errors import ImageError
+from .image_io import ImageData, ImageSource, read_image
+from .image_tokens import ImageTokenIds, IndexMaps, index_maps
+from .tiles import cut_tiles, resize_source
 from .tiling import ImageLayout, plan_layout
+
+@dataclass(frozen=True, eq=False)
+class ProcessedImage:
+    """One image, ready for the model. T tiles, P patches, V values, W windows, N tokens."""
+
+    layout: ImageLayout
+    """How it was tiled."""
+    pixel_values: NDArray[np.float32]
+    """(T, P, V) thumbnail first, then the grid row by row."""
+    image_tokens: NDArray[np.int64]
+    """(N,) the tokens that replace its placeholder in the prompt."""
+    window_positions: NDArray[np.int64]
+    """(T, W) where in `image_tokens` the token of each pooled window stands; -1 if it has none."""
+    image_masks: NDArray[np.int8]
+    """(T, P) 1, and -1 in the last tile."""
+
+    def cut(self) -> "ProcessedImage":
+        """Return itself: it may stand wherever an image is cut."""
+        return self
+
+
+class PromptImage:
+    """What a prompt and its caches must know of an image, opened or encoded.
+
+    Subclasses are frozen dataclasses that have the attributes declared here.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def name(self) -> str:
+            """What messages call it."""
+
+        @property
+        def digest(self) -> str:
+            """The same for the same pixels under the same config, and for nothing else."""
+
+        @property
+        def config(self) -> ImageConfig:
+            """With the options of the request applied."""
+
+        @property
+        def token_ids(self) -> ImageTokenIds:
+            """Of the checkpoint that it was opened for."""
+
+        @property
+        def layout(self) -> ImageLayout:
+            """How it is tiled."""
+
+    @property
+    def index_maps(self) -> IndexMaps:
+        """Its tokens, which window feeds which of them, and the mask of its patches."""
+        return index_maps(self.layout, self.config, self.token_ids)
+
+    @property
+    def image_tokens(self) -> NDArray[np.int64]:
+        """(N,) the tokens that replace its placeholder in the prompt."""
+        return self.index_maps.tokens
+
+    @property
+    def window_positions(self) -> NDArray[np.int64]:
+        """(T, W) where in `image_tokens` the token of each pooled window stands; -1: nowhere."""
+        return self.index_maps.window_positions
+
+    def check_config(
+        self, config: ImageConfig, token_ids: ImageTokenIds, options: ImageOptions
+    ) -> None:
+        """Refuse an image that was cut in another way than a request wants.
+
+        Args:
+            config: of the checkpoint in use.
+            token_ids: of the checkpoint in use.
+            options: of the request; None takes the image as it is.
+
+        Raises:
+            ImageError: names the first difference.
+        """
+        of_request = dataclasses.asdict(options)
+        for field in dataclasses.fields(ImageConfig):
+            expected = of_request.get(field.name, getattr(config, field.name))
+            found = getattr(self.config, field.name)
+            if expected is not None and found != expected:
+                raise ImageError(
+                    f"{self.name} was encoded with {field.name} {found}, not {expected};"
+                    " encode it again with the config in use"
+                )
+        if self.token_ids != token_ids:
+            raise ImageError(
+                f"{self.name} was encoded for other image tokens ({self.token_ids});"
+                " encode it again with the processor in use"
+            )
+
+    def load(self) -> None:
+        """Decode it, if that has not been done yet.
+
+        Raises:
+            ImageError: it is damaged.
+        """
+
+    def cut(self) -> ProcessedImage:
+        """Cut it into tiles.
+
+        Raises:
+            ImageError: it is damaged, or its pixels are gone.
+        """
+        raise ImageError(f"{self.name} is encoded already; give the image itself")
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedImage(PromptImage):
+    """An image whose size is known; its pixels are decoded when they are first needed."""
+
+    name: str
+    config: ImageConfig
+    token_ids: ImageTokenIds
+    layout: ImageLayout
+    source: ImageData
+
+    @cached_property
+    def resized(self) -> tuple[NDArray[Any], ...]:
+        """The arrays that all tiles are made of, see `resize_source`: a few MB of any image.
+
+        Raises:
+            ImageError: the image is damaged.
+        """
+        image = self.source.decode()
+        if image.size != self.source.size:
+            raise ImageError(f"{self.name} has changed since its size was read; open it again")
+        return resize_source(image, self.layout, self.config)
+
+    def load(self) -> None:
+        """Decode and resize it, if that has not been done yet; errors as `resized`."""
+        self.resized  # noqa: B018 - computed once
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the resized pixels and of everything that decides what becomes of them."""
+        digest = hashlib.sha256(repr((self.layout, self.config, self.token_ids)).encode())
+        for array in self.resized:
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    def cut(self) -> ProcessedImage:
+        """Cut it into tiles."""
+        maps = self.index_maps
+        return ProcessedImage(
+            layout=self.layout,
+            pixel_values=cut_tiles(self.resized, self.layout, self.config),
+            image_tokens=maps.tokens,
+            window_positions=maps.window_positions,
+            image_masks=maps.masks,
+        )
 
 
 class ImageProcessor:
-    """Does what the original image processor does, to the last bit, for any kind of image.
+    """Does what the reference implementation's image processor does, to the last bit.
 
     May be called from any thread.
     """
@@ -18,67 +180,67 @@ class ImageProcessor:
         self.ids = ids
 
     def layout(
-        self,
-        width: int,
-        height: int,
-        *,
-        max_crops: int | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        self, width: int, height: int, options: ImageOptions | None = None, **overrides: Any
     ) -> ImageLayout:
         """Return how an image of this many pixels is tiled, without having it.
 
+        Args:
+            width: in pixels.
+            height: in pixels.
+            options: of the request; None: the checkpoint's.
+            **overrides: single options by name, see `ImageOptions`.
+
         Raises:
             ImageError: the image is empty or too elongated.
-            RequestError: a limit is out of range.
+            RequestError: an option is out of range.
         """
-        config = self.config.override(
-            max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        config = self.config.override(ImageOptions.of(options, overrides))
         return plan_layout(height, width, config)
 
     def open(
-        self,
-        source: ImageSource,
-        *,
-        max_crops: int | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> OpenedImage:
-        """Open an image and plan its tiles, without cutting them yet.
+        self, source: ImageSource | PromptImage, options: ImageOptions | None = None
+    ) -> PromptImage:
+        """Read an image's size and plan its tiles; its pixels are decoded later.
 
         Args:
-            source: see `open_image`.
-            max_crops: most tiles of the grid; None: the checkpoint's.
-            min_pixels: area below which the image is enlarged first; None: the checkpoint's.
-            max_pixels: area above which the image is reduced first; None: the checkpoint's.
+            source: see `read_image`; or an image that has been opened or encoded already.
+            options: of the request; None: the checkpoint's.
 
         Raises:
-            ImageError: the image cannot be opened, or has a size the model cannot take.
-            RequestError: a limit is out of range.
+            ImageError: the image cannot be opened, has a size the model cannot take, or was
+                opened or encoded with another config.
+            RequestError: an option contradicts the checkpoint's.
         """
-        config = self.config.override(
-            max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
-        )
-        image = open_image(source)
-        return OpenedImage(
-            name=source_name(source),
-            image=image,
+        options = options or ImageOptions()
+        if isinstance(source, PromptImage):
+            source.check_config(self.config, self.ids, options)
+            return source
+        config = self.config.override(options)
+        data = read_image(source)
+        width, height = data.size
+        opened = OpenedImage(
+            name=data.name,
             config=config,
             token_ids=self.ids,
-            layout=plan_layout(image.height, image.width, config),
+            layout=plan_layout(height, width, config),
+            source=data,
         )
+        if data.is_borrowed:
+            opened.load()  # before its owner changes it
+        return opened
 
     def __call__(
-        self,
-        source: ImageSource,
-        *,
-        max_crops: int | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        self, source: ImageSource, options: ImageOptions | None = None, **overrides: Any
     ) -> ProcessedImage:
-        """Open an image and cut it into tiles; arguments and errors as `open`."""
-        opened = self.open(
-            source, max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels
-        )
-        return opened.cut()
+        """Open an image and cut it into tiles.
+
+        Args:
+            source: see `read_image`.
+            options: of the request; None: the checkpoint's.
+            **overrides: single options by name, see `ImageOptions`.
+
+        Raises:
+            ImageError: the image cannot be opened or has a size the model cannot take.
+            RequestError: an option is out of range.
+        """
+        return self.open(source, ImageOptions.of(options, overrides)).cut()

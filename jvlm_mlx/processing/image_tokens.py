@@ -5,6 +5,7 @@ original image processor.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,6 +27,31 @@ class ImageTokenIds:
     """Ends a row of a block."""
     image: int
     """Placeholder in a prompt, replaced by all tokens of an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class IndexMaps:
+    """What follows from a layout alone. T tiles, P patches, W windows, N tokens; read-only."""
+
+    tokens: np.ndarray
+    """(N,) see `image_tokens`."""
+    window_positions: np.ndarray
+    """(T, W) see `window_positions`."""
+    masks: np.ndarray
+    """(T, P) see `image_mask`."""
+
+
+@lru_cache(maxsize=256)
+def index_maps(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -> IndexMaps:
+    """Return all three maps of a layout. For small images they are half of the work."""
+    maps = IndexMaps(
+        tokens=image_tokens(layout, config, ids),
+        window_positions=window_positions(layout, config),
+        masks=image_mask(layout, config),
+    )
+    for array in vars(maps).values():
+        array.flags.writeable = False
+    return maps
 
 
 def image_tokens(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -> np.ndarray:

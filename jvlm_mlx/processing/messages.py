@@ -75,6 +75,12 @@ def collect_images(
     return [next(fill) if source is None else source for source in sources]
 
 
+def question(text: str, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the messages of a single question, in front of which all images go."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
 def _read_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise PromptError(

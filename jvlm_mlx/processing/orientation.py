@@ -21,6 +21,9 @@ _TURNS = {
 }
 """What brings an image with this orientation (EXIF tag 274) upright."""
 
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
 

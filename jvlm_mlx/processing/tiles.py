@@ -9,27 +9,50 @@ from .resize import CHANNELS, Rows, array_rows, image_rows, resample, unit_rows
 from .tiling import ImageLayout
 
 
-def cut_tiles(image: Image.Image, layout: ImageLayout, config: ImageConfig) -> np.ndarray:
-    """Return the tiles of an RGB image: thumbnail first, then the overlapping grid row by row.
+def resize_source(
+    image: Image.Image, layout: ImageLayout, config: ImageConfig
+) -> tuple[np.ndarray, ...]:
+    """Make all that is needed of an RGB image, so that it can be dropped.
 
-    The image is resized twice, as in the original: to whole patches, in 8 bits unless the
-    config say otherwise, and from there to the canvas of the grid and to the thumbnail.
+    With `do_resize` that is the result of the first resize, to whole patches. Without, it is the
+    canvas of the grid and the thumbnail, both resized from the image itself.
+
+    Returns:
+        (height, width * 3) arrays: 8-bit, or float32 between 0 and 1 with `resize_in_float32`.
+    """
+    if config.do_resize:
+        return (_resized(image, layout.resized_size, config),)
+    canvas = _resized(image, layout.canvas_size, config)
+    if layout.canvas_size == config.tile_size:
+        return canvas, canvas
+    return canvas, _resized(image, config.tile_size, config)
+
+
+def cut_tiles(
+    resized: tuple[np.ndarray, ...], layout: ImageLayout, config: ImageConfig
+) -> np.ndarray:
+    """Return the tiles of an image: thumbnail first, then the overlapping grid row by row.
+
+    Args:
+        resized: from `resize_source`.
+        layout: of the image.
+        config: that the layout was planned with.
 
     Returns:
         (T, P, V) float32, V = patch_values: rows, columns and channels of a patch, flattened.
     """
-    rows = _resized_rows(image, layout, config)
     tile_height, tile_width = config.tile_size
     stride_height, stride_width = config.tile_stride
-    canvas = _normalized(rows, layout.resized_size, layout.canvas_size, config)
+    # With do_resize a second resize follows, from the first one's result.
+    canvas = _normalized(resized[0], layout.canvas_size, config)
+    if layout.canvas_size == config.tile_size:
+        thumbnail = canvas
+    else:
+        thumbnail = _normalized(resized[-1], config.tile_size, config)
     # (H, W 3) -> (rows, columns, tile height, tile width 3): overlapping views, nothing is copied.
     grid = sliding_window_view(canvas, (tile_height, tile_width * CHANNELS))[
         ::stride_height, :: stride_width * CHANNELS
     ]
-    if layout.canvas_size == config.tile_size:
-        thumbnail = canvas
-    else:
-        thumbnail = _normalized(rows, layout.resized_size, config.tile_size, config)
 
     patch = config.patch_size
     patch_rows, patch_columns = config.patch_grid
@@ -49,19 +72,19 @@ def _patches(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
     return cut.swapaxes(-3, -2)
 
 
-def _resized_rows(image: Image.Image, layout: ImageLayout, config: ImageConfig) -> Rows:
-    """Do the first resize. The rows read from the result are float32 between 0 and 1."""
-    source = image_rows(image)
+def _resized(image: Image.Image, new_size: tuple[int, int], config: ImageConfig) -> np.ndarray:
+    """Resize an image to (height, width * 3), rounded to 8 bits unless in float32."""
+    height, width = new_size
     size = image.height, image.width
-    if layout.resized_size == size:
-        return unit_rows(source)
+    if size == new_size:
+        return np.array(image).reshape(height, width * CHANNELS)
+    rows = image_rows(image)
     in_float32 = config.resize_in_float32
-    height, width = layout.resized_size
     resized = np.empty((height, width * CHANNELS), np.float32 if in_float32 else np.uint8)
     for band, values in resample(
-        unit_rows(source) if in_float32 else source,
+        unit_rows(rows) if in_float32 else rows,
         size,
-        layout.resized_size,
+        new_size,
         config.interpolation,
         config.antialias,
     ):
@@ -69,14 +92,14 @@ def _resized_rows(image: Image.Image, layout: ImageLayout, config: ImageConfig) 
             values.clip(0, 1, out=resized[band])
         else:
             resized[band] = np.rint(values.clip(0, 255, out=values), out=values)
-    return array_rows(resized) if in_float32 else unit_rows(array_rows(resized))
+    return resized
 
 
-def _normalized(
-    rows: Rows, size: tuple[int, int], new_size: tuple[int, int], config: ImageConfig
-) -> np.ndarray:
-    """Do the second resize and normalize: (height, width * 3) float32 of `new_size`."""
+def _normalized(source: np.ndarray, new_size: tuple[int, int], config: ImageConfig) -> np.ndarray:
+    """Resize in float32, unless it has the size already, and normalize: (H, W * 3) float32."""
     height, width = new_size
+    size = len(source), source.shape[1] // CHANNELS
+    rows = array_rows(source) if source.dtype == np.float32 else unit_rows(array_rows(source))
     pixels = np.empty((height, width * CHANNELS), np.float32)
     for band, values in resample(rows, size, new_size, config.interpolation, config.antialias):
         normalize(values.clip(0, 1, out=values), config, out=pixels[band])
