@@ -26,10 +26,10 @@ from .errors import RequestError
 from .generation.answer import Answer
 from .generation.caches import GenerationCaches
 from .generation.options import GenerationOptions
-from .generation.prompt import Prompt, prepare_prompt
+from .generation.prompt import prepare_prompt
 from .generation.response import GenerationResponse, GenerationResult
 from .model import Model
-from .processing.processor import Processor
+from .processing.processor import Processor, Prompt
 from .progress import Progress
 
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ImageError, RequestError, SessionError
 from ..files import local_path
-from ..generation.image_encoding import PromptImage, open_prompt_image
 from ..generation.options import GenerationOptions
 from ..generation.response import GenerationResponse
 from ..generation.session import ChatSession
 from ..model import Model
 from ..processing.image_io import is_address, source_name
+from ..processing.image_processor import PromptImage
 from ..processing.messages import collect_images
 from ..processing.processor import Processor
 from ..units import bytes_text, plural
@@ -73,8 +73,10 @@ class Conversation:
 
     def add_images(self, sources: list[str]) -> str:
         """Open images for the next question; either all of them are taken or none."""
-        limits = GenerationOptions(**self.session.options).image_limits
-        opened = [open_prompt_image(self.processor, source, limits) for source in sources]
+        image_options = GenerationOptions(**self.session.options).image_options
+        opened = [self.processor.image_processor.open(source, image_options) for source in sources]
+        for image in opened:
+            image.load()
         self.pending += opened
         return "\n".join(_describe(image) for image in opened)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError, RequestError
-from .config_reader import ConfigReader, boolean, integer, integers, number, numbers, size, sizes
+from .config_reader import ConfigReader, boolean, integer, number, numbers, size
 from .json_file import quoted
 
 logger = logging.getLogger(__name__)
@@ -214,16 +214,10 @@ class ImageConfig:
 
         # What is absent has the default of the reference implementation, which is not what the
         # release sets. There 0 counts as absent in the two ends of the range.
-        tile_size = reader.read("base_input_size", _sides, (336, 336))
-        margins = reader.read("overlap_margins", integers, (4, 4))
-        if len(tile_size) != 2 or len(margins) != 2:
-            raise CheckpointError(
-                f"{reader.name('base_input_size')} and overlap_margins must have two numbers each"
-            )
         config = cls(
-            tile_size=(tile_size[0], tile_size[1]),
+            tile_size=reader.read("base_input_size", _sides, (336, 336)),
             patch_size=reader.read("patch_size", size, 14),
-            overlap_margins=(margins[0], margins[1]),
+            overlap_margins=reader.read("overlap_margins", _pair, (4, 4)),
             max_crops=reader.read("max_crops", integer, 6),
             min_pixels=reader.read("min_pixels", integer, DEFAULT_MIN_PIXELS),
             max_pixels=reader.read("max_pixels", integer, DEFAULT_MAX_PIXELS),
@@ -268,9 +262,17 @@ def _check_size(reader: ConfigReader, config: ImageConfig) -> None:
         )
 
 
-def _sides(value: Any) -> tuple[int, ...]:
-    """Accept two whole numbers above 0, or one for both sides."""
-    return sizes(value) if isinstance(value, list) else (size(value), size(value))
+def _pair(value: Any) -> tuple[int, int]:
+    """Accept a list of two integers."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise TypeError("a list of two integers")
+    return integer(value[0]), integer(value[1])
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    """Accept two integers above 0, or one for both sides."""
+    height, width = _pair(value) if isinstance(value, list) else (value, value)
+    return size(height), size(width)
 
 
 def _channels(value: Any) -> tuple[float, ...]:

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from ..generation.options import GenerationOptions
-from ..generation.prompt import PreparedPrompt, prepare_prompt
+from ..generation.prompt import prepare_prompt
 from ..model import Model
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent
 
@@ -160,7 +162,7 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
 
 
 def _read_prompt(
-    model: Model, prepared: PreparedPrompt
+    model: Model, prepared: PreparedPrompt[PromptImage]
 ) -> tuple[npt.NDArray[np.float32] | None, mx.array, list[Any]]:
     """Return the image's features, the logits (vocabulary,) behind the prompt, and the cache."""
     inputs = prepared.inputs

@@ -10,6 +10,8 @@ from mlx_lm.generate import generate_step
 
 from ..errors import PromptError
 from ..model import Model
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent, no_progress
 from .caches import GenerationCaches
@@ -18,7 +20,7 @@ from .image_encoding import model_of
 from .memory import device_turns, wired_limit
 from .options import GenerationOptions
 from .prefill import PromptReader
-from .prompt import PreparedPrompt, answer_length
+from .prompt import answer_length
 from .response import GenerationResponse
 from .response_builder import ResponseBuilder
 from .sampling import make_penalties, make_sampler
@@ -28,7 +30,7 @@ class Cancelled(Exception):  # noqa: N818 - a signal, not an error
     """Leaves the work when the caller's flag is set."""
 
 
-def check_fit(model: Model, prepared: PreparedPrompt) -> None:
+def check_fit(model: Model, prepared: PreparedPrompt[PromptImage]) -> None:
     """Refuse a prompt that was made for another model.
 
     Raises:
@@ -70,7 +72,7 @@ class Answer:
         self,
         model: Model,
         processor: Processor,
-        prepared: PreparedPrompt,
+        prepared: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         *,
         caches: GenerationCaches | None,
@@ -80,7 +82,7 @@ class Answer:
     ) -> None:
         check_fit(model, prepared)
         self._model = model
-        self._prepared: PreparedPrompt | None = prepared
+        self._prepared: PreparedPrompt[PromptImage] | None = prepared
         self._options = options
         self._progress = progress or no_progress
         self._cancel = cancel
@@ -142,7 +144,7 @@ class Answer:
                 if piece.finish_reason:
                     return
 
-    def _steps(self, prepared: PreparedPrompt, last_embedding: mx.array) -> Any:
+    def _steps(self, prepared: PreparedPrompt[PromptImage], last_embedding: mx.array) -> Any:
         """Return mlx-lm's generator of tokens."""
         prompt = prepared.token_ids
         vocab_size = self._model.config.decoder.vocab_size

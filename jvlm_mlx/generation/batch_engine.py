@@ -12,13 +12,15 @@ from mlx_lm.generate import BatchGenerator
 
 from ..errors import JvlmError, RequestError
 from ..model import Model
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from .answer import Answer, Cancelled, check_fit
 from .caches import GenerationCaches
 from .memory import device_turns, wired_limit
 from .options import GenerationOptions
 from .prefill import PromptReader
-from .prompt import PreparedPrompt, answer_length, prepare_prompt
+from .prompt import answer_length, prepare_prompt
 from .requests import BatchRequest, BatchResponse
 from .response import GenerationResponse, GenerationResult
 from .response_builder import ResponseBuilder
@@ -196,7 +198,7 @@ class _Batch:
         return GenerationOptions(**{**self._options, **request.options})
 
     def _alone(
-        self, prepared: PreparedPrompt, options: GenerationOptions, start: float
+        self, prepared: PreparedPrompt[PromptImage], options: GenerationOptions, start: float
     ) -> list[GenerationResponse]:
         answer = Answer(
             self._model,
@@ -216,7 +218,7 @@ class _Batch:
         self,
         batch: BatchGenerator,
         index: int,
-        prepared: PreparedPrompt,
+        prepared: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         start: float,
     ) -> None:

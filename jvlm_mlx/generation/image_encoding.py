@@ -1,56 +1,24 @@
 """Images of a request: opened, and encoded when their turn comes."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from ..config.image_config import ImageOptions
 from ..model import Model
 from ..model.model import TILE_GROUP_SIZE
-from ..processing.image_tokens import window_positions
-from ..processing.opened_image import OpenedImage
+from ..processing.image_processor import PromptImage
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent, no_progress
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
 from .fingerprint import fingerprint
 from .memory import device_turns, wired_limit
-from .options import ImageLimits
-
-PromptImage = OpenedImage | EncodedImage
-
-
-def open_prompt_image(processor: Processor, source: Any, limits: ImageLimits) -> PromptImage:
-    """Open an image, or check one that has been encoded already.
-
-    Raises:
-        ImageError: it cannot be opened, or was encoded with other config.
-    """
-    images = processor.image_processor
-    if isinstance(source, OpenedImage):
-        return source
-    if isinstance(source, EncodedImage):
-        source.check_config(images.config, images.ids, **limits)
-        return source
-    opened = images.open(source, **limits)
-    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
-        # It belongs to the caller, who may change it before it is cut.
-        opened = dataclasses.replace(opened, image=opened.image.copy())
-    return opened
-
-
-def patch_token_offsets(image: PromptImage) -> npt.NDArray[np.intp]:
-    """Return where the token of each feature stands, from the image's first token: (N,)."""
-    positions = window_positions(image.layout, image.config)  # (T, W)
-    return positions[positions >= 0]
 
 
 def encode_tiles(
-    model: Model, opened: OpenedImage, tile_group_size: int, on_group: Callable[[int], None]
+    model: Model, opened: PromptImage, tile_group_size: int, on_group: Callable[[int], None]
 ) -> mx.array:
     """Send a opened through tower and connector, one group of tiles after the other.
 
@@ -120,7 +88,6 @@ def encode_opened_images(
 
     for place in missing:
         image = images[place]
-        assert isinstance(image, OpenedImage)
         encoded = encode_tiles(model, image, tile_group_size, on_group)
         features[place] = encoded
         if caches is not None:
@@ -145,6 +112,7 @@ def encode_image(
     max_crops: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    do_resize: bool | None = None,
 ) -> EncodedImage:
     """Encode an image once, for any number of questions.
 
@@ -160,13 +128,16 @@ def encode_image(
         max_crops: most tiles beside the thumbnail; None: the checkpoint's.
         min_pixels: area below which the image is enlarged; None: the checkpoint's.
         max_pixels: area above which the image is reduced; None: the checkpoint's.
+        do_resize: whether it is first brought to whole patches; None: the checkpoint's.
 
     Raises:
         ImageError: the image cannot be opened or has a size the model cannot take.
         RequestError: a limit is out of range.
     """
-    limits = ImageLimits(max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels)
-    image = open_prompt_image(processor, source, limits)
+    options = ImageOptions(
+        max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels, do_resize=do_resize
+    )
+    image = processor.image_processor.open(source, options)
     return encode_opened_image(
         model, image, caches, tile_group_size, progress or no_progress, lambda: None
     )

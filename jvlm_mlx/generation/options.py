@@ -2,19 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
 
+from ..config.image_config import ImageOptions
 from ..errors import RequestError
 
 KV_BITS = (2, 3, 4, 5, 6, 8)
-
-
-class ImageLimits(TypedDict):
-    """Limits on images, as `Processor` takes them; None for the checkpoint's own."""
-
-    max_crops: int | None
-    min_pixels: int | None
-    max_pixels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +59,9 @@ class GenerationOptions:
     """Area below which an image is enlarged; None for the checkpoint's own."""
     max_pixels: int | None = None
     """Area above which an image is reduced; None for the checkpoint's own."""
+    do_resize: bool | None = None
+    """Whether images are first brought to whole patches within the two areas; None for the
+    checkpoint's own. The script of the release sets it to False unless it limits the area."""
 
     def __post_init__(self) -> None:
         # A single text is a sequence of letters, and that is never what was meant.
@@ -108,8 +103,11 @@ class GenerationOptions:
             )
 
     @property
-    def image_limits(self) -> ImageLimits:
-        """The limits on images, by the processor's names."""
-        return ImageLimits(
-            max_crops=self.max_crops, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+    def image_options(self) -> ImageOptions:
+        """What is asked of images."""
+        return ImageOptions(
+            max_crops=self.max_crops,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            do_resize=self.do_resize,
         )

@@ -8,14 +8,15 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 
 from ..model import Model
-from ..processing.opened_image import OpenedImage
+from ..processing.image_processor import OpenedImage, PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..progress import Progress, ProgressEvent
 from .budget import Steps, choose_steps
 from .caches import GenerationCaches, LayerState
-from .image_encoding import encode_opened_images, model_of, patch_token_offsets
+from .image_encoding import encode_opened_images, model_of
 from .memory import device_turns, kv_group_size, make_cache
 from .options import GenerationOptions
-from .prompt import PreparedPrompt
+from .prompt import prompt_key
 from .prompt_key import PromptKey
 from .response_builder import ResponseBuilder
 
@@ -42,7 +43,7 @@ class PromptReader:
     def __init__(
         self,
         model: Model,
-        prepared: PreparedPrompt,
+        prepared: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         caches: GenerationCaches | None,
         transcript: ResponseBuilder,
@@ -62,7 +63,7 @@ class PromptReader:
         self._has_tiles = any(isinstance(one, OpenedImage) for one in prepared.images)
         self._answers = answers
         self._choose_steps(0)  # raises, before any work is done, if it cannot fit
-        self._key = None if caches is None else prepared.key()
+        self._key = None if caches is None else prompt_key(prepared)
         self.cache: list[Any] = make_cache(model, self._length, options)
         """One of mlx-lm's for each layer; grows while the prompt is read."""
 
@@ -75,7 +76,7 @@ class PromptReader:
             self._caches.shrink(steps.cache_bytes)
         return steps
 
-    def read(self, prepared: PreparedPrompt) -> mx.array:
+    def read(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
         """Read all tokens but the last; return that one's embedding, (1, hidden_size)."""
         key, layers = self._known()
         steps = self.make_room()  # what is known of this prompt is at hand
@@ -143,7 +144,9 @@ class PromptReader:
                 mx.eval([cache.state for cache in self.cache])
         return known
 
-    def _embed(self, prepared: PreparedPrompt, known: int, tile_group_size: int) -> mx.array:
+    def _embed(
+        self, prepared: PreparedPrompt[PromptImage], known: int, tile_group_size: int
+    ) -> mx.array:
         """Return the embeddings of the tokens after the first `known`, images merged in.
 
         (L - known, hidden_size). Images among the known tokens are not needed any more.
@@ -165,7 +168,8 @@ class PromptReader:
         sources = np.full((1, len(ids)), -1, np.int32)
         row = 0
         for start, image in images:
-            offsets = patch_token_offsets(image)
+            positions = image.window_positions  # (T, W)
+            offsets = positions[positions >= 0]  # of each feature, from the first token
             sources[0, start + offsets] = np.arange(row, row + len(offsets))
             row += len(offsets)
         with device_turns:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RequestError
-from .prompt import Prompt
+from ..processing.processor import Prompt
 from .response import GenerationResult
 
 

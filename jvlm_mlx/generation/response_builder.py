@@ -4,10 +4,11 @@ import time
 
 import mlx.core as mx
 
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from .answer_text import AnswerText
 from .options import GenerationOptions
-from .prompt import PreparedPrompt
 from .response import GenerationResponse
 
 
@@ -25,7 +26,7 @@ class ResponseBuilder:
     def __init__(
         self,
         processor: Processor,
-        prepared: PreparedPrompt,
+        prepared: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         max_tokens: int,
         start: float,

@@ -11,16 +11,18 @@ from typing import Any
 
 from ..errors import JvlmError, RequestError, SessionError
 from ..model import Model
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.messages import collect_images
-from ..processing.processor import Processor
+from ..processing.processor import Processor, as_list
 from ..progress import Progress, no_progress
 from .answer import Answer, Cancelled
 from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
 from .fingerprint import describe
-from .image_encoding import PromptImage, encode_opened_image, model_of, open_prompt_image
+from .image_encoding import encode_opened_image, model_of
 from .options import GenerationOptions
-from .prompt import PreparedPrompt, as_list, prepare_prompt
+from .prompt import prepare_prompt, prompt_key
 from .prompt_key import PromptKey
 from .response import GenerationResponse
 from .session_file import SavedSession, read_session, write_session
@@ -116,9 +118,11 @@ class ChatSession:
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
         question: Message = {"role": "user", "content": list(text)}
         opened = [
-            open_prompt_image(self._processor, source, request.image_limits)
+            self._processor.image_processor.open(source, request.image_options)
             for source in collect_images([question], sources or None)
         ]
+        for image in opened:
+            image.load()
         return self._answer(self._messages, question, opened, request, progress, cancel, start)
 
     def retry(
@@ -153,7 +157,9 @@ class ChatSession:
     ) -> Generator[GenerationResponse, None, None]:
         """Answer a question that follows the messages `before`, with its images opened."""
         # Limits have been applied to the images of this question; older ones keep theirs.
-        request = dataclasses.replace(request, max_crops=None, min_pixels=None, max_pixels=None)
+        request = dataclasses.replace(
+            request, max_crops=None, min_pixels=None, max_pixels=None, do_resize=None
+        )
         current = self._messages
 
         def make_answer(images: Sequence[PromptImage]) -> Answer:
@@ -254,7 +260,7 @@ class ChatSession:
         layers: list[LayerState] = []
         if self._messages:
             prepared = self._prepare(self._messages, GenerationOptions(), ask=False)
-            key, layers = self.caches.prefixes.fetch(fingerprint, prepared.key())
+            key, layers = self.caches.prefixes.fetch(fingerprint, prompt_key(prepared))
         write_session(
             Path(path),
             SavedSession(
@@ -300,7 +306,7 @@ class ChatSession:
         session._messages = saved.messages
         if saved.key is not None and saved.layers:
             try:
-                key = session._prepare(saved.messages, GenerationOptions(), ask=False).key()
+                key = prompt_key(session._prepare(saved.messages, GenerationOptions(), ask=False))
             except JvlmError as error:
                 raise SessionError(f"{path} is damaged: {error}") from error
             # Another template spells the conversation in other tokens; then it is prefilled anew.
@@ -310,7 +316,7 @@ class ChatSession:
 
     def _prepare(
         self, messages: list[Message], options: GenerationOptions, *, ask: bool = True
-    ) -> PreparedPrompt:
+    ) -> PreparedPrompt[PromptImage]:
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
         prompt = self._processor.apply_chat_template(messages, add_generation_prompt=ask)

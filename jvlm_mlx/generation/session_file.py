@@ -7,7 +7,7 @@ address.
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
+from ..config.image_config import ImageOptions
 from ..config.json_file import parse_json, quoted
 from ..errors import JvlmError, SessionError
 from ..files import atomic_file, reason
@@ -258,7 +259,7 @@ def _read_image(
     _check_fields(described, _IMAGE, where)
     saved = described["settings"]
     config = processor.image_processor.config.override(
-        **{name: saved.get(name) for name in ("max_crops", "min_pixels", "max_pixels")}
+        ImageOptions(**{field.name: saved.get(field.name) for field in fields(ImageOptions)})
     )
     size = described["layout"].get("resized_size")
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):

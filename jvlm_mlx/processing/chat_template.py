@@ -136,7 +136,7 @@ class ChatTemplate:
         except PromptError:
             return None
         before, after = before.strip(), after.strip()
-        return (before, after) if found and (before or after) else None
+        return (before, after) if found and before and after else None
 
     def has_rendered(self, text: str) -> bool:
         """Whether a plain text looks like a question that this template has rendered already."""

@@ -7,7 +7,7 @@ thread alone. So the formats are asked one by one here, and what they would warn
 import struct
 from typing import IO
 
-from PIL import Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from ..errors import ImageError
 from .orientation import SIDEWAYS, orientation, turn_upright
@@ -21,8 +21,9 @@ def image_size(stream: IO[bytes], name: str) -> tuple[int, int]:
     """
     image = _identify(stream, name)
     width, height = image.size
-    # Pillow has exchanged those of TIFF already.
-    sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
+    # Pillow has exchanged them already as TIFF's own tag says, but not as XMP says.
+    exchanged = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())
+    sideways = not exchanged and orientation(image) in SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 

@@ -16,6 +16,7 @@ from .image_tokens import ImageTokenIds, IndexMaps, index_maps
 from .tiles import cut_tiles, resize_source
 from .tiling import ImageLayout, plan_layout
 
+
 @dataclass(frozen=True, eq=False)
 class ProcessedImage:
     """One image, ready for the model. T tiles, P patches, V values, W windows, N tokens."""

@@ -99,10 +99,11 @@ class ModelInputs:
             raise RequestError(
                 f"return_tensors is {quoted(return_tensors)}; expected 'mlx' or 'np'"
             )
-        arrays = [self[keyword] for keyword in _MODEL_KEYWORDS]
-        return ModelInputs(
-            *(None if array is None else mx.array(array) for array in arrays), self.layouts
-        )
+        arrays = {
+            keyword: None if self[keyword] is None else mx.array(self[keyword])
+            for keyword in _MODEL_KEYWORDS
+        }
+        return ModelInputs(**arrays, layouts=self.layouts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.image_config import ImageOptions
-from ..config.json_file import quoted
 from ..errors import PromptError, RequestError
 from .chat_template import ChatTemplate, RenderedPrompt
 from .image_processor import ImageProcessor, PromptImage
 from .inputs import ModelInputs, PreparedPrompt, collate, place_images
-from .messages import collect_images, question
+from .messages import collect_images, question, read_messages
 from .tiling import ImageLayout
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
@@ -188,7 +187,9 @@ class Processor:
         sources = as_list(images)
         if isinstance(prompt, RenderedPrompt):
             if system is not None:
-                raise PromptError("system: the prompt is rendered already; put it into the messages")
+                raise PromptError(
+                    "system: the prompt is rendered already; put it into the messages"
+                )
             text = prompt
         else:
             if isinstance(prompt, str):
@@ -198,11 +199,12 @@ class Processor:
                         " question; give the question alone, or what apply_chat_template"
                         " returned as it is"
                     )
-                messages: list[Any] = question(prompt, sources)
+                messages: Messages = question(prompt, sources)
                 sources = []
             else:
-                messages = list(prompt)
+                messages = prompt
             if system is not None:
+                read_messages(messages)
                 messages = [{"role": "system", "content": system}, *messages]
             sources = collect_images(messages, sources or None)
             text = self.template.render(messages, add_generation_prompt)

@@ -5,7 +5,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from ..config.image_config import ImageConfig
-from .resize import CHANNELS, Rows, array_rows, image_rows, resample, unit_rows
+from .resize import CHANNELS, array_rows, image_rows, resample, unit_rows
 from .tiling import ImageLayout
 
 

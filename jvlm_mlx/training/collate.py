@@ -3,13 +3,12 @@ mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..processing.inputs import DROPPED, PADDING, Row, place_images
-from ..processing.opened_image import ProcessedImage
+from ..processing.image_processor import ProcessedImage
+from ..processing.inputs import PreparedPrompt, collate, place_images
 from .encoding import NOTHING
 from .prepared_examples import TrainingRow
 
@@ -48,22 +47,19 @@ class TrainingBatch:
 
 def expand(
     row: TrainingRow, images: Sequence[ProcessedImage], image_token: int
-) -> tuple[Row, NDArray[np.int32]]:
+) -> tuple[PreparedPrompt[ProcessedImage], NDArray[np.int32]]:
     """Put the tokens of images in place of their placeholders.
 
     Returns:
-        The row, and its labels (L,).
+        The row as a prompt, and its labels (L,).
     """
-    tokens, starts = place_images(
-        row.token_ids, [image.image_tokens for image in images], image_token
-    )
     repeats = np.ones(len(row.token_ids), np.int64)
     repeats[row.token_ids == image_token] = [len(image.image_tokens) for image in images]
-    return Row(tokens, starts, tuple(images)), np.repeat(row.labels, repeats)
+    return place_images(row.token_ids, images, image_token), np.repeat(row.labels, repeats)
 
 
 def collate_right(
-    rows: Sequence[Row],
+    rows: Sequence[PreparedPrompt[ProcessedImage]],
     labels: Sequence[NDArray[np.int32]],
     sources: Sequence[str],
     *,
@@ -79,41 +75,24 @@ def collate_right(
         padding_token: what stands behind the end of a row.
         pad_to_multiple: what L is made a multiple of.
     """
-    longest = max(len(row.input_ids) for row in rows)
-    length = -(-longest // pad_to_multiple) * pad_to_multiple
-    input_ids = np.full((len(rows), length), padding_token, np.int32)  # (B, L)
-    all_labels = np.full((len(rows), length), NOTHING, np.int32)  # (B, L)
-    for place, (row, labels_of_row) in enumerate(zip(rows, labels, strict=True)):
-        input_ids[place, : len(row.input_ids)] = row.input_ids
+    inputs = collate(
+        rows,
+        padding_side="right",
+        padding_token=padding_token,
+        pad_to_multiple=pad_to_multiple,
+    )
+    all_labels = np.full(inputs.input_ids.shape, NOTHING, np.int32)  # (B, L)
+    for place, labels_of_row in enumerate(labels):
         all_labels[place, : len(labels_of_row)] = labels_of_row
     loss_mask = all_labels != NOTHING
-    pixel_values = image_masks = image_input_idx = None
-    if any(row.images for row in rows):
-        pixel_values = _stack([[one.pixel_values for one in row.images] for row in rows], PADDING)
-        image_masks = _stack([[one.image_masks for one in row.images] for row in rows], PADDING)
-        image_input_idx = _stack([row.positions for row in rows], DROPPED)
     return TrainingBatch(
-        input_ids=input_ids,
+        input_ids=inputs.input_ids,
         labels=all_labels,
         loss_mask=loss_mask,
-        pixel_values=pixel_values,
-        image_masks=image_masks,
-        image_input_idx=image_input_idx,
+        pixel_values=inputs.pixel_values,
+        image_masks=inputs.image_masks,
+        image_input_idx=inputs.image_input_idx,
         sources=tuple(sources),
-        num_tokens=sum(len(row.input_ids) for row in rows),
+        num_tokens=sum(len(row.token_ids) for row in rows),
         num_targets=int(np.count_nonzero(loss_mask)),
     )
-
-
-def _stack(rows: list[list[NDArray[Any]]], missing: int) -> NDArray[Any]:
-    """Join each row's arrays (t, ...) to (B, T, ...), filled up with `missing`."""
-    tiles = max(sum(map(len, row)) for row in rows)
-    example = next(array for row in rows for array in row)
-    stacked = np.empty((len(rows), tiles, *example.shape[1:]), example.dtype)
-    for place, row in enumerate(rows):
-        start = 0
-        for array in row:
-            stacked[place, start : start + len(array)] = array
-            start += len(array)
-        stacked[place, start:] = missing
-    return stacked

@@ -1,17 +1,9 @@
 """What a row may be at most."""
 
 from dataclasses import dataclass
-from typing import TypedDict
 
+from ..config.image_config import ImageOptions
 from ..errors import RequestError
-
-
-class TrainingImageLimits(TypedDict):
-    """As `DataLimits`."""
-
-    max_crops: int | None
-    min_pixels: int | None
-    max_pixels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +28,8 @@ class DataLimits:
             raise RequestError(f"max_length {self.max_length} must be at least 1")
 
     @property
-    def of_images(self) -> TrainingImageLimits:
+    def of_images(self) -> ImageOptions:
         """The limits that the image processor takes."""
-        return TrainingImageLimits(
+        return ImageOptions(
             max_crops=self.max_crops, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )

@@ -5,10 +5,10 @@ from functools import lru_cache
 
 from ..errors import DataError, ImageError
 from ..processing.image_io import open_image, source_name
+from ..processing.image_processor import ProcessedImage
 from ..processing.image_tokens import image_mask, image_tokens, window_positions
-from ..processing.opened_image import ProcessedImage
 from ..processing.processor import Processor
-from ..processing.tiles import cut_tiles
+from ..processing.tiles import cut_tiles, resize_source
 from ..processing.tiling import ImageLayout
 from .data_limits import DataLimits
 from .prepared_examples import ExampleImage
@@ -35,7 +35,7 @@ class ImageStore:
         Raises:
             RequestError: a limit is out of range.
         """
-        config = processor.image_processor.config.override(**limits.of_images)
+        config = processor.image_processor.config.override(limits.of_images)
         self._settings = config
         self._capacity = cache_bytes
         self._kept: dict[str, ProcessedImage] = {}
@@ -79,7 +79,9 @@ class ImageStore:
         tokens, positions, mask = self._maps(image.layout)
         processed = ProcessedImage(
             layout=image.layout,
-            pixel_values=cut_tiles(opened, image.layout, self._settings),
+            pixel_values=cut_tiles(
+                resize_source(opened, image.layout, self._settings), image.layout, self._settings
+            ),
             image_tokens=tokens,
             window_positions=positions,
             image_masks=mask,

@@ -3,15 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from ..errors import DataError
+from ..processing.image_io import open_image, read_image, source_name
 
-from ..errors import DataError, ImageError
-from ..processing.image_decoding import identify, reason
-from ..processing.image_io import open_image, source_name
-from ..processing.orientation import orientation
-
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
 _ADDRESSES = ("data:", "file:")
 _WEB = ("http:", "https:")
 
@@ -42,33 +36,12 @@ def locate(source: Any, folder: Path) -> str:
 def image_size(source: str) -> tuple[int, int]:
     """Return width and height of an image as it stands upright.
 
-    Only the beginning of a file is read, unless it is TIFF. An image in an address is decoded.
+    Only the header of a file is read.
 
     Raises:
         ImageError: there is no such image, or it cannot be one.
     """
-    if source[:8].lower().startswith(_ADDRESSES):
-        return decoded_size(source)
-    name = source_name(source)
-    try:
-        with Path(source).open("rb") as stream:
-            image = identify(stream)
-            if image is None:
-                raise ImageError(f"{name} is no image of a format that Pillow reads")
-            width, height = image.size
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and width * height > limit:
-                raise ImageError(
-                    f"{name} is too large: {width} x {height} pixels; at most {limit} are decoded"
-                )
-            if image.format == "TIFF":
-                return decoded_size(source)  # Pillow turns these itself, while it decodes.
-            sideways = orientation(image) in _SIDEWAYS
-    except ImageError:
-        raise
-    except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
-        raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
-    return (height, width) if sideways else (width, height)
+    return read_image(source).size
 
 
 def decoded_size(source: str) -> tuple[int, int]:

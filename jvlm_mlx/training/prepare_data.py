@@ -84,7 +84,7 @@ class _Checker:
     """Prepares rows, and remembers the bad ones."""
 
     def __init__(self, processor: Processor, limits: DataLimits, decode_images: bool) -> None:
-        processor.image_processor.config.override(**limits.of_images)  # or say what is wrong
+        processor.image_processor.config.override(limits.of_images)  # or say what is wrong
         self._processor = processor
         self._limits = limits
         self._encoder = ConversationEncoder(processor)
@@ -153,7 +153,7 @@ class _Checker:
             size = self._sizes[source] = self._size_of(source)
         layout = self._layouts.get(size)
         if layout is None:
-            layout = self._processor.image_layout(*size, **self._limits.of_images)
+            layout = self._processor.image_layout(*size, self._limits.of_images)
             self._layouts[size] = layout
         return ExampleImage(source, size, layout)
 

@@ -21,7 +21,7 @@ from benchmarks.demo_model.pretraining import (
 from benchmarks.demo_model.synthetic_tiles import CELL, KINDS, make_synthetic_tile, patches_of
 from jvlm_mlx.demo.phrases import COLORS, SHAPES
 from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.processing.tiles import cut_tiles
+from jvlm_mlx.processing.tiles import cut_tiles, resize_source
 from jvlm_mlx.processing.tiling import plan_layout
 from jvlm_mlx.training.processes import Processes
 
@@ -39,8 +39,9 @@ def test_patches_are_those_of_the_processor(initialized):
     _, processor = jvlm_mlx.load(initialized)
     tiles = [make_synthetic_tile(Random(number)) for number in range(3)]
     config = processor.image_processor.config
+    layout = plan_layout(72, 72, config)
     for example, patches in zip(tiles, patches_of(tiles), strict=True):
-        expected = cut_tiles(example.image, plan_layout(72, 72, config), config)
+        expected = cut_tiles(resize_source(example.image, layout, config), layout, config)
         np.testing.assert_allclose(patches, expected[0], atol=1e-6)
 
 

@@ -199,7 +199,7 @@ def test_data_addresses_that_are_none():
     )
     assert "is no valid base64" in error_line("data:;base64,a")
     line = error_line("data:;base64," + "!" * 100_000)
-    assert "… (100013 letters) is no valid base64" in line
+    assert "… (100013 characters) is no valid base64" in line
     assert "is no image" in error_line("data:,hello")
 
 
@@ -244,7 +244,7 @@ def test_arrays_that_are_no_images(array, line):
 @pytest.mark.parametrize("source", [None, 3, ["a.png"], {}, object()])
 def test_things_that_are_no_images(source):
     line = error_line(source)
-    assert line.startswith(f"a {type(source).__name__} is no image; expected a path, an address")
+    assert line.startswith(f"a {type(source).__name__} is no image; expected a path, a URL")
 
 
 def test_web_addresses_that_fail(server, monkeypatch):

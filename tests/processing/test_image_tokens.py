@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jvlm_mlx.config.image_config import ImageOptions
 from jvlm_mlx.processing.image_tokens import (
     ImageTokenIds,
     image_mask,
@@ -56,7 +57,7 @@ def test_released_model_config(photo):
 @pytest.mark.parametrize("name", SINGLE)
 def test_tiny_cases(name):
     golden, case = read_arrays(f"{name}.npz"), CASES[name]
-    layout = golden_layout(case["images"][0][0], TINY.override(**case["overrides"]))
+    layout = golden_layout(case["images"][0][0], TINY.override(ImageOptions(**case["overrides"])))
     ids = golden["input_ids"][0]
     offset = ids.tolist().index(TINY_IDS.start)
     tokens = image_tokens(layout, TINY, TINY_IDS)

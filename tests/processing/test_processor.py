@@ -1,13 +1,16 @@
 import threading
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from jvlm_mlx.checkpoint.loader import load_processor, read_config
-from jvlm_mlx.errors import ImageError, PromptError
-from jvlm_mlx.processing.inputs import DROPPED
-from jvlm_mlx.processing.processor import Processor
+from jvlm_mlx.config.image_config import ImageOptions
+from jvlm_mlx.errors import ImageError, PromptError, RequestError
+from jvlm_mlx.processing import image_processor
+from jvlm_mlx.processing.image_io import open_image
+from jvlm_mlx.processing.inputs import DROPPED, collate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYWORDS = ("input_ids", "attention_mask", "pixel_values", "image_masks", "image_input_idx")
@@ -69,16 +72,17 @@ def test_window_positions_are_the_patch_tokens(processor, named_case):
         )
 
 
-def test_one_image_is_not_copied(processor):
-    taken = []
+def test_one_image_is_not_copied(processor, monkeypatch):
+    made = []
+    cut_tiles = image_processor.cut_tiles
 
-    def remember(source, **limits):
-        taken.append(processor.image_processor(source, **limits))
-        return taken[0]
+    def remember(*arguments):
+        made.append(cut_tiles(*arguments))
+        return made[0]
 
-    other = Processor(processor.tokenizer, processor.template, remember)
-    inputs = other("<|image|>", [image("dot")])
-    assert np.shares_memory(inputs.pixel_values, taken[0].pixel_values)
+    monkeypatch.setattr(image_processor, "cut_tiles", remember)
+    inputs = processor("<|image|>", [image("dot")])
+    assert np.shares_memory(inputs.pixel_values, made[0])
 
 
 def test_beginning_of_text_is_always_in_front(processor):
@@ -97,8 +101,14 @@ def test_without_placeholders_images_come_first(processor):
     assert_same(processor("", images), processor("<|image|><|image|>", images))
 
 
-def test_one_text_or_a_list_of_one(processor):
+def test_images_bare_in_a_list_or_nested(processor):
     expected = processor(["a<|image|>"], [[image("dot")]])
+    dot = open_image(image("dot"))
+    for bare in (image("dot"), str(image("dot")), image("dot").read_bytes(), dot, np.asarray(dot)):
+        assert_same(processor(images=bare, text="a<|image|>", padding=True), expected)
+    several = processor(["a<|image|>", "b"], [[image("dot")], [image("square")]])
+    assert_same(processor(["a<|image|>", "b"], [image("dot"), image("square")]), several)
+    assert_same(processor(["a<|image|>", "b"], (image("dot"), image("square"))), several)
     assert_same(processor("a<|image|>", [image("dot")]), expected)
     assert_same(processor("a<|image|>", [[image("dot")]]), expected)
     assert_same(processor(["a<|image|>"], (image("dot"),)), expected)
@@ -218,10 +228,12 @@ def test_several_threads_at_once(processor):
         ("<|image|>", [1, 2], "1 <|image|> placeholders, but 2 images"),
         ("<|image|><|image|>", [1], "2 <|image|> placeholders, but 1 images"),
         (["<|image|>", "<|image|>"], [[1], []], "1 <|image|> placeholders, but 0 images"),
-        ("a", "a.png", "found type str"),
+        (None, "a.png", "there is no text"),
+        ("<|image|><|image|>", "a.png", "2 <|image|> placeholders, but 1 images"),
         ("a", [[1], [2]], "each of the 1 texts, found 2 lists among 2 entries"),
         ("a", [[1], 2], "each of the 1 texts, found 1 lists among 2 entries"),
-        (["a", "b"], [1, 2], "each of the 2 texts, found 0 lists among 2 entries"),
+        (["a", "b"], [1, 2, 3], "each of the 2 texts, found 0 lists among 3 entries"),
+        (["a", "b"], 1, "each of the 2 texts, found 0 lists among 1 entries"),
         (["a", "b"], [[1]], "each of the 2 texts, found 1 lists among 1 entries"),
         ("a \udc00", None, "surrogate"),
     ],
@@ -238,3 +250,127 @@ def test_counts_are_checked_before_images_are_opened(processor):
         processor(["<|image|>", "<|image|>"], [["/nowhere.png"], []])
     with pytest.raises(ImageError):
         processor("<|image|>", ["/nowhere.png"])
+
+
+def test_arrays_of_another_library(processor):
+    expected = processor("<|image|>", image("dot"))
+    inputs = processor(images=image("dot"), text="<|image|>", return_tensors="mlx")
+    for keyword in (*KEYWORDS, "images"):
+        assert isinstance(inputs[keyword], mx.array)
+        np.testing.assert_array_equal(np.array(inputs[keyword]), expected[keyword])
+    assert inputs.images is inputs.pixel_values
+    assert expected["images"] is expected.images is expected.pixel_values
+    assert_same(processor("<|image|>", image("dot"), return_tensors="np"), expected)
+    assert processor("a", return_tensors="mlx").pixel_values is None
+    with pytest.raises(RequestError, match="return_tensors is 'pt'; expected 'mlx' or 'np'"):
+        processor("a", return_tensors="pt")
+
+
+def test_padding(processor):
+    assert processor(["a", "b b"], padding="longest").input_ids.shape[0] == 2
+    assert processor(["a", "a"], padding=False).input_ids.shape[0] == 2
+    with pytest.raises(PromptError, match="differ in length; padding must be True"):
+        processor(["a", "b b"], padding=False)
+
+
+def test_templates_as_text_tokens_or_inputs(processor):
+    def message(*content):
+        return [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
+
+    own = message({"type": "image", "image": image("dot")})
+    text = processor.apply_chat_template(own, tokenize=False, add_generation_prompt=True)
+    assert text == " User: <|image|>What? Assistant:"
+    expected = processor(text, image("dot"))
+    inputs = processor.apply_chat_template(own, tokenize=True, return_dict=True)
+    assert_same(inputs, expected)
+    bare = message({"type": "image"})
+    given = {"tokenize": True, "return_dict": True, "images": image("dot")}
+    assert_same(processor.apply_chat_template(bare, **given), expected)
+    ids = expected.input_ids
+    assert processor.apply_chat_template(own, tokenize=True) == ids[0].tolist()
+    for library in ("np", "mlx"):
+        inputs = processor.apply_chat_template(
+            own, tokenize=True, return_dict=True, return_tensors=library
+        )
+        np.testing.assert_array_equal(np.array(inputs.pixel_values), expected.pixel_values)
+        found = processor.apply_chat_template(own, tokenize=True, return_tensors=library)
+        assert isinstance(found, np.ndarray if library == "np" else mx.array)
+        np.testing.assert_array_equal(np.array(found), ids)
+    smaller = processor.apply_chat_template(own, tokenize=True, return_dict=True, max_crops=1)
+    assert_same(smaller, processor(text, image("dot"), max_crops=1))
+
+
+def test_decoding_many(processor):
+    ids = processor(["a", "b b"]).input_ids
+    assert processor.batch_decode(ids) == [processor.decode(row) for row in ids] == ["a", "b b"]
+    assert processor.decode(mx.array(ids[0])) == "a"
+    special = processor("a<|image|>", image("dot")).input_ids[0]
+    assert processor.decode(special, skip_special_tokens=False).startswith("<|")
+
+
+def test_image_options(processor):
+    options = ImageOptions(max_crops=1)
+    expected = processor("a", image("coffee"), max_crops=1)
+    assert_same(processor("a", image("coffee"), options=options), expected)
+    both = processor("a", image("coffee"), options=options, max_pixels=60_000)
+    assert_same(both, processor("a", image("coffee"), max_crops=1, max_pixels=60_000))
+    with pytest.raises(RequestError, match="there is no image option 'max_crop'; known: max_crops"):
+        processor("a", image("coffee"), max_crop=1)
+
+
+def test_a_question_is_rendered(processor):
+    prepared = processor.prepare("What?", [image("dot")])
+    assert_same(prepared.inputs, processor(" User: <|image|>What? Assistant:", image("dot")))
+    with_system = processor.prepare("What?", system="Be brief.")
+    assert_same(with_system.inputs, processor(" System: Be brief. User: What? Assistant:"))
+    text = processor.apply_chat_template([{"role": "user", "content": "What?"}])
+    assert_same(processor.prepare(text).inputs, processor(text))
+    with pytest.raises(PromptError, match="rendered already"):
+        processor.prepare(text, system="Be brief.")
+
+
+@pytest.mark.parametrize("prompt", [None, 5, {}, b"a", []])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_what_is_no_prompt(prompt, system, processor):
+    with pytest.raises(PromptError):
+        processor.prepare(prompt, system=system)
+
+
+def test_a_prompt_that_has_been_rendered_already_is_noticed(processor, caplog):
+    text = processor.apply_chat_template([{"role": "user", "content": "What?"}])
+    processor.prepare(text)
+    processor.prepare("What?")
+    assert not caplog.records
+    processor.prepare(text.strip())
+    assert "looks rendered already" in caplog.text
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_decoded(processor, monkeypatch):
+    monkeypatch.setattr(image_processor.OpenedImage, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, \d+ of them for images; at"):
+        processor.prepare("What?", [image("dot")] * 3, max_tokens=20)
+
+
+def test_opening_images_can_be_canceled(processor):
+    cancel = threading.Event()
+    cancel.set()
+    processor.prepare("What?", cancel=cancel)
+    with pytest.raises(RequestError, match="canceled"):
+        processor.prepare("What?", image("dot"), cancel=cancel)
+
+
+def test_right_padding(processor):
+    prompts = [processor.prepare("a", image("dot")), processor.prepare("b b b b b b")]
+    left, right = collate(prompts), collate(prompts, padding_side="right", padding_token=7)
+    for one, other, mask in zip(left.input_ids, right.input_ids, left.attention_mask, strict=True):
+        length = int(mask.sum())
+        np.testing.assert_array_equal(one[-length:], other[:length])
+        assert (other[length:] == 7).all()
+    np.testing.assert_array_equal(left.pixel_values, right.pixel_values)
+    shifts = (~left.attention_mask).sum(axis=1)[:, None, None]
+    kept = left.image_input_idx >= 0
+    assert (kept == (right.image_input_idx >= 0)).all()
+    np.testing.assert_array_equal(
+        (left.image_input_idx - shifts)[kept], right.image_input_idx[kept]
+    )
+    assert collate(prompts, pad_to_multiple=64).input_ids.shape[1] % 64 == 0

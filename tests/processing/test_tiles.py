@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvlm_mlx.processing.tiles import cut_tiles, normalize
+from jvlm_mlx.config.image_config import ImageOptions
+from jvlm_mlx.processing.tiles import cut_tiles, normalize, resize_source
 from jvlm_mlx.processing.tiling import plan_layout
 from tests.helpers.image_goldens import (
     GOLDEN,
@@ -23,7 +24,8 @@ SINGLE = [name for name, case in CASES.items() if name != "text_only" and len(ca
 
 
 def cut(image, config):
-    return cut_tiles(image, plan_layout(image.height, image.width, config), config)
+    layout = plan_layout(image.height, image.width, config)
+    return cut_tiles(resize_source(image, layout, config), layout, config)
 
 
 def some_image(width, height):
@@ -50,7 +52,7 @@ def test_photos_at_the_released_model_config(photo):
 @pytest.mark.parametrize("name", SINGLE)
 def test_tiny_cases(name):
     golden, case = read_arrays(f"{name}.npz"), CASES[name]
-    config = TINY.override(**case["overrides"])
+    config = TINY.override(ImageOptions(**case["overrides"]))
     pixel_values = np.concatenate(
         [cut(read_image(GOLDEN / "images" / f"{image}.png"), config) for image in case["images"][0]]
     )
@@ -192,7 +194,7 @@ def test_memory_does_not_grow_with_the_image(do_resize, monkeypatch):
     layout = plan_layout(4000, 6000, config)
     tracemalloc.start()
     try:
-        tiles = cut_tiles(image, layout, config)
+        tiles = cut_tiles(resize_source(image, layout, config), layout, config)
         peak = tracemalloc.get_traced_memory()[1] - tiles.nbytes
     finally:
         tracemalloc.stop()

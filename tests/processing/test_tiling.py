@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from jvlm_mlx.config.image_config import ImageOptions
 from jvlm_mlx.errors import CheckpointError, ImageError, RequestError
 from jvlm_mlx.processing.tiling import kept_windows, plan_layout
 from tests.helpers.image_goldens import RELEASED, TINY, read_json
@@ -75,7 +76,7 @@ def test_half_a_patch_rounds_to_even(side, resized):
 
 
 def test_a_side_never_shrinks_to_nothing():
-    config = RELEASED.override(max_pixels=3136)
+    config = RELEASED.override(ImageOptions(max_pixels=3136))
     assert plan_layout(30, 6000, config).resized_size == (14, 784)
 
 
@@ -98,12 +99,12 @@ def test_sides_up_to_the_overlap(height, width, grid):
 
 def test_max_crops():
     for most in range(1, 13):
-        layout = plan_layout(900, 1100, RELEASED.override(max_crops=most))
+        layout = plan_layout(900, 1100, RELEASED.override(ImageOptions(max_crops=most)))
         rows, columns = layout.grid
         assert rows * columns <= most
         assert layout.num_tiles == 1 + rows * columns
-    assert plan_layout(900, 1100, RELEASED.override(max_crops=4)).grid == (2, 2)
-    assert plan_layout(900, 1100, RELEASED.override(max_crops=1)).grid == (1, 1)
+    assert plan_layout(900, 1100, RELEASED.override(ImageOptions(max_crops=4))).grid == (2, 2)
+    assert plan_layout(900, 1100, RELEASED.override(ImageOptions(max_crops=1))).grid == (1, 1)
 
 
 def test_rectangular_tiles():
@@ -136,26 +137,29 @@ def test_kept_windows(tiles, first, count):
 @pytest.mark.parametrize(
     ("limits", "line"),
     [
-        ({"max_crops": 0}, "max_crops is 0; expected 1 to 1000 tiles"),
+        ({"max_crops": 0}, "max_crops is 0; expected 1 to 1000"),
         ({"max_crops": -3}, "max_crops is -3"),
         ({"max_crops": 10**9}, "max_crops is 1000000000"),
         ({"max_crops": 2.5}, "max_crops is 2.5; expected a whole number"),
         ({"max_crops": True}, "max_crops is True; expected a whole number"),
+        ({"max_pixels": 10**8}, "max_pixels is 100000000; expected 1 to 67108864"),
+        ({"min_pixels": 10**8}, "min_pixels is 100000000; expected 1 to 67108864"),
+        ({"do_resize": 1}, "do_resize is 1; expected true or false"),
         ({"max_pixels": "big"}, "max_pixels is 'big'; expected a whole number"),
-        ({"min_pixels": 0}, "expected 0 < min_pixels <= max_pixels"),
+        ({"min_pixels": 0}, "min_pixels is 0; expected 1 to"),
         ({"min_pixels": 500, "max_pixels": 400}, "min_pixels 500 and max_pixels 400"),
         ({"max_pixels": 3000}, "min_pixels 3136 and max_pixels 3000"),
     ],
 )
 def test_limits_of_a_request(limits, line):
     with pytest.raises(RequestError, match=line):
-        RELEASED.override(**limits)
+        RELEASED.override(ImageOptions(**limits))
 
 
 def test_limits_that_are_none_stay():
-    assert RELEASED.override() == RELEASED
-    assert RELEASED.override(max_crops=3, min_pixels=None).max_crops == 3
-    assert TINY.override(max_pixels=99_999).max_pixels == 99_999
+    assert RELEASED.override(ImageOptions()) == RELEASED
+    assert RELEASED.override(ImageOptions(max_crops=3, min_pixels=None)).max_crops == 3
+    assert TINY.override(ImageOptions(max_pixels=99_999)).max_pixels == 99_999
 
 
 @pytest.mark.parametrize(
