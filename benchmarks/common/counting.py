@@ -18,7 +18,7 @@ from unittest import mock
 
 import mlx.core as mx
 
-from jvlm_mlx.model import cpu
+from jvlm_mlx.model.ops import mlx_kernels_only
 
 VIEWS = frozenset(
     ("AsStrided", "Broadcast", "BroadcastAxes", "Copy", "Depends", "ExpandDims", "Flatten",
@@ -58,6 +58,6 @@ def _one_node_kernels() -> Iterator[None]:
         mock.patch.object(mx.fast, "layer_norm", one),
         mock.patch.object(mx.fast, "rope", one),
         # What a GPU is asked to do is counted, wherever the counting runs.
-        mock.patch.object(cpu, "is_cpu_float32", return_value=False),
+        mlx_kernels_only(),
     ):
         yield

@@ -48,6 +48,7 @@ def random_model(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 
         return drawn
 
     _replace(model, draw)
+    model.prepare()
     return model
 
 
@@ -55,6 +56,7 @@ def weightless_model(config: ModelConfig, dtype: mx.Dtype = mx.float32) -> Model
     """Return a model whose weights are one number shown many times: for looking at graphs."""
     model = Model(config)
     _replace(model, lambda array: constant(array.shape, dtype))
+    model.prepare()
     return model
 
 

@@ -164,6 +164,11 @@ class DecoderConfig:
     context_size: int
     """Most tokens of prompt and answer together."""
 
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of both embedding tables together."""
+        return self.embedding_size + self.additional_vocab_size
+
     @classmethod
     def read(cls, reader: ConfigReader) -> "DecoderConfig":
         """Read `text_config`, but for the tied head."""

@@ -3,6 +3,7 @@
 from .connector import Connector
 from .decoder import Decoder
 from .model import Model
+from .parameters import parameter_shapes
 from .vision import VisionTower
 
-__all__ = ["Connector", "Decoder", "Model", "VisionTower"]
+__all__ = ["Connector", "Decoder", "Model", "VisionTower", "parameter_shapes"]

@@ -33,11 +33,6 @@ _custom_function: Any = mx.custom_function
 _ROUND = 1.5 * 2**23
 
 
-def is_cpu_float32(x: mx.array) -> bool:
-    """Return whether `x` would be computed by the CPU backend in float32."""
-    return x.dtype == mx.float32 and mx.default_device().type == mx.cpu
-
-
 def _tanh(x: mx.array) -> mx.array:
     x = mx.clip(x, -_TANH_LIMIT, _TANH_LIMIT)
     square = x * x

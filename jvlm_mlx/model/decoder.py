@@ -6,88 +6,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
-from .._mlx_lm import create_attention_mask, initialize_rope, scaled_dot_product_attention
-from ..config.blocks import AttentionConfig
+from .._mlx_lm import create_attention_mask, initialize_rope
 from ..config.model_config import DecoderConfig
-from . import cpu
-from .layers import MLP, make_norm
+from . import ops
+from .layers import Block, Embedding, make_norm
+from .ops import Mask
 
-Mask = mx.array | str | None
-
-
-class DecoderAttention(nn.Module):
-    """Causal grouped-query attention with a norm on each query and key head, then RoPE."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        attention = config.block.attention
-        width = attention.query_size + 2 * attention.key_value_size
-        self.qkv = nn.Linear(config.hidden_size, width, attention.has_projection_bias)
-        self.out = nn.Linear(attention.query_size, config.hidden_size, attention.output_bias)
-        if attention.q_norm:
-            self.q_norm = make_norm(attention.head_dim, attention.q_norm)
-        if attention.k_norm:
-            self.k_norm = make_norm(attention.head_dim, attention.k_norm)
-        self.rope = initialize_rope(
-            attention.head_dim,
-            base=config.rope_theta,
-            traditional=False,
-            scaling_config=config.rope_scaling,
-            max_position_embeddings=config.context_size,
-        )
-        self._config: AttentionConfig = attention
-
-    def __call__(
-        self, x: mx.array, mask: Mask, cache: Any | None, offset: int | mx.array
-    ) -> mx.array:
-        """Map (B, L, hidden_size) to the same shape.
-
-        Args:
-            x: (B, L, hidden_size).
-            mask: as `mx.fast.scaled_dot_product_attention` takes it.
-            cache: a cache of mlx-lm, which the new keys and values are added to.
-            offset: position of the first token, for all rows or (B,) for each.
-        """
-        config = self._config
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
-        # (B, L, H D) -> (B, L, H, D) -> (B, H, L, D)
-        qkv = mx.unflatten(self.qkv(x), -1, (heads + 2 * groups, config.head_dim))
-        qkv = qkv.transpose(0, 2, 1, 3)
-        queries, keys, values = mx.split(qkv, (heads, heads + groups), axis=1)
-        if config.q_norm:
-            queries = self.q_norm(queries)
-        if config.k_norm:
-            keys = self.k_norm(keys)
-        queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)
-        if self.training and cpu.is_cpu_float32(queries) and cache is None and mask == "causal":
-            x = cpu.differentiable_attention(queries, keys, values, config.scale, causal=True)
-        else:
-            x = scaled_dot_product_attention(
-                queries, keys, values, cache=cache, scale=config.scale, mask=mask
-            )
-        # (B, H, L, D) -> (B, L, H, D) -> (B, L, H D)
-        return self.out(mx.flatten(x.transpose(0, 2, 1, 3), -2))
-
-
-class DecoderLayer(nn.Module):
-    """One pre-norm transformer block of the decoder."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.attention_norm = make_norm(config.hidden_size, config.block.norm)
-        self.attention = DecoderAttention(config)
-        self.mlp_norm = make_norm(config.hidden_size, config.block.norm)
-        self.mlp = MLP(config.hidden_size, config.hidden_size, config.block.mlp)
-
-    def __call__(
-        self, x: mx.array, mask: Mask, cache: Any | None, offset: int | mx.array
-    ) -> mx.array:
-        """Map (B, L, hidden_size) to the same shape; arguments as for the attention."""
-        x = x + self.attention(self.attention_norm(x), mask, cache, offset)
-        return x + self.mlp(self.mlp_norm(x))
+HostArray = npt.NDArray[Any]
 
 
 class Decoder(nn.Module):
@@ -99,15 +27,29 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        rows = config.embedding_size + config.additional_vocab_size
-        self.embedding = nn.Embedding(rows, config.hidden_size)
-        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.embedding = Embedding(config.embedding_rows, config.hidden_size)
+        rope = initialize_rope(
+            config.block.attention.head_dim,
+            base=config.rope_theta,
+            traditional=False,
+            scaling_config=config.rope_scaling,
+            max_position_embeddings=config.context_size,
+        )
+        self.layers = [
+            Block(config.hidden_size, config.block, rope) for _ in range(config.num_hidden_layers)
+        ]
         self.norm = make_norm(config.hidden_size, config.block.norm)
         self._scale = config.hidden_size**0.5 if config.scale_embeddings else None
+        self._num_heads = config.block.attention.num_attention_heads
 
-    def embed(self, input_ids: mx.array) -> mx.array:
+    def embed(self, input_ids: mx.array | HostArray) -> mx.array:
         """Look up tokens (B, L); negative ids are padding and read as 0. (B, L, hidden_size)."""
-        return self.embedding(mx.maximum(input_ids, 0))
+        if not isinstance(input_ids, mx.array):
+            input_ids = mx.array(np.maximum(input_ids, 0))
+        elif input_ids.shape[-1] > 1:
+            # A single token, as of a decode step, is never padding: one kernel less.
+            input_ids = mx.maximum(input_ids, 0)
+        return self.embedding(input_ids)
 
     def __call__(
         self,
@@ -134,6 +76,8 @@ class Decoder(nn.Module):
             # A batch's offset is an array, which mlx-lm 0.31 changes in place as soon as the
             # first layer has been through: every layer must still see what it was.
             mask, offset = create_attention_mask(x, cache[0]), copy.copy(cache[0].offset)
+            if not hasattr(cache[0], "bits"):
+                mask = ops.decoding_mask(mask, (len(x), self._num_heads, length))
         elif left_padding is not None:
             # Positions count from 0 at the first real token; padding has negative ones.
             mask, offset = padded_causal_mask(length, left_padding), -left_padding

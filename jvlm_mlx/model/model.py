@@ -11,11 +11,14 @@ import numpy.typing as npt
 from .._mlx_lm import BatchKVCache, KVCache
 from ..config.model_config import ModelConfig
 from .connector import Connector
-from .decoder import Decoder, DecoderLayer
+from .decoder import Decoder
+from .layers import Block, Linear
 from .vision import VisionTower
 from .windows import WindowPlan, plan_windows
 
 HostArray = npt.NDArray[Any]
+Array = mx.array | HostArray | list[Any]
+"""What the model takes as input: arrays, or nested lists of numbers."""
 
 TILE_GROUP_SIZE = 4
 """Tiles that go through the tower at once, unless said otherwise: enough to keep a GPU busy
@@ -37,15 +40,13 @@ class Model(nn.Module):
         )
         self.decoder = Decoder(config.decoder)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(
-                config.decoder.hidden_size, config.decoder.vocab_size, bias=False
-            )
+            self.lm_head = Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         self.config = config
-        # Answering is the rule; whoever wants gradients calls `train()`.
+        # Inference is the default; training calls `train()`.
         self.eval()
 
     @property
-    def layers(self) -> list[DecoderLayer]:
+    def layers(self) -> list[Block]:
         """The decoder's layers, where mlx-lm looks for them."""
         return self.decoder.layers
 
@@ -54,7 +55,14 @@ class Model(nn.Module):
         """What activations are computed in."""
         return self.decoder.norm.weight.dtype
 
-    def make_cache(self, attention_mask: HostArray | None = None) -> list[Any]:
+    def prepare(self) -> None:
+        """Evaluate all weights and what is derived from them, so that any thread may call this."""
+        for layer in (*self.vision_tower.layers, *self.decoder.layers):
+            layer.attention.prepare()
+        # Tables of rotary positions are no parameters.
+        mx.eval([list(module.values()) for module in self.modules()])
+
+    def make_cache(self, attention_mask: Array | None = None) -> list[Any]:
         """Return an empty KV cache, one of mlx-lm's for each layer.
 
         Args:
@@ -67,7 +75,7 @@ class Model(nn.Module):
 
     def plan(
         self,
-        image_input_idx: HostArray,
+        image_input_idx: Array,
         sequence_length: int,
         tile_group_size: int = TILE_GROUP_SIZE,
     ) -> WindowPlan:
@@ -83,8 +91,8 @@ class Model(nn.Module):
 
     def encode_groups(
         self,
-        pixel_values: mx.array | HostArray,
-        image_masks: mx.array | HostArray,
+        pixel_values: Array,
+        image_masks: Array,
         plan: WindowPlan,
     ) -> Iterator[mx.array]:
         """Yield the features of one group of tiles after the other, not yet evaluated.
@@ -98,19 +106,18 @@ class Model(nn.Module):
             (windows of the group, hidden_size).
         """
         # (B, T, P, V) -> (B T, P, V) and (B, T, P) -> (B T, P)
-        pixel_values = pixel_values.reshape(-1, *pixel_values.shape[2:])
-        image_masks = image_masks.reshape(-1, image_masks.shape[-1])
+        pixels, masks = _as_array(pixel_values), _as_array(image_masks)
+        pixels, masks = pixels.reshape(-1, *pixels.shape[2:]), masks.reshape(-1, masks.shape[-1])
         features = None
         for group in plan.groups:
-            # Only the group's tiles are handed to the device.
-            tiles = mx.array(pixel_values[_rows(pixel_values, group.tiles)])
+            tiles = _take_rows(pixels, group.tiles)
             if features is not None:
                 # Left to itself, the scheduler works on all groups side by side and holds the
                 # activations of all of them.
                 (tiles,) = mx.depends([tiles], [features])
             features = self.connector(
                 self.vision_tower(tiles),
-                mx.array(image_masks[_rows(image_masks, group.tiles)]),
+                _take_rows(masks, group.tiles),
                 mx.array(group.patches),
                 mx.array(group.inside),
             )
@@ -118,9 +125,9 @@ class Model(nn.Module):
 
     def encode_images(
         self,
-        pixel_values: mx.array | HostArray,
-        image_masks: mx.array | HostArray,
-        image_input_idx: HostArray,
+        pixel_values: Array,
+        image_masks: Array,
+        image_input_idx: Array,
         *,
         tile_group_size: int = TILE_GROUP_SIZE,
     ) -> mx.array:
@@ -135,14 +142,14 @@ class Model(nn.Module):
         Returns:
             (N, hidden_size), ordered by row, tile and window.
         """
-        length = int(np.max(image_input_idx, initial=0)) + 1
+        length = int(np.max(np.asarray(image_input_idx), initial=0)) + 1
         plan = self.plan(image_input_idx, length, tile_group_size)
         return self._encode(pixel_values, image_masks, plan)
 
     def _encode(
         self,
-        pixel_values: mx.array | HostArray,
-        image_masks: mx.array | HostArray,
+        pixel_values: Array,
+        image_masks: Array,
         plan: WindowPlan,
     ) -> mx.array:
         groups: list[mx.array] = []
@@ -152,42 +159,48 @@ class Model(nn.Module):
             return mx.zeros((0, self.config.decoder.hidden_size), self.dtype)
         return mx.concatenate(groups)
 
-    def merge(self, embeddings: mx.array, features: mx.array, sources: HostArray) -> mx.array:
+    def merge(
+        self, embeddings: mx.array, features: mx.array, sources: mx.array | HostArray
+    ) -> mx.array:
         """Add features to the embeddings of their patch tokens.
 
         Args:
             embeddings: (B, L, hidden_size) of all tokens.
             features: (N, hidden_size) of the kept windows.
-            sources: (B, L) row of `features` for each token, or -1 for none.
+            sources: (B, L) index of the feature of each token, or -1 for none.
 
         Returns:
             (B, L, hidden_size). A gather and an addition, however many images.
         """
-        if len(features) == 0:
+        count = len(features)
+        if count == 0:
             return embeddings
         features = features.astype(embeddings.dtype)
         # What tokens without a feature take. Minus zero: x - 0.0 is x, bit for bit, for every x,
         # while 0.0 would turn a -0.0 into 0.0.
         nothing = mx.broadcast_to(mx.array(-0.0, features.dtype), (1, features.shape[-1]))
-        rows = mx.array(np.where(sources < 0, len(features), sources))
-        return embeddings + mx.concatenate([features, nothing])[rows]
+        if isinstance(sources, mx.array):
+            indices = mx.where(sources < 0, count, sources)
+        else:
+            indices = mx.array(np.where(sources < 0, count, sources))
+        return embeddings + mx.concatenate([features, nothing])[indices]
 
     def embed(
         self,
-        input_ids: mx.array | HostArray,
+        input_ids: Array,
         *,
-        pixel_values: mx.array | HostArray | None = None,
-        image_masks: mx.array | HostArray | None = None,
-        image_input_idx: HostArray | None = None,
+        pixel_values: Array | None = None,
+        image_masks: Array | None = None,
+        image_input_idx: Array | None = None,
         tile_group_size: int = TILE_GROUP_SIZE,
     ) -> mx.array:
         """Return the embeddings of a prompt with its images, (B, L, hidden_size)."""
-        embeddings = self.decoder.embed(mx.array(input_ids))
+        embeddings = self.decoder.embed(_as_array(input_ids))
         if pixel_values is None:
             return embeddings
         if image_masks is None or image_input_idx is None:
             raise ValueError("pixel_values need image_masks and image_input_idx beside them")
-        plan = self.plan(image_input_idx, input_ids.shape[1], tile_group_size)
+        plan = self.plan(image_input_idx, embeddings.shape[1], tile_group_size)
         return self.merge(embeddings, self._encode(pixel_values, image_masks, plan), plan.sources)
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -201,16 +214,21 @@ class Model(nn.Module):
 
     def __call__(
         self,
-        input_ids: mx.array | HostArray,
+        input_ids: Array,
         *,
-        pixel_values: mx.array | HostArray | None = None,
-        image_masks: mx.array | HostArray | None = None,
-        image_input_idx: HostArray | None = None,
-        attention_mask: HostArray | None = None,
+        pixel_values: Array | None = None,
+        image_masks: Array | None = None,
+        image_input_idx: Array | None = None,
+        attention_mask: Array | None = None,
+        images: Array | None = None,
         cache: Sequence[Any] | None = None,
         input_embeddings: mx.array | None = None,
+        logits_to_keep: int = 0,
     ) -> mx.array:
-        """Return the logits of every token.
+        """Return logits.
+
+        Arrays are those of a processor: numpy or mx arrays, or lists of numbers. Only numpy
+        arrays and lists never wait for the device.
 
         Args:
             input_ids: (B, L) tokens; negative ids are padding.
@@ -218,26 +236,30 @@ class Model(nn.Module):
             image_masks: (B, T, P) beside `pixel_values`.
             image_input_idx: (B, T, W) beside `pixel_values`.
             attention_mask: (B, L), False for left padding; None for no padding.
+            images: the reference implementation's name of `pixel_values`.
             cache: from `make_cache`, extended in place. For a left-padded batch it must have
                 been made with the batch's attention mask.
             input_embeddings: (B, L, hidden_size) to be used instead of ids and images.
+            logits_to_keep: how many tokens, from the end, to return logits of; 0 for all.
 
         Returns:
-            (B, L, vocabulary).
+            (B, L or `logits_to_keep`, vocabulary).
 
         Raises:
-            ValueError: pixel values come without their indices, padding is not on the left, or
-                a cache does not know the padding.
+            ValueError: pixel values come twice or without their indices, padding is not on the
+                left, or a cache does not know the padding.
         """
+        if images is not None and pixel_values is not None:
+            raise ValueError("images and pixel_values are the same; give one of them")
         if input_embeddings is None:
             input_embeddings = self.embed(
                 input_ids,
-                pixel_values=pixel_values,
+                pixel_values=images if pixel_values is None else pixel_values,
                 image_masks=image_masks,
                 image_input_idx=image_input_idx,
             )
         padding = None
-        if attention_mask is not None and not np.all(attention_mask):
+        if attention_mask is not None and not np.all(attention_mask := np.asarray(attention_mask)):
             padding = left_padding(attention_mask)
             if cache is not None:
                 if not isinstance(cache[0], BatchKVCache):
@@ -248,10 +270,10 @@ class Model(nn.Module):
         hidden = self.decoder(
             input_embeddings, cache, None if padding is None else mx.array(padding)
         )
-        return self.head(hidden)
+        return self.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
 
 
-def left_padding(attention_mask: HostArray) -> npt.NDArray[np.int32]:
+def left_padding(attention_mask: Array) -> npt.NDArray[np.int32]:
     """Return the padding in front of each row, (B,), of an attention mask (B, L).
 
     Raises:
@@ -264,5 +286,12 @@ def left_padding(attention_mask: HostArray) -> npt.NDArray[np.int32]:
     return padding.astype(np.int32)
 
 
-def _rows(array: mx.array | HostArray, rows: npt.NDArray[np.int32]) -> Any:
-    return mx.array(rows) if isinstance(array, mx.array) else rows
+def _as_array(array: Array) -> mx.array | HostArray:
+    return array if isinstance(array, mx.array) else np.asarray(array)
+
+
+def _take_rows(array: mx.array | HostArray, rows: npt.NDArray[np.int32]) -> mx.array:
+    """Return some rows as an mx array; only they are handed to the device."""
+    if isinstance(array, mx.array):
+        return array[mx.array(rows)]
+    return mx.array(array[rows])

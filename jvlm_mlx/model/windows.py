@@ -30,7 +30,8 @@ class WindowPlan:
 
     groups: tuple[TileGroup, ...]
     sources: Indices
-    """(B, L) for each token the row of its feature among all kept windows, or -1 for none."""
+    """(B, L) for each token the row of its feature among all kept windows, or -1 for none; see
+    `feature_sources`."""
 
     @property
     def num_windows(self) -> int:
@@ -67,6 +68,31 @@ def window_patches(
     return patches.reshape(shape).astype(np.int32), inside.reshape(shape)
 
 
+def feature_sources(
+    rows: npt.NDArray[np.integer], positions: npt.NDArray[np.integer], shape: tuple[int, int]
+) -> Indices:
+    """Return for each token of a batch which feature is added to its embedding.
+
+    Args:
+        rows: (N,) row of the batch that each feature belongs to.
+        positions: (N,) its token in that row.
+        shape: B and L.
+
+    Returns:
+        (B, L) int32 index of the feature, or -1 for none.
+
+    Raises:
+        ValueError: a position is beyond the row, or has two features.
+    """
+    if positions.max(initial=-1) >= shape[1]:
+        raise ValueError(f"an image feature is for token {positions.max()} of {shape[1]}")
+    sources = np.full(shape, -1, np.int32)
+    sources[rows, positions] = np.arange(len(positions))
+    if np.count_nonzero(sources >= 0) != len(positions):
+        raise ValueError("two image features are for one token")
+    return sources
+
+
 def plan_windows(
     image_input_idx: npt.NDArray[np.integer],
     sequence_length: int,
@@ -80,7 +106,7 @@ def plan_windows(
 
     Args:
         image_input_idx: (B, T, W) position of each window's token, negative if dropped.
-        sequence_length: L, tokens of a row.
+        sequence_length: L, tokens of each prompt.
         patch_grid: rows and columns of patches in a tile.
         pooling_size: rows and columns of patches in a window.
         tile_group_size: most tiles of a group.
@@ -95,19 +121,13 @@ def plan_windows(
         raise ValueError(
             f"image_input_idx has {windows} windows a tile, the patch grid gives {len(patches)}"
         )
-    if image_input_idx.max(initial=-1) >= sequence_length:
-        raise ValueError(
-            f"image_input_idx points at token {image_input_idx.max()} of {sequence_length}"
-        )
     # (B, T, W) -> (B T, W)
     positions = image_input_idx.reshape(batch * tiles, windows)
     tile_of, window_of = np.nonzero(positions >= 0)
 
-    sources = np.full((batch, sequence_length), -1, np.int32)
-    sources[tile_of // tiles, positions[tile_of, window_of]] = np.arange(len(tile_of))
-    if np.count_nonzero(sources >= 0) != len(tile_of):
-        raise ValueError("image_input_idx gives one token to two windows")
-
+    sources = feature_sources(
+        tile_of // tiles, positions[tile_of, window_of], (batch, sequence_length)
+    )
     used = np.unique(tile_of)
     num_patches = patch_grid[0] * patch_grid[1]
     groups = []

@@ -7,30 +7,22 @@ from typing import Any
 import mlx.core as mx
 
 from ..model import Model
-from ..model.decoder import DecoderLayer
-from ..model.vision import VisionLayer
+from ..model.layers import Block
 
 
-class _CheckpointedTowerLayer(VisionLayer):
-    def __call__(self, x: mx.array) -> mx.array:
-        return _checkpointed(self, super().__call__, x)
-
-
-class _CheckpointedDecoderLayer(DecoderLayer):
-    def __call__(self, x: mx.array, mask: Any, cache: Any, offset: Any) -> mx.array:
-        # Only arrays may be arguments of what is differentiated.
+class _CheckpointedBlock(Block):
+    def __call__(
+        self, x: mx.array, mask: Any = None, cache: Any = None, offset: Any = 0
+    ) -> mx.array:
         forward = super().__call__
-        return _checkpointed(self, lambda x: forward(x, mask, cache, offset), x)
 
+        # Only arrays may be arguments of what is differentiated.
+        def compute(parameters: Any, x: mx.array) -> mx.array:
+            self.update(parameters)
+            return forward(x, mask, cache, offset)
 
-def _checkpointed(layer: Any, forward: Any, x: mx.array) -> mx.array:
-    def compute(parameters: Any, x: mx.array) -> mx.array:
-        layer.update(parameters)
-        y: mx.array = forward(x)
-        return y
-
-    result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), x)
-    return result
+        result: mx.array = mx.checkpoint(compute)(self.trainable_parameters(), x)
+        return result
 
 
 @contextmanager
@@ -39,15 +31,11 @@ def checkpointed_layers(model: Model, enabled: bool) -> Iterator[None]:
 
     Only this model's layers are changed: they get another class, and their own back.
     """
-    layers: list[tuple[Any, type]] = []
-    if enabled:
-        layers += [(layer, _CheckpointedTowerLayer) for layer in model.vision_tower.layers]
-        layers += [(layer, _CheckpointedDecoderLayer) for layer in model.decoder.layers]
-    before = [type(layer) for layer, _ in layers]
+    layers = [*model.vision_tower.layers, *model.decoder.layers] if enabled else []
     try:
-        for layer, checkpointed in layers:
-            layer.__class__ = checkpointed
+        for layer in layers:
+            layer.__class__ = _CheckpointedBlock
         yield
     finally:
-        for (layer, _), own in zip(layers, before, strict=True):
-            layer.__class__ = own
+        for layer in layers:
+            layer.__class__ = Block

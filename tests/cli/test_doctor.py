@@ -7,7 +7,7 @@ import pytest
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.diagnostics import equality, kernels, machine, speed
 from jvlm_mlx.diagnostics.checks import check_all
-from jvlm_mlx.model import cpu, decoder
+from jvlm_mlx.model import layers, ops
 
 
 def test_it_reports_without_problems_on_a_sound_machine(capsys, monkeypatch):
@@ -31,7 +31,7 @@ def test_a_wrong_kernel_is_noticed(monkeypatch, capsys):
     if mx.default_device().type == mx.gpu:
         pytest.skip("replaces what the CPU computes")
     assert equality.difference(mx.float32) < 1e-4  # float32 rounding of logits near 1
-    monkeypatch.setattr(cpu, "attention", lambda queries, *_: queries)
+    monkeypatch.setattr(ops.cpu, "attention", lambda queries, *_: queries)
     findings = list(equality.check_equality())
     assert any(finding.problem and "wrong" in finding.problem for finding in findings)
 
@@ -53,24 +53,24 @@ def test_a_device_without_fused_kernels_is_found_out():
 @pytest.mark.parametrize("wrong", ["no mask", "no positions", "heads mixed up"])
 def test_whatever_a_kernel_leaves_out_is_beyond_all_tolerances(monkeypatch, wrong):
     expected = equality.logits(equality.small_model(mx.float32))
-    right = decoder.scaled_dot_product_attention
+    right = ops.scaled_dot_product_attention
     if wrong == "no positions":
-        monkeypatch.setattr(decoder.DecoderAttention, "__call__", without_positions)
+        monkeypatch.setattr(layers.Attention, "__call__", without_positions)
     elif wrong == "no mask":
         monkeypatch.setattr(
-            decoder, "scaled_dot_product_attention",
+            ops, "scaled_dot_product_attention",
             lambda *arrays, **options: right(*arrays, **{**options, "mask": None}),
         )  # fmt: skip
     else:
         monkeypatch.setattr(
-            decoder, "scaled_dot_product_attention",
+            ops, "scaled_dot_product_attention",
             lambda queries, *others, **options: right(queries[:, ::-1], *others, **options),
         )  # fmt: skip
     found = equality.logits(equality.small_model(mx.float32))
     assert mx.abs(found - expected).max().item() > 2 * max(equality.TOLERANCES.values())
 
 
-def without_positions(self, x, mask, cache, offset, *, whole=decoder.DecoderAttention.__call__):
+def without_positions(self, x, mask, cache, offset, *, whole=layers.Attention.__call__):
     return whole(self, x, mask, cache, 0)
 
 
@@ -83,7 +83,7 @@ def test_rounding_to_11_bits_is_within_the_tolerance(monkeypatch):
         product = rounded(x) @ rounded(self.weight).T
         return product + self.bias if "bias" in self else product
 
-    monkeypatch.setattr(cpu, "is_cpu_float32", lambda _: False)
+    monkeypatch.setattr(ops, "uses_cpu_arithmetic", lambda _: False)
     monkeypatch.setattr(nn.Linear, "__call__", linear)
     monkeypatch.setattr(
         mx.fast, "scaled_dot_product_attention",

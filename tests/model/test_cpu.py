@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jvlm_mlx
-from jvlm_mlx.model import cpu
-from jvlm_mlx.model.layers import gelu_tanh
+from jvlm_mlx.model import cpu, ops
+from jvlm_mlx.model.ops import gelu_tanh
 
 
 def gelu_in_float64(x):
@@ -112,10 +112,12 @@ def test_differentiable_attention_has_the_gradients_of_mlx(causal, heads, groups
         np.testing.assert_allclose(one, other, atol=3e-5)
 
 
-def test_only_float32_on_a_cpu_takes_this_way():
+def test_it_is_used_for_float32_on_a_cpu_only():
     with mx.stream(mx.cpu):
-        assert cpu.is_cpu_float32(mx.zeros(1))
-        assert not cpu.is_cpu_float32(mx.zeros(1, mx.bfloat16))
+        assert ops.uses_cpu_arithmetic(mx.zeros(1))
+        assert not ops.uses_cpu_arithmetic(mx.zeros(1, mx.bfloat16))
+        with ops.mlx_kernels_only():
+            assert not ops.uses_cpu_arithmetic(mx.zeros(1))
 
 
 def test_the_tower_has_gradients_while_training(golden_folder):

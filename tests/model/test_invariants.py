@@ -183,7 +183,7 @@ def test_window_patches_of_an_odd_grid():
     ("positions", "message"),
     [
         ([[[0, 9, -1, -1]]], "token 9 of 5"),
-        ([[[2, 2, -1, -1]]], "one token to two windows"),
+        ([[[2, 2, -1, -1]]], "two image features are for one token"),
         ([[[0, 1, 2]]], "3 windows"),
     ],
 )
