@@ -41,8 +41,8 @@ from jvlm_mlx.training.mixture import read_mixture
 from jvlm_mlx.training.prepare_data import prepare_data
 from jvlm_mlx.training.processes import Processes
 
-from .common.machine import describe_machine
-from .common.report import bar_chart, json_line, table
+from .harness.machine import describe_machine
+from .harness.report import bar_chart, json_line, markdown_table
 
 _TEXT_TASKS = ("text_only",)
 _IMAGE = (128, 128)
@@ -246,7 +246,7 @@ def report(outcomes: dict[str, Outcome]) -> str:
     tasks = [
         (task, *(f"{outcome.by_task[task]:.1%}" for outcome in outcomes.values())) for task in TASKS
     ]
-    return f"{table(header, rows)}\n\n{table(('task', *outcomes), tasks)}"
+    return f"{markdown_table(header, rows)}\n\n{markdown_table(('task', *outcomes), tasks)}"
 
 
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:

@@ -18,11 +18,11 @@ import mlx.core as mx
 
 from jvlm_mlx import GenerationCaches, Model, Processor, batch_generate
 
-from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
-from .common.machine import describe_machine
-from .common.photos import TILES, photo_bytes
-from .common.report import json_line, line_chart, table
-from .common.timing import readable_seconds
+from .harness.machine import describe_machine
+from .harness.models import add_checkpoint_arguments, loaded_checkpoint
+from .harness.photos import TILES, photo_bytes
+from .harness.report import json_line, line_chart, markdown_table
+from .harness.timing import readable_seconds
 
 
 def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def main() -> int:
             )
     alone = results[0]["decode_tokens_per_second"]
     print(
-        table(
+        markdown_table(
             ("batch size", "rows/min", "tokens/s", "decoding alone", "gain", "peak memory"),
             [
                 (

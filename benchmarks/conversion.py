@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.report import markdown_table
 from benchmarks.random_checkpoint import checkpoint_bytes, released_config, write_random_checkpoint
-from jvlm_mlx.cli.formatting import table
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.workers import WORKERS
 from jvlm_mlx.progress import ProgressEvent
@@ -145,7 +145,7 @@ def main() -> None:
         "run", "size", "bits", "check s", "convert s", "MB/s", "mlx alone MB/s", "peak memory",
         "allowed",
     )  # fmt: skip
-    print(table(head, rows))
+    print(markdown_table(head, rows))
     print(json.dumps({"layers": arguments.layers, "runs": results}))
 
 

@@ -16,8 +16,8 @@ from jvlm_mlx import convert, load
 from jvlm_mlx.checkpoint.hub import locate_checkpoint
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS
 
-from .common.machine import describe_machine
-from .common.report import bar_chart, json_line, table
+from .harness.machine import describe_machine
+from .harness.report import bar_chart, json_line, markdown_table
 
 BITS = (8, 4, 3)
 _GROUP_SIZE = 32
@@ -70,7 +70,7 @@ def report(rows: Sequence[Row]) -> str:
     lines = [(task, *(f"{row.by_task[task]:.1%}" for row in rows)) for task in TASKS]
     lines.append(("mean", *(f"{row.mean:.1%}" for row in rows)))
     lines.append(("weights, MB", *(f"{row.weight_bytes / 1e6:.2f}" for row in rows)))
-    return table(("task", *(row.name for row in rows)), lines)
+    return markdown_table(("task", *(row.name for row in rows)), lines)
 
 
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:

@@ -22,15 +22,15 @@ from dataclasses import asdict, dataclass
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.processing.tiling import ImageLayout
 
-from .common.geometry import released_model_config
-from .common.photos import image_processor
-from .common.report import json_line, table
-from .common.work import (
+from .harness.models import released_model_config
+from .harness.operations import (
     connector_operations,
     kv_bytes_per_token,
     prefill_operations,
     tower_operations,
 )
+from .harness.photos import image_processor
+from .harness.report import json_line, markdown_table
 
 PAPER = {"tiles": 13, "without": 9477, "with": 2366, "prefill": 3.9, "kv": 4.0, "total": 2.3}
 """What the paper (arXiv 2512.04032) states for an image of 12 tiles and a thumbnail."""
@@ -127,7 +127,7 @@ def main() -> None:
             f"{PAPER['prefill']}x", "-", "-", f"{PAPER['kv']}x", f"{PAPER['total']}x", "-",
         )
     )  # fmt: skip
-    print(table(header, lines))
+    print(markdown_table(header, lines))
     print(json_line("efficiency", {"rows": [asdict(row) for row in found], "paper": PAPER}))
 
 

@@ -17,9 +17,9 @@ from mlx_lm.models.cache import KVCache
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
 
-from .common.counting import count_kernels
-from .common.geometry import constant, released_model_config, weightless_model
-from .common.report import json_line, table
+from .harness.counting import count_kernels
+from .harness.models import constant, released_model_config, weightless_model
+from .harness.report import json_line, markdown_table
 
 PROMPT_TOKENS = 832
 CHUNK_TOKENS = 512
@@ -73,7 +73,7 @@ def own_counts(model: Model) -> dict[str, int]:
 
 def peer_counts(model: Model) -> dict[str, int]:
     """Return the peer's kernels by row, for the same work."""
-    from .common.peer import make_peer
+    from .harness.peer import make_peer
 
     peer, config, tile = make_peer(model), model.config, _tile(model.config)
     positions = np.full((1, 1, MERGED_WINDOWS), -1)
@@ -150,11 +150,11 @@ def main() -> None:
     model = weightless_model(released_model_config(arguments.layers))
     counts = {"jvlm-mlx": own_counts(model)}
     if arguments.against:
-        from .common.peer import peer_version
+        from .harness.peer import peer_version
 
         counts[f"mlx-vlm {peer_version()}"] = peer_counts(model)
     rows = [(name, *(each[name] for each in counts.values()), ROWS[name]) for name in ROWS]
-    print(table(("kernels", *counts, "what"), rows))
+    print(markdown_table(("kernels", *counts, "what"), rows))
     print(json_line("kernels", counts))
 
 

@@ -24,11 +24,15 @@ from jvlm_mlx.generation.budget import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model
 from jvlm_mlx.progress import ProgressEvent
 
-from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
-from .common.geometry import random_model, released_model_config
-from .common.machine import describe_machine
-from .common.photos import TILES, photo_bytes
-from .common.report import json_line, table
+from .harness.machine import describe_machine
+from .harness.models import (
+    add_checkpoint_arguments,
+    loaded_checkpoint,
+    random_model,
+    released_model_config,
+)
+from .harness.photos import TILES, photo_bytes
+from .harness.report import json_line, markdown_table
 
 ALLOWED = 1.25
 """Most that a 4-bit question may take, over weights and KV cache."""
@@ -162,7 +166,7 @@ def main() -> int:
     if arguments.part == "macs":
         print("computed, not measured:")
         header = ("Mac", "weights", "GB", "left after 2,048 tokens, GB", "tiles at once", "context")
-        print(table(header, macs()))
+        print(markdown_table(header, macs()))
         return 0
     if arguments.part == "question":
         with loaded_checkpoint(
@@ -172,14 +176,18 @@ def main() -> int:
                 *loaded, arguments.tiles, arguments.tile_group_size, arguments.max_tokens
             )
         over = found.pop("over")
-        print(table(("one question", "GB"), [(name, f"{gb:.3f}") for name, gb in found.items()]))
+        print(
+            markdown_table(
+                ("one question", "GB"), [(name, f"{gb:.3f}") for name, gb in found.items()]
+            )
+        )
         print(f"{over:.3f} times weights, keys and values; {ALLOWED} allowed")
         content = {"machine": describe_machine(), "arguments": vars(arguments)}
         print(json_line("memory", {**content, **found, "over": over}))
         return 0 if over <= ALLOWED else 1
     rows = quantized_cache(arguments.layers, arguments.tokens, (8, 4))
     lines = [(row["bits"], f"{row['megabytes']:.1f}", f"{row['kl']:.2e}") for row in rows]
-    print(table(("bits", "MB", "KL, nats a token"), lines))
+    print(markdown_table(("bits", "MB", "KL, nats a token"), lines))
     print(json_line("memory", {"machine": describe_machine(), **vars(arguments), "rows": rows}))
     return 0
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .common.geometry import random_model, released_model_config, weightless_model
-from .common.machine import describe_machine
-from .common.photos import TILES, photo_inputs
-from .common.report import json_line, table
-from .common.timing import Timing, measure
+from .harness.machine import describe_machine
+from .harness.models import random_model, released_model_config, weightless_model
+from .harness.photos import TILES, photo_inputs
+from .harness.report import json_line, markdown_table
+from .harness.timing import Timing, measure
 
 DTYPE = mx.float32
 Work = Callable[..., Any]
@@ -34,7 +34,7 @@ def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
     }
     alone: dict[str, Work] = {"jvlm-mlx": lambda: model.merge(embeddings, features, plan.sources)}
     if against:
-        from .common.peer import make_peer
+        from .harness.peer import make_peer
 
         peer = make_peer(model)
         # The peer has a row for every window, also for those that reach no token.
@@ -82,7 +82,7 @@ def main() -> None:
         for what, found in timings.items()
         for name, each in found.items()
     ]
-    print(table(("merge of 13 tiles", "by", "time", "times as long"), lines))
+    print(markdown_table(("merge of 13 tiles", "by", "time", "times as long"), lines))
     copies = table_copies()
     print(
         f"embedding table {copies['table'] / 1e6:.0f} MB;"

@@ -28,11 +28,11 @@ from jvlm_mlx import (
     stream_generate,
 )
 
-from .common.checkpoint import add_checkpoint_arguments, loaded_checkpoint
-from .common.machine import describe_machine
-from .common.photos import TILES, photo_bytes
-from .common.report import json_line, table
-from .common.timing import readable_seconds
+from .harness.machine import describe_machine
+from .harness.models import add_checkpoint_arguments, loaded_checkpoint
+from .harness.photos import TILES, photo_bytes
+from .harness.report import json_line, markdown_table
+from .harness.timing import readable_seconds
 
 FIRST, SECOND = "What is in this image?", "Which colors does it have, and where?"
 Answer = list[GenerationResponse]
@@ -94,7 +94,7 @@ def main() -> int:
                 last[way] = answer[-1]
     median = {way: statistics.median(values) for way, values in seconds.items()}
     print(
-        table(
+        markdown_table(
             ("second question", "first token", "sooner", "tokens read", "images", "same answer"),
             [
                 (

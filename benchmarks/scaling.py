@@ -12,10 +12,10 @@ import numpy as np
 
 from jvlm_mlx.model import Model
 
-from .common.geometry import random_model, released_model_config
-from .common.machine import describe_machine
-from .common.report import json_line, line_chart, table
-from .common.timing import Timing, measure
+from .harness.machine import describe_machine
+from .harness.models import random_model, released_model_config
+from .harness.report import json_line, line_chart, markdown_table
+from .harness.timing import Timing, measure
 
 TILES = (1, 2, 4, 8)
 PROMPTS = (128, 256, 512, 1024)
@@ -97,7 +97,7 @@ def main() -> None:
             )
             for size, timing in timings.items()
         ]
-        print(table((name, "time", "grows", "size grows", "peak GB"), rows), end="\n\n")
+        print(markdown_table((name, "time", "grows", "size grows", "peak GB"), rows), end="\n\n")
         if arguments.chart:
             lines = {"measured": (list(timings), [each.median for each in timings.values()])}
             file = arguments.chart / f"scaling-{name.split()[0]}.png"

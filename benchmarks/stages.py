@@ -22,19 +22,18 @@ from jvlm_mlx.config.dtypes import FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
 
-from .common.geometry import random_model, released_model_config
-from .common.limits import Limits, measure_limits, median_limits
-from .common.machine import describe_machine
-from .common.photos import TILES
-from .common.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
-from .common.report import bar_chart, json_line, table
-from .common.timing import Timing
-from .common.work import (
+from .harness.machine import Limits, describe_machine, measure_limits, median_limits
+from .harness.models import random_model, released_model_config
+from .harness.operations import (
     connector_operations,
     decode_bytes,
     prefill_operations,
     tower_operations,
 )
+from .harness.photos import TILES
+from .harness.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
+from .harness.report import bar_chart, json_line, markdown_table
+from .harness.timing import Timing
 
 OWN, PEER = "jvlm-mlx", "mlx-vlm"
 FIRST_TOKEN = "first token"
@@ -183,7 +182,7 @@ def _table(times: dict[str, dict[str, Timing]], share: dict[str, dict[str, float
         if len(times) > 1:
             row.append(f"{times[PEER][stage].median / times[OWN][stage].median:.2f}x")
         rows.append(row)
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _model(folder: str | None, layers: float, dtype: mx.Dtype) -> Model:
@@ -193,7 +192,7 @@ def _model(folder: str | None, layers: float, dtype: mx.Dtype) -> Model:
 
 
 def _peer(model: Model) -> Any:
-    from .common.peer import make_peer
+    from .harness.peer import make_peer
 
     return make_peer(model)
 

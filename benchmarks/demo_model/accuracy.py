@@ -22,6 +22,7 @@ from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at
 from jvlm_mlx.model import Model
 from jvlm_mlx.processing.processor import Processor
 
+from ..harness.report import markdown_table
 from .maker_command import positive, run_command
 
 Answerer = Callable[[Sequence[Example]], Sequence[str]]
@@ -81,15 +82,12 @@ class Accuracy:
         """Return a Markdown table: a row for each task, a column for each language."""
         tasks = list(dict.fromkeys(task for task, _ in self.scores))
         languages = list(dict.fromkeys(language for _, language in self.scores))
-        lines = [
-            ["task", *languages, "all", "asked"],
-            ["---", *["---:"] * (len(languages) + 2)],
-        ]
+        rows = []
         for task in (*tasks, None):
             whole = self.of(task=task)
             cells = [str(self.of(task=task, language=language)) for language in languages]
-            lines.append([task or "all", *cells, str(whole), str(whole.asked)])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([task or "all", *cells, str(whole), str(whole.asked)])
+        return markdown_table(["task", *languages, "all", "asked"], rows)
 
 
 def measure(

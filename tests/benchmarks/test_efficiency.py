@@ -4,16 +4,16 @@ import dataclasses
 
 import pytest
 
-from benchmarks.common.geometry import released_model_config
-from benchmarks.common.photos import TILES, photo_inputs
-from benchmarks.common.work import (
+from benchmarks.efficiency import PAPER, rows
+from benchmarks.harness.models import released_model_config
+from benchmarks.harness.operations import (
     decode_bytes,
     decoder_layer_weights,
     kv_bytes_per_token,
     prefill_operations,
     tower_operations,
 )
-from benchmarks.efficiency import PAPER, rows
+from benchmarks.harness.photos import TILES, photo_inputs
 
 
 def test_the_papers_figures_for_13_tiles_follow():

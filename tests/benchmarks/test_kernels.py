@@ -4,8 +4,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import qwen3
 
-from benchmarks.common.counting import count_kernels
-from benchmarks.common.geometry import released_model_config, weightless_model
+from benchmarks.harness.counting import count_kernels
+from benchmarks.harness.models import released_model_config, weightless_model
 from benchmarks.kernels import filled_cache, own_counts
 
 MAX_PER_DECODE_STEP = 424

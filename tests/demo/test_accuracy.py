@@ -101,12 +101,13 @@ def test_the_table_has_every_score():
         ("form", "en"): Score(2, 2),
         ("form", "de"): Score(1, 2),
     }
-    assert Accuracy(scores, ()).table().splitlines() == [
-        "| task | en | de | all | asked |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| color | 75.0% | - | 75.0% | 4 |",
-        "| form | 100.0% | 50.0% | 75.0% | 4 |",
-        "| all | 83.3% | 50.0% | 75.0% | 8 |",
+    header, rule, *rows = Accuracy(scores, ()).table().splitlines()
+    assert set(rule) == set("|-: ")
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *rows)] == [
+        ["task", "en", "de", "all", "asked"],
+        ["color", "75.0%", "-", "75.0%", "4"],
+        ["form", "100.0%", "50.0%", "75.0%", "4"],
+        ["all", "83.3%", "50.0%", "75.0%", "8"],
     ]
 
 
@@ -177,9 +178,9 @@ def test_the_command_prints_a_table(golden_folder, capsys):
     assert code == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert lines[0] == "| task | en | zh | all | asked |"
+    assert lines[0].split() == ["|", "task", "|", "en", "|", "zh", "|", "all", "|", "asked", "|"]
     assert [line.split()[1] for line in lines[2:5]] == ["count", "text_only", "all"]
-    assert lines[4].endswith("| 4 |")
+    assert lines[4].split()[-2] == "4"
     assert len(lines) == 6  # the small checkpoint of the tests answers nothing right
     assert lines[5].startswith("count ")
     assert said.err == ""

@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[2]
 PHOTOS = Path(skimage.__file__).parent / "data"
 
 # What the continuous integration runs itself, around these tests.
-RUN_ELSEWHERE = ("pip install", "python3 -m venv", "python -m pytest", ".ci/run", "git clone")
+RUN_ELSEWHERE = (
+    "ruff",
+    "pip install",
+    "python3 -m venv",
+    "python -m pytest",
+    ".ci/run",
+    "git clone",
+)
 
 
 DOCUMENTS = sorted(

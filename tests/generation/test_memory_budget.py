@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.common.geometry import random_model
+from benchmarks.harness.models import random_model
 from jvlm_mlx import (
     ChatSession,
     GenerationCaches,

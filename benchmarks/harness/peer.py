@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
 
-from .geometry import constant
+from .models import constant
 
 
 def peer_version() -> str:

@@ -1,7 +1,12 @@
-"""What this machine can do at best, measured in the same run as what is compared with it."""
+"""What a figure was measured on, and what that machine can do at best."""
 
+import os
+import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
@@ -11,6 +16,43 @@ from .timing import measure
 _SIDE = 2048
 _ROWS = 12288
 _MATRICES = 8
+
+PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "numpy", "pillow")
+
+
+def describe_machine() -> dict[str, str]:
+    """Return chip, memory, system, BLAS and versions."""
+    info = mx.device_info()
+    facts = {
+        "chip": str(info.get("device_name") or info.get("architecture") or platform.machine()),
+        "device": mx.default_device().type.name,
+        "cores": str(os.cpu_count()),
+        "memory": f"{total_memory() / 1e9:.0f} GB",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "blas": blas_name(),
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def total_memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def blas_name() -> str:
+    """Return which BLAS the CPU backend's matrix products call."""
+    if platform.system() == "Darwin":
+        return "Accelerate"
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    # A preloaded library comes before the one in MLX's wheel. numpy's own has another name.
+    found = set(re.findall(r"/(lib(?:openblas|mkl_rt|blis)[^/\s]*)", mapped))
+    return ", ".join(sorted(found)) or "reference BLAS of the mlx wheel"
 
 
 @dataclass(frozen=True)
@@ -55,7 +97,7 @@ def measure_limits(dtype: mx.Dtype = mx.float32, repeats: int = 5) -> Limits:
 
 
 def median_limits(measured: Sequence[Limits]) -> Limits:
-    """Return the median of each rate, to be held against median times."""
+    """Return the median of each rate, to compare median times with."""
     return Limits(
         matmul=median(limits.matmul for limits in measured),
         streaming=median(limits.streaming for limits in measured),
