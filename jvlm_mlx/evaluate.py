@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from .evaluation.runner import (
     read_answers,
 )
 from .evaluation.score_files import REPORT, read_run, write_scores
+from .evaluation.text_run import TextSet
 from .generation.batch_engine import DEFAULT_BATCH_SIZE
 from .generation.caches import GenerationCaches
 from .generation.requests import BatchResponse
@@ -56,47 +58,26 @@ _JUDGE_MODEL = "gpt-4o-mini"
 
 
 def evaluate(
-    model: Callable[[], tuple[Model, Processor]],
+    model: Model,
+    processor: Processor,
     benchmark: str,
     data: str | Path,
     output: str | Path,
-    *,
-    model_name: str,
-    prompts: str = PAPER,
-    limit: int | None = None,
-    seed: int = 0,
-    image_root: str | Path | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    cache: GenerationCaches | None = None,
-    judge: Judge | None = None,
-    retry_errors: bool = False,
-    allow_missing_rotations: bool = False,
-    progress: Progress = no_progress,
     **options: Any,
 ) -> dict[str, Any]:
     """Run a model on a benchmark and write its answers, scores and report into a folder.
 
-    The file is checked from end to end before the model is loaded. Answers are appended to
-    `answers.jsonl` in the folder one by one; called again after an interruption, the missing ones
-    are made. Started by `mlx.launch`, every process answers a part of the questions.
+    The file is checked from end to end first. Answers are appended to `answers.jsonl` in the
+    folder one by one; called again after an interruption, the missing ones are made. Started by
+    `mlx.launch`, every process answers a part of the questions.
 
     Args:
-        model: called for model and processor, as `load` returns them, if there is work for them.
+        model: from `load`.
+        processor: from `load`.
         benchmark: name, such as DocVQA_VAL.
-        data: the benchmark's TSV file.
+        data: the benchmark's file.
         output: folder for answers.jsonl, rows.jsonl, scores.json and report.md.
-        model_name: what the run is called in its files; part of what answers depend on.
-        prompts: `paper` or `vlmevalkit`.
-        limit: how many questions to draw at random; all unless given.
-        seed: of the drawing and of the bootstrap.
-        image_root: where relative paths of images start; the folder of `data` unless given.
-        batch_size: answers made at the same time.
-        cache: for images that several questions share.
-        judge: who scores CharXiv and MathVista.
-        retry_errors: whether questions that failed are asked again.
-        allow_missing_rotations: whether a circular question's missing rotations count as right.
-        progress: called after each answer.
-        **options: see `GenerationOptions`; greedy with at most 512 tokens unless given.
+        **options: those of `run_benchmark`, and of `GenerationOptions`.
 
     Returns:
         The content of scores.json.
@@ -105,51 +86,102 @@ def evaluate(
         RequestError: an argument is out of range, or the folder holds another run.
         DataError: the file cannot be used.
     """
+    return run_benchmark(lambda: (model, processor), benchmark, Path(data), Path(output), **options)
+
+
+def run_benchmark(
+    load: Callable[[], tuple[Model, Processor]],
+    benchmark: str,
+    data: Path,
+    output: Path,
+    *,
+    model_name: str = "",
+    prompts: str = PAPER,
+    limit: int | None = None,
+    seed: int = 0,
+    image_root: Path | None = None,
+    examples: Path | None = None,
+    shots: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    cache: GenerationCaches | None = None,
+    judge: Judge | None = None,
+    retry_errors: bool = False,
+    allow_missing_rotations: bool = False,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> dict[str, Any]:
+    """Do what `evaluate` does with a model that is loaded only if an answer is missing.
+
+    Args:
+        load: called for model and processor.
+        benchmark: name, such as DocVQA_VAL.
+        data: the benchmark's file.
+        output: folder for the results.
+        model_name: what the run is called in its files; part of what answers depend on.
+        prompts: `paper` or `vlmevalkit`.
+        limit: how many questions to draw at random; all unless given.
+        seed: of the drawing and of the bootstrap.
+        image_root: where relative paths of images start; the folder of `data` unless given.
+        examples: file of examples for a text set.
+        shots: how many of them stand in front of a question; lm-eval's number unless given.
+        batch_size: answers made at the same time.
+        cache: for images that several questions share.
+        judge: who scores CharXiv and MathVista.
+        retry_errors: whether questions that failed are asked again.
+        allow_missing_rotations: whether a circular question's missing rotations count as right.
+        progress: called after each answer.
+        **options: see `GenerationOptions`; greedy with at most 512 tokens unless given.
+    """
     found = find_benchmark(benchmark)
-    if found.is_text:
-        raise RequestError(f"{found.name} is a text set: see jvlm_mlx.evaluation.text_sets")
     options = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **options}
-    settings = {"model": model_name, "prompts": prompts, "options": options}
-    folder, processes = Path(output), Processes()
-    path = folder / ANSWERS
-    with QuestionFile(
-        Path(data),
-        found,
-        image_root=Path(image_root) if image_root else None,
-        check_image=check_image,
-        allow_missing_rotations=allow_missing_rotations,
-    ) as file:
-        numbers = file.sample(limit, seed)
-        questions = list(questions_of(file, numbers, prompts, json.dumps(settings)))
-        asked = asked_of(model, file, questions, batch_size=batch_size, caches=cache, **options)
-        if processes.is_first:
-            with _Answers(path, retry_errors) as answers:
-                answer_questions(
-                    questions, answers, read_answers(path), processes, asked, progress, found
-                )
+    settings: dict[str, Any] = {"model": model_name, "prompts": prompts, "options": options}
+    notes = []
+    with ExitStack() as stack:
+        if found.is_text:
+            settings |= {"prompts": "lm-eval", "shots": shots}
+            text_set = TextSet(
+                data, found, json.dumps(settings),
+                shots=shots, examples=examples, limit=limit, seed=seed,
+            )  # fmt: skip
+            settings["shots"] = text_set.shots
+            questions, total = text_set.questions, text_set.total
+            asked = text_set.asked(load, batch_size, options)
         else:
+            file = QuestionFile(
+                data, found, image_root=image_root, check_image=check_image,
+                allow_missing_rotations=allow_missing_rotations,
+            )  # fmt: skip
+            stack.enter_context(file)
+            numbers = file.sample(limit, seed)
+            questions = list(questions_of(file, numbers, prompts, json.dumps(settings)))
+            total = len(file)
+            asked = asked_of(load, file, questions, batch_size=batch_size, caches=cache, **options)
+            if file.without_image:
+                notes.append(f"{file.without_image} rows have no image and are left out")
+        processes, path = Processes(), output / ANSWERS
+        if not processes.is_first:
             help_to_answer(processes, asked)
-        without_image = file.without_image
-    if not processes.is_first:
-        return {}
+            return {}
+        with _Answers(path, retry_errors) as answers:
+            stored = read_answers(path)
+            answer_questions(questions, answers, stored, processes, asked, progress, found)
     made = read_answers(path)
-    failed = [q for q in questions if made[q.key].error is not None]
-    notes = [f"{len(numbers)} of {len(file)} questions, drawn with seed {seed}"] * (
-        len(numbers) < len(file)
-    )
-    notes += [f"{without_image} rows have no image and are left out"] * bool(without_image)
-    notes += [f"{len(failed)} questions could not be asked and count as wrong"] * bool(failed)
+    errors = {q.key: error for q in questions if (error := made[q.key].error) is not None}
+    if len(questions) < total:
+        notes.append(f"{len(questions)} of {total} questions, drawn with seed {seed}")
+    if errors:
+        notes.append(f"{len(errors)} questions could not be asked and count as wrong")
+    details = {
+        q.key: {"prompt": q.digest} | ({"error": errors[q.key]} if q.key in errors else {})
+        for q in questions
+    }
     return write_scores(
         found,
         [(q.row, made[q.key].text) for q in questions],
-        folder,
-        settings={"data": Path(data).name, **settings, "failed": len(failed)},
+        output,
+        settings={"data": data.name, **settings, "failed": len(errors)},
         notes=notes,
-        details={
-            q.key: {"prompt": q.digest}
-            | ({"error": made[q.key].error} if made[q.key].error is not None else {})
-            for q in questions
-        },
+        details=details,
         judge=judge,
         seed=seed,
     )
@@ -209,6 +241,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="draw this many questions")
     parser.add_argument("--seed", type=int, default=0, help="of drawing and of intervals")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="for paths of images")
+    parser.add_argument("--examples", type=Path, metavar="FILE", help="examples of a text set")
+    parser.add_argument("--shots", type=int, metavar="N", help="examples in front of a question")
     parser.add_argument("--judge", metavar="URL", help="OpenAI-compatible API that judges answers")
     parser.add_argument("--judge-model", default=_JUDGE_MODEL, metavar="NAME")
     parser.add_argument(
@@ -300,7 +334,7 @@ def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, 
     }
     parts = [arguments.model, arguments.revision, arguments.dtype, arguments.adapter_path]
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
-        return evaluate(
+        return run_benchmark(
             lambda: load_model(arguments, bars),
             arguments.benchmark,
             arguments.data,
@@ -310,6 +344,8 @@ def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, 
             limit=arguments.limit,
             seed=arguments.seed,
             image_root=arguments.image_root,
+            examples=arguments.examples,
+            shots=arguments.shots,
             batch_size=arguments.batch_size,
             cache=caches(arguments),
             judge=judge,

@@ -21,7 +21,7 @@ class Benchmark:
     group: str
     """Of the paper's tables."""
     prompt: str
-    """A style in `prompts.STYLES`: choice, vqa, marked_choice, multilingual, plain."""
+    """How it is asked: a kind of `prompts`, or of `text_sets`."""
     scorer: str
     """A rule in `scoring.SCORERS`."""
     totals: str
@@ -95,14 +95,15 @@ _BENCHMARKS = (
         for language in LANGUAGES
     ),
     Benchmark("MTVQA_TEST", MULTILINGUAL, "multilingual", "multilingual", "multilingual"),
-    Benchmark("MMLU", TEXT, "mmlu", "likelihood", "text"),
-    Benchmark("MMLU-Pro", TEXT, "mmlu_pro", "mmlu_pro", "text", published={"Overall": 30.3}),
-    Benchmark("GSM-8K", TEXT, "gsm8k", "gsm8k", "gsm8k"),
+    Benchmark("MMLU", TEXT, "mmlu", "likelihood", "accuracy"),
+    Benchmark("MMLU-Pro", TEXT, "mmlu_pro", "mmlu_pro", "accuracy", published={"Overall": 30.3}),
+    Benchmark("GSM-8K", TEXT, "gsm8k", "gsm8k", "gsm8k", main="strict-match"),
     Benchmark(
-        "ARC-C", TEXT, "arc", "likelihood", "endings", main="acc_norm", published={"acc_norm": 77.3}
+        "ARC-C", TEXT, "arc", "normalized_likelihood", "endings",
+        main="acc_norm", published={"acc_norm": 77.3},
     ),
     Benchmark(
-        "HellaSwag", TEXT, "hellaswag", "likelihood", "endings",
+        "HellaSwag", TEXT, "hellaswag", "normalized_likelihood", "endings",
         main="acc_norm", published={"acc_norm": 59.4},
     ),
     Benchmark("demo", OWN, "plain", "exact", "accuracy"),

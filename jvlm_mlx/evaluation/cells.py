@@ -6,7 +6,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-Cell = str | int | float | list[Any] | None
+Cell = str | int | float | list[Any] | dict[str, Any] | None
 """None is a missing value."""
 Row = Mapping[str, Cell]
 

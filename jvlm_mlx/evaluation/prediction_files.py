@@ -105,8 +105,6 @@ def _plain_row(content: Any, place: str) -> Row:
         raise DataError(f"{place}: not an object with names and values")
     row: dict[str, Cell] = {}
     for name, value in content.items():
-        if isinstance(value, dict):
-            raise DataError(f"{place}, column {name}: an object, where text or a number is due")
         row[column_name(name)] = value
     row.pop(IMAGE_COLUMN, None)
     return row

@@ -67,8 +67,13 @@ def questions_of(
         row = file.row(number)
         digests = file.image_digests(number)
         parts = prompt_parts(file.benchmark, row, len(digests), style)
-        content = json.dumps([settings, parts, digests])
-        yield Question(number, row, parts, hashlib.sha256(content.encode()).hexdigest()[:16])
+        yield Question(number, row, parts, digest_of(settings, parts, digests))
+
+
+def digest_of(settings: str, parts: Sequence[Part], images: Sequence[str]) -> str:
+    """Return the digest of what an answer depends on: settings, prompt, digests of images."""
+    content = json.dumps([settings, parts, images])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def request_of(question: Question, images: Sequence[ImageSource]) -> BatchRequest:
@@ -98,6 +103,13 @@ def check_image(image: ImageSource) -> None:
         found = identify(io.BytesIO(image))
     if found is None:
         raise ImageError("no image that can be opened")
+
+
+@dataclass(frozen=True)
+class TextOnly:
+    """A result that was not generated: the likelihoods of choices."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -238,12 +250,7 @@ def _answers_of_all(
         made = [(number, dataclasses.asdict(response)) for number, response in asked(mine)]
         for text in processes.gather(json.dumps(made)):
             for number, response in json.loads(text):
-                result = response["result"]
-                yield (
-                    number,
-                    BatchResponse(
-                        index=response["index"],
-                        result=None if result is None else GenerationResult(**result),
-                        error=response["error"],
-                    ),
-                )
+                if response["result"] is not None:
+                    kind = GenerationResult if "token_ids" in response["result"] else TextOnly
+                    response["result"] = kind(**response["result"])
+                yield number, BatchResponse(**response)

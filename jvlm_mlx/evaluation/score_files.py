@@ -19,7 +19,7 @@ from .totals import Scored, Totals
 
 ROWS, SCORES, REPORT = "rows.jsonl", "scores.json", "report.md"
 
-_KEPT = ("index", "answer", "split", "category", "l2-category", "image_path")
+_KEPT = ("index", "answer", "split", "category", "l2-category", "image_path", "choices")
 """Cells that are written with a score: all that figures can be computed from again."""
 _JUDGED = "judge"
 """The scorer of benchmarks that need a judge."""

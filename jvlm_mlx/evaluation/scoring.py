@@ -18,6 +18,14 @@ from .open_answers import (
     vqa_accuracy,
     yes_or_no,
 )
+from .text_answers import (
+    LETTERS,
+    gold_place,
+    letter_in,
+    most_likely,
+    number_in,
+    numbers_agree,
+)
 from .totals import Scored, Totals
 
 ROTATION = 1_000_000
@@ -59,6 +67,26 @@ def _multilingual(row: Row, prediction: str) -> Judged:
     return prediction.strip(), contains_multilingual(prediction, text_of(row["answer"]))
 
 
+def _likelihood(row: Row, prediction: str) -> Judged:
+    place = most_likely(row, prediction, normalized=False)
+    return LETTERS[place], float(place == gold_place(row))
+
+
+def _normalized_likelihood(row: Row, prediction: str) -> Judged:
+    place = most_likely(row, prediction, normalized=True)
+    return LETTERS[place], float(place == gold_place(row))
+
+
+def _gsm8k(row: Row, prediction: str) -> Judged:
+    agrees = numbers_agree(prediction, text_of(row["answer"]), strict=True)
+    return number_in(prediction, strict=True), float(agrees)
+
+
+def _mmlu_pro(row: Row, prediction: str) -> Judged:
+    letter = letter_in(prediction)
+    return letter, float(letter == text_of(row["answer"]))
+
+
 def _exact(row: Row, prediction: str) -> Judged:
     said = prediction.strip()
     return said, float(said in [answer.strip() for answer in list_of(row["answer"])])
@@ -74,6 +102,10 @@ SCORERS: dict[str, Callable[[Row, str], Judged]] = {
     "multilingual": _multilingual,
     "yes_no": _yes_no,
     "exact": _exact,
+    "likelihood": _likelihood,
+    "normalized_likelihood": _normalized_likelihood,
+    "gsm8k": _gsm8k,
+    "mmlu_pro": _mmlu_pro,
 }
 TOTALS: dict[str, totals.Aggregate] = {
     "accuracy": totals.accuracy,
@@ -83,6 +115,8 @@ TOTALS: dict[str, totals.Aggregate] = {
     "mme": totals.mme,
     "pope": totals.pope,
     "hallusion": totals.hallusion,
+    "endings": totals.endings,
+    "gsm8k": totals.gsm8k,
 }
 
 _COLUMNS = {
@@ -90,6 +124,7 @@ _COLUMNS = {
     "mme": ("category", "image_path"),
     "pope": (),
     "multilingual": ("category",),
+    "endings": ("choices",),
 }
 
 

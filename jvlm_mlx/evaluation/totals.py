@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import DataError
 from .cells import Row, is_given, text_of
 from .intervals import Array, Combined, Figure, Total, count, percent, ratio
+from .text_answers import gold_place, most_likely, numbers_agree
 
 _MMBENCH_NAMES = {
     "coarse_perception": "CP",
@@ -135,6 +136,29 @@ def mmt(questions: Sequence[Scored], reported_split: str | None) -> Totals:
         return named
 
     return _split_up(questions, reported_split, figures)
+
+
+def endings(questions: Sequence[Scored], _: str | None) -> Totals:
+    """ARC-C and HellaSwag: accuracy by likelihood (acc) and by likelihood per character."""
+
+    def figures(questions: Sequence[Scored]) -> dict[str, Total]:
+        hits = [
+            float(most_likely(q.row, q.prediction, normalized=False) == gold_place(q.row))
+            for q in questions
+        ]
+        return {"acc": percent(hits), "acc_norm": _mean(questions)}
+
+    lines = {name: figures(group) for name, group in _by(questions, "category").items()}
+    return Totals(dict(figures(questions)), lines)
+
+
+def gsm8k(questions: Sequence[Scored], _: str | None) -> Totals:
+    """GSM-8K: the number after `####`, or the last number of an answer."""
+    last = [
+        float(numbers_agree(q.prediction, text_of(q.row["answer"]), strict=False))
+        for q in questions
+    ]
+    return Totals({"strict-match": _mean(questions), "flexible-extract": percent(last)})
 
 
 def multilingual(questions: Sequence[Scored], _: str | None) -> Totals:

@@ -46,7 +46,7 @@ def data(tmp_path):
 
 def run(tiny, data, output, **options):
     options = {"benchmark": "AI2D_TEST", "model_name": "tiny", "max_tokens": 4, **options}
-    return evaluate.evaluate(lambda: tiny, data=data, output=output, **options)
+    return evaluate.evaluate(*tiny, data=data, output=output, **options)
 
 
 def rows_of(folder):
@@ -105,17 +105,16 @@ def test_a_sample_says_what_it_is(tiny, data, tmp_path):
     assert content["run"]["notes"] == ["5 of 12 questions, drawn with seed 3"]
 
 
-def test_nothing_runs_before_the_file_is_checked(data, tmp_path):
+def test_nothing_runs_before_the_file_is_checked(tmp_path):
     rows = questions(3)
     rows[2]["image"] = base64.b64encode(b"no image at all, whatever it says, " * 4).decode()
 
     def load():
         raise AssertionError("the model is loaded")
 
+    data = write_tsv(tmp_path / "q.tsv", rows)
     with pytest.raises(DataError, match="line 4, column image: no image that can be opened"):
-        evaluate.evaluate(
-            load, "AI2D_TEST", write_tsv(tmp_path / "q.tsv", rows), tmp_path / "o", model_name="m"
-        )
+        evaluate.run_benchmark(load, "AI2D_TEST", data, tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -146,7 +145,9 @@ def test_an_unchanged_run_is_not_made_again(tiny, data, tmp_path):
     def load():
         raise AssertionError("the model is loaded")
 
-    evaluate.evaluate(load, "AI2D_TEST", data, tmp_path / "out", model_name="tiny", max_tokens=4)
+    evaluate.run_benchmark(
+        load, "AI2D_TEST", data, tmp_path / "out", model_name="tiny", max_tokens=4
+    )
     assert contents(tmp_path / "out") == before
 
 
