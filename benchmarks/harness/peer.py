@@ -75,7 +75,7 @@ def _peer_config(config_json: Any, config: ModelConfig) -> Any:
     )
     text.intermediate_size = decoder.block.mlp.intermediate_size
     text.rms_norm_eps = decoder.block.norm.eps
-    text.rope_theta = decoder.rope_theta
+    text.rope_theta = decoder.rope.theta
     return config_json
 
 

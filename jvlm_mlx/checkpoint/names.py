@@ -11,6 +11,7 @@ Three layouts occur:
   two embedding tables are one.
 """
 
+import dataclasses
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -95,13 +96,16 @@ LAYOUTS = {
 
 def detect_layout(names: Collection[str]) -> Layout | None:
     """Return the layout that the tensors of a checkpoint have, or None for none of them."""
-    if any(name.startswith("model.") for name in names):
-        return LAYOUTS[ORIGINAL]
-    if any(name.startswith("language_model.") for name in names):
-        return LAYOUTS[MLX]
-    if any(name.startswith("decoder.") for name in names):
-        return LAYOUTS[OWN]
-    return None
+    prefixes = {"model.": ORIGINAL, "language_model.": MLX, "decoder.": OWN}
+    found = [kind for prefix, kind in prefixes.items() if any(n.startswith(prefix) for n in names)]
+    if not found:
+        return None
+    layout = LAYOUTS[found[0]]
+    if any(name.endswith("language_model.embedding.weight") for name in names):
+        # Where there are no added tokens, the one table may be named like any other layer's.
+        joined = tuple(parts for parts in layout.joined if parts is not _TABLES)
+        return dataclasses.replace(layout, joined=joined)
+    return layout
 
 
 PARTS = ("tower", "connector", "decoder", "embedding", "head")

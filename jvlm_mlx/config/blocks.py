@@ -1,11 +1,18 @@
-"""Settings of the pieces that tower, connector and decoder share: norms, attention, MLPs."""
+"""Config of what tower, connector and decoder are built of: norms, attention, MLPs, blocks."""
 
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .config_reader import ConfigReader, boolean, number, positive, size
+from .config_reader import MAX_INTEGER, ConfigReader, boolean, number, positive, size
 
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu",
+    "gelu": "gelu", "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+}  # fmt: skip
+"""Names of activations, and which of the three that there are each stands for."""
+DEFAULT_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,18 @@ class NormConfig:
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "NormConfig":
-        """Read an `lnorm_config` object."""
+        """Read an `lnorm_config` object.
+
+        `low_precision` differs from `default` in mixed-precision training alone.
+        """
         reader.only("with_affine", True)
-        kind = reader.choice("type", ("default", "rms"))
-        bias = reader.read("bias", boolean, kind == "default")
+        kind = reader.choice("type", ("default", "low_precision", "rms"), "default")
+        bias = reader.read("bias", boolean, False)
         if kind == "rms" and bias:
             reader.refuse("bias", True, "false, since an RMSNorm has none")
         return cls(
-            kind="layer" if kind == "default" else kind,
-            eps=reader.read("eps", positive),
+            kind="rms" if kind == "rms" else "layer",
+            eps=reader.read("eps", positive, DEFAULT_EPS),
             bias=bias,
         )
 
@@ -72,7 +82,12 @@ class AttentionConfig:
 
     @classmethod
     def read(cls, reader: ConfigReader, hidden_size: int) -> "AttentionConfig":
-        """Read an `attn_config` or `attn_pooling_config` object."""
+        """Read an `attn_config` or `attn_pooling_config` object.
+
+        Args:
+            reader: of the object.
+            hidden_size: width of what queries, keys and values are projected from.
+        """
         reader.only("sliding_window", -1, None)
         reader.only("clip_qkv", None)
         for key in ("v_lnorm", "o_lnorm", "inner_lnorm"):
@@ -81,6 +96,11 @@ class AttentionConfig:
         reader.harmless("fp32", "dropout")
         heads = reader.read("n_heads", size)
         head_dim = reader.read("head_dim", size, hidden_size // heads)
+        if "head_dim" not in reader and hidden_size % heads:
+            raise CheckpointError(
+                f"{reader.name('head_dim')} is missing, and n_heads {heads} does not divide the"
+                f" width {hidden_size}"
+            )
         key_value_heads = reader.read("n_kv_heads", size, heads)
         if heads % key_value_heads:
             raise CheckpointError(
@@ -92,19 +112,22 @@ class AttentionConfig:
             reader.only("qkv_lnorm_on_heads", True)
         else:
             reader.harmless("qkv_lnorm_on_heads")
-        norm = NormConfig.read(reader.section("lnorm_config")) if q_norm or k_norm else None
+        norm = None
+        if q_norm or k_norm:
+            norm = NormConfig.read(reader.optional_section("lnorm_config"))
         reader.harmless("lnorm_config")
         return cls(
             num_attention_heads=heads,
             num_key_value_heads=key_value_heads,
             head_dim=head_dim,
-            scale=reader.read("softmax_scale", number, head_dim**-0.5),
+            # The reference implementation takes 0 for null.
+            scale=reader.read("softmax_scale", number, 0.0) or head_dim**-0.5,
             projection_biases=(
-                reader.read("q_bias", boolean),
-                reader.read("k_bias", boolean),
-                reader.read("v_bias", boolean),
+                reader.read("q_bias", boolean, False),
+                reader.read("k_bias", boolean, False),
+                reader.read("v_bias", boolean, False),
             ),
-            output_bias=reader.read("o_bias", boolean),
+            output_bias=reader.read("o_bias", boolean, False),
             q_norm=norm if q_norm else None,
             k_norm=norm if k_norm else None,
         )
@@ -117,7 +140,7 @@ class MLPConfig:
     intermediate_size: int
     """Width between the projections (of one half, if gated)."""
     activation: str
-    """One of `ACTIVATIONS`."""
+    """`silu`, `gelu` or `gelu_pytorch_tanh`."""
     gated: bool
     """Whether the up projection holds a value half (first) and a gate half (second)."""
     bias: bool
@@ -129,11 +152,14 @@ class MLPConfig:
         reader.only("inner_lnorm", False)
         reader.harmless("lnorm_config")
         ratio = reader.read("ratio", positive, 4.0)
+        width = min(ratio * hidden_size, float(MAX_INTEGER))
         return cls(
-            intermediate_size=reader.read("size", size, int(ratio * hidden_size)),
-            activation=reader.choice("activation_type", ACTIVATIONS),
-            gated=reader.read("gated_activation", boolean),
-            bias=reader.read("bias", boolean),
+            intermediate_size=reader.read("size", size, max(1, int(width))),
+            activation=ACTIVATIONS[
+                reader.choice("activation_type", tuple(ACTIVATIONS), "silu", fold_case=True)
+            ],
+            gated=reader.read("gated_activation", boolean, True),
+            bias=reader.read("bias", boolean, False),
         )
 
 
@@ -155,5 +181,5 @@ class BlockConfig:
         return cls(
             attention=AttentionConfig.read(reader.section("attn_config"), hidden_size),
             mlp=MLPConfig.read(reader.section("ffn_config"), hidden_size),
-            norm=NormConfig.read(reader.section("lnorm_config")),
+            norm=NormConfig.read(reader.optional_section("lnorm_config")),
         )

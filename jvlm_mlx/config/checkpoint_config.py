@@ -1,18 +1,21 @@
-"""All config of a checkpoint folder, read together and held against each other."""
+"""All config of a checkpoint folder, read together and compared with each other."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from .config_reader import ConfigReader, integer
+from .config_reader import ConfigReader
+from .generation_config import NO_TOKENS, GenerationDefaults, token_ids
 from .image_config import ImageConfig
 from .model_config import ModelConfig
 from .prompt_config import PromptConfig
 
 logger = logging.getLogger(__name__)
 
-NO_TOKENS: frozenset[int] = frozenset()
+MAX_NAMES = 20
+"""Unknown settings that a warning lists."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,15 @@ class CheckpointConfig:
     model: ModelConfig
     image: ImageConfig
     prompt: PromptConfig
-    stop_token_ids: frozenset[int]
-    """Token ids that end an answer, of config.json and generation_config.json."""
+    generation: GenerationDefaults
+    """With the stop ids of config.json as well."""
     image_processor: ConfigReader
-    """The image config as they were read, for the token ids they repeat."""
+    """The image config as it was read, for the token ids it repeats."""
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Token ids that end an answer, of config.json and generation_config.json."""
+        return self.generation.stop_token_ids
 
     @classmethod
     def read(cls, files: dict[str, Any]) -> "CheckpointConfig":
@@ -41,7 +49,9 @@ class CheckpointConfig:
         """
         reader = ConfigReader(files["config.json"], "config.json")
         processor = ConfigReader(files.get("processor_config.json", {}), "processor_config.json")
-        generation = ConfigReader(files.get("generation_config.json", {}), "generation_config.json")
+        defaults = GenerationDefaults.read(
+            ConfigReader(files.get("generation_config.json", {}), "generation_config.json")
+        )
         # Newer tools save the image config inside processor_config.json.
         if "preprocessor_config.json" in files:
             image = ConfigReader(files["preprocessor_config.json"], "preprocessor_config.json")
@@ -54,16 +64,19 @@ class CheckpointConfig:
             model=ModelConfig.read(reader),
             image=ImageConfig.read(image),
             prompt=PromptConfig.read(processor),
-            stop_token_ids=(
-                reader.read("eos_token_id", _token_ids, NO_TOKENS)
-                | generation.read("eos_token_id", _token_ids, NO_TOKENS)
+            generation=dataclasses.replace(
+                defaults,
+                stop_token_ids=defaults.stop_token_ids
+                | reader.read("eos_token_id", token_ids, NO_TOKENS),
             ),
             image_processor=image,
         )
         config._check()
         unread = reader.unread() + image.unread() + processor.unread()
         if unread:
-            logger.warning("settings without effect here: %s", ", ".join(sorted(set(unread))))
+            names = sorted({name if len(name) <= 80 else f"{name[:77]}..." for name in unread})
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            logger.warning("settings without effect here: %s%s", ", ".join(names[:MAX_NAMES]), more)
         return config
 
     def _check(self) -> None:
@@ -78,9 +91,3 @@ class CheckpointConfig:
                     f"preprocessor_config.json has a {what} of {processed},"
                     f" config.json of {expected}"
                 )
-
-
-def _token_ids(value: Any) -> frozenset[int]:
-    if isinstance(value, list):
-        return frozenset(integer(item) for item in value)
-    return frozenset({integer(value)})

@@ -135,9 +135,18 @@ class ConfigReader:
                 f"{self.name(key)} is {quoted(value)}; expected {expected}"
             ) from None
 
-    def choice(self, key: str, choices: tuple[str, ...], absent: str = _REQUIRED) -> str:
+    def choice(
+        self,
+        key: str,
+        choices: tuple[str, ...],
+        absent: str = _REQUIRED,
+        *,
+        fold_case: bool = False,
+    ) -> str:
         """Return the value of `key`, one of `choices`; refuse any other by name."""
         value = self.read(key, text, absent)
+        if fold_case:
+            value = value.lower()
         if value not in choices:
             self.refuse(key, value, " or ".join(repr(choice) for choice in choices))
         return value
@@ -167,6 +176,13 @@ class ConfigReader:
         nested = ConfigReader(self._values[key], self.name(key))
         self._sections.append(nested)
         return nested
+
+    def optional_section(self, key: str) -> "ConfigReader":
+        """Return the reader of a nested object, of an empty one if the key is missing or null."""
+        if key in self:
+            return self.section(key)
+        self._known.add(key)
+        return ConfigReader({}, self.name(key))
 
     def refuse(self, key: str, value: Any, supported: str) -> None:
         """Raise the error for a setting that is not implemented."""

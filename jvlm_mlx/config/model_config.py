@@ -2,25 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import CheckpointError
 from .blocks import AttentionConfig, BlockConfig, MLPConfig
-from .config_reader import ConfigReader, boolean, count, integers, positive, size, sizes
+from .config_reader import ConfigReader, boolean, count, integers, size, sizes
+from .rope_config import RopeConfig
 
 MODEL_TYPES = ("jvlm", "jina_vlm")
-
-ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    ),
-    "yarn": ("factor",),
-    "longrope": ("original_max_position_embeddings", "short_factor", "long_factor"),
-}  # fmt: skip
-"""Kinds of `rope_scaling`, and what each needs. `dynamic` is missing: its angles depend on the
-length reached, which keys in a cache were not computed with."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +26,10 @@ class VisionConfig:
     num_channels: int
     patch_embedding_bias: bool
     final_norm: bool
-    """Whether the list of hidden states ends with a normalized one."""
+    """Whether the last hidden state is normalized; without, it is the last layer's output again."""
     feature_layers: tuple[int, ...]
-    """Places in the list [output of layer 0, output of layer 1, ..., final norm] whose vectors
-    are concatenated, in this order. Counted from zero; never negative."""
+    """Indices into the list [output of layer 0, output of layer 1, ..., final norm] of the hidden
+    states that are concatenated, in this order. Counted from zero; never negative."""
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -71,7 +59,7 @@ class VisionConfig:
     @property
     def uses_final_norm(self) -> bool:
         """Whether a feature is the output of the final norm."""
-        return max(self.feature_layers) == self.num_hidden_layers
+        return self.final_norm and max(self.feature_layers) == self.num_hidden_layers
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "VisionConfig":
@@ -87,13 +75,17 @@ class VisionConfig:
         num_layers = reader.read("n_layers", size)
         final_norm = reader.read("post_lnorm", boolean)
         image_size = reader.read("input_size", sizes)
-        if len(image_size) != 2:
-            raise CheckpointError(f"{reader.name('input_size')} must have two numbers")
-        states = num_layers + final_norm
+        patch_size = reader.read("patch_size", size)
+        if len(image_size) != 2 or min(image_size) < patch_size:
+            raise CheckpointError(
+                f"{reader.name('input_size')} must have two numbers, not below patch_size"
+                f" {patch_size}"
+            )
+        states = num_layers + 1
         layers = reader.read("vit_layers", integers)
         if not layers or any(not -states <= layer < states for layer in layers):
             raise CheckpointError(
-                f"{reader.name('vit_layers')} = {list(layers)}: expected places from"
+                f"{reader.name('vit_layers')} = {list(layers)}: expected indices from"
                 f" {-states} to {states - 1}, since there are {states} hidden states"
             )
         return cls(
@@ -101,7 +93,7 @@ class VisionConfig:
             num_hidden_layers=num_layers,
             block=BlockConfig.read(reader.section("block_config"), hidden_size),
             image_size=(image_size[0], image_size[1]),
-            patch_size=reader.read("patch_size", size),
+            patch_size=patch_size,
             num_channels=3,
             patch_embedding_bias=reader.read("patch_embedding_bias", boolean, True),
             final_norm=final_norm,
@@ -136,7 +128,7 @@ class ConnectorConfig:
             pooling.only(key, False)
         return cls(
             pad_embed="padding_embed_type" in reader,
-            pooling=AttentionConfig.read(pooling, tower.hidden_size),
+            pooling=AttentionConfig.read(pooling, tower.feature_size),
             pooling_size=(reader.read("pooling_h", size), reader.read("pooling_w", size)),
             projector=MLPConfig.read(reader.section("mlp_projector_config"), tower.hidden_size),
             output_size=vision.read("output_size", size),
@@ -158,9 +150,7 @@ class DecoderConfig:
     """Rows of the second embedding table: added tokens, which cannot be produced."""
     scale_embeddings: bool
     """Whether input embeddings are multiplied by the square root of the hidden size."""
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
-    """Passed to mlx-lm's RoPE as it stands."""
+    rope: RopeConfig
     context_size: int
     """Most tokens of prompt and answer together."""
 
@@ -184,16 +174,21 @@ class DecoderConfig:
             "max_sequence_length", size
         )
         reader.harmless("max_sequence_length")
+        block = BlockConfig.read(reader.section("block_config"), hidden_size)
+        if block.attention.head_dim % 2:
+            raise CheckpointError(
+                f"{reader.name('block_config.attn_config.head_dim')} is"
+                f" {block.attention.head_dim}; expected an even number, for rotary positions"
+            )
         return cls(
             hidden_size=hidden_size,
             num_hidden_layers=num_layers,
-            block=BlockConfig.read(reader.section("block_config"), hidden_size),
+            block=block,
             vocab_size=vocab_size,
             embedding_size=reader.read("embedding_size", size, vocab_size),
             additional_vocab_size=reader.read("additional_vocab_size", count, 0),
             scale_embeddings=reader.read("normalize_input_embeds", boolean, False),
-            rope_theta=reader.read("rope_theta", positive),
-            rope_scaling=_read_rope_scaling(reader),
+            rope=RopeConfig.read(reader),
             context_size=context_size,
         )
 
@@ -208,17 +203,39 @@ class ModelConfig:
     tie_word_embeddings: bool
     """Whether the head is the first embedding table."""
 
-    def with_decoder_biases(self) -> "ModelConfig":
-        """Return a copy whose decoder adds biases to queries, keys and values.
+    def with_biases(
+        self, *, tower: bool = False, pooling: bool = False, decoder: bool = False
+    ) -> "ModelConfig":
+        """Return a copy that adds biases to queries, keys and values where it is asked for.
 
-        Released checkpoints carry such biases although their config say there are none.
-        They are zeros there, and dropped; a checkpoint whose biases are not needs this copy.
+        The reference implementation stores such biases, and adds them, although its config says
+        there are none. They are zeros in the release, and dropped; a checkpoint whose biases
+        are not needs this copy.
         """
-        attention = dataclasses.replace(
-            self.decoder.block.attention, projection_biases=(True, True, True)
-        )
-        block = dataclasses.replace(self.decoder.block, attention=attention)
-        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=block))
+
+        def biased(attention: AttentionConfig) -> AttentionConfig:
+            return dataclasses.replace(attention, projection_biases=(True, True, True))
+
+        def biased_block(block: BlockConfig) -> BlockConfig:
+            return dataclasses.replace(block, attention=biased(block.attention))
+
+        config = self
+        if tower:
+            changed = dataclasses.replace(config.tower, block=biased_block(config.tower.block))
+            config = dataclasses.replace(config, tower=changed)
+        if pooling:
+            connector = dataclasses.replace(
+                config.connector, pooling=biased(config.connector.pooling)
+            )
+            config = dataclasses.replace(config, connector=connector)
+        if decoder:
+            text = dataclasses.replace(config.decoder, block=biased_block(config.decoder.block))
+            config = dataclasses.replace(config, decoder=text)
+        return config
+
+    def with_decoder_biases(self) -> "ModelConfig":
+        """Return a copy whose decoder adds biases to queries, keys and values."""
+        return self.with_biases(decoder=True)
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "ModelConfig":
@@ -254,22 +271,3 @@ class ModelConfig:
                 f" {text.name('hidden_size')} {config.decoder.hidden_size}"
             )
         return config
-
-
-def _read_rope_scaling(reader: ConfigReader) -> dict[str, Any] | None:
-    scaling = reader.read("rope_scaling", _mapping, None)
-    if scaling is None:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        reader.refuse("rope_scaling", scaling, f"rope_type {' or '.join(ROPE_TYPES)}")
-    missing = [key for key in ROPE_TYPES[kind] if key not in scaling]
-    if missing:
-        raise CheckpointError(f"{reader.name('rope_scaling')} has no {', '.join(missing)}")
-    return scaling
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("a JSON object")
-    return value

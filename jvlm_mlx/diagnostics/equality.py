@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig
 from ..config.model_config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from ..config.rope_config import RopeConfig
 from ..model import Model, ops
 from .findings import Finding
 
@@ -55,8 +56,7 @@ def small_config() -> ModelConfig:
             embedding_size=512,
             additional_vocab_size=8,
             scale_embeddings=False,
-            rope_theta=1_000_000.0,
-            rope_scaling=None,
+            rope=RopeConfig(theta=1_000_000.0, scaling=None),
             context_size=4096,
         ),
         tie_word_embeddings=False,

@@ -30,9 +30,9 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.embedding_rows, config.hidden_size)
         rope = initialize_rope(
             config.block.attention.head_dim,
-            base=config.rope_theta,
+            base=config.rope.theta,
             traditional=False,
-            scaling_config=config.rope_scaling,
+            scaling_config=config.rope.scaling,
             max_position_embeddings=config.context_size,
         )
         self.layers = [

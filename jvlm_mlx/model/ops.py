@@ -89,7 +89,12 @@ def attention(
         if mask is None and queries.shape == keys.shape and queries.shape[2] > 1:
             return cpu.attention(queries, keys, values, scale)
     length, size = queries.shape[-2:]
-    if length > MAX_VECTOR_QUERIES and size in PADDED_HEAD_SIZES and has_neural_accelerators():
+    if (
+        length > MAX_VECTOR_QUERIES
+        and size in PADDED_HEAD_SIZES
+        and not hasattr(cache, "bits")
+        and has_neural_accelerators()
+    ):
         queries, keys, values = (_padded(array) for array in (queries, keys, values))
     attended: mx.array = scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask

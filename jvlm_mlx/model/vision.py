@@ -45,8 +45,9 @@ class VisionTower(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x)
             states[index] = x
-        if self._config.uses_final_norm:
-            states[self._config.num_hidden_layers] = self.final_norm(x)
+        states[self._config.num_hidden_layers] = (
+            self.final_norm(x) if self._config.uses_final_norm else x
+        )
         return [states[index] for index in self._config.feature_layers]
 
     def __call__(self, pixel_values: mx.array) -> mx.array:

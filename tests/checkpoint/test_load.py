@@ -149,19 +149,22 @@ def test_tied_head_is_the_first_embedding_table(checkpoint):
     assert np.abs(tied - untied).max() < 1e-5
 
 
-def test_no_added_tokens_table(checkpoint, tiny):
-    """A checkpoint may keep all its tokens in one table."""
+@pytest.mark.parametrize("name", ["embedding", "weight"])
+@pytest.mark.parametrize("value", ["absent", None])
+def test_no_added_tokens_table(checkpoint, tiny, name, value):
+    """A checkpoint may keep all its tokens in one table, which then has another name."""
 
     def join(tensors):
         table = "model.language_model.embedding."
-        joined = [tensors[table + "embedding"], tensors.pop(table + "new_embedding")]
-        tensors[table + "embedding"] = np.concatenate(joined)
+        joined = [tensors.pop(table + "embedding"), tensors.pop(table + "new_embedding")]
+        tensors[table + name] = np.concatenate(joined)
 
     edit_weights(checkpoint, join)
 
     def one_table(config):
-        del config["text_config"]["additional_vocab_size"]
-        config["text_config"]["embedding_size"] = 528
+        config["text_config"].update(additional_vocab_size=None, embedding_size=528)
+        if value == "absent":
+            del config["text_config"]["additional_vocab_size"]
 
     edit_json(checkpoint / "config.json", one_table)
     np.testing.assert_array_equal(logits(jvlm_mlx.load(checkpoint)), logits(tiny))
