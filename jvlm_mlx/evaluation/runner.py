@@ -2,19 +2,18 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import DataError, ImageError
+from ..errors import DataError
 from ..generation.batch_engine import batch_generate
 from ..generation.requests import BatchRequest, BatchResponse
 from ..generation.response import GenerationResult
 from ..model import Model
-from ..processing.image_decoding import identify
+from ..processing.image_io import read_image
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent
 from ..training.processes import Processes
@@ -88,21 +87,12 @@ def request_of(question: Question, images: Sequence[ImageSource]) -> BatchReques
 
 
 def check_image(image: ImageSource) -> None:
-    """Refuse what is no image, by its first bytes; pixels are decoded when they are needed.
+    """Refuse what is no image, by its header; pixels are decoded when they are needed.
 
     Raises:
-        ImageError: no format takes it.
+        ImageError: there is no such image, or no format takes it.
     """
-    if isinstance(image, Path):
-        try:
-            with image.open("rb") as stream:
-                found = identify(stream)
-        except OSError as error:
-            raise ImageError(f"{image} cannot be opened: {error.strerror}") from error
-    else:
-        found = identify(io.BytesIO(image))
-    if found is None:
-        raise ImageError("no image that can be opened")
+    read_image(image)
 
 
 @dataclass(frozen=True)

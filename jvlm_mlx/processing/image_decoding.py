@@ -1,71 +1,73 @@
-"""From the bytes of an image file to an RGB image, with Pillow and without its warnings.
+"""From the bytes of an image file to its size, and to an upright RGB image.
 
-`Image.open` warns where this package raises, and a library cannot silence warnings for its own
-thread alone. So the formats are asked one by one here, and what they would warn about is avoided.
+How an image is to be turned is read here: Pillow's own reading of this metadata warns about every
+damaged tag of a file. What cannot be read means upright.
 """
 
+import re
 import struct
 from typing import IO
 
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image
 
 from ..errors import ImageError
-from .orientation import SIDEWAYS, orientation, turn_upright
+from .image_formats import FORMAT_NAMES, identify, what_it_is
+from .rgb import to_rgb
+
+MAX_SCANS = 100
+"""Passes of a progressive JPEG; encoders make about ten."""
+MAX_SCANNED_PIXELS = 2**30
+"""Pixels times passes: about ten seconds."""
+MAX_BLOCKS = 2**21
+"""Layers times components times blocks of a JPEG 2000 image, which its decoder keeps a list of."""
+MAX_REDUCED_PIXELS = 4
+"""A plain JPEG of up to this many times the limit on pixels is decoded at half its size."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image with this orientation (EXIF tag 274) upright."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
 
 
-def image_size(stream: IO[bytes], name: str) -> tuple[int, int]:
+def image_size(stream: IO[bytes], name: str, max_pixels: int | None = None) -> tuple[int, int]:
     """Return width and height of the image in `stream`, upright; its pixels are not decoded.
 
+    Args:
+        stream: at its start.
+        name: for messages.
+        max_pixels: most pixels; None: `PIL.Image.MAX_IMAGE_PIXELS`.
+
     Raises:
-        ImageError: it is no image, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        ImageError: it is of no format that is opened, damaged, or has too many pixels.
     """
-    image = _identify(stream, name)
+    image = _open(stream, name, max_pixels)
     width, height = image.size
     # Pillow has exchanged them already as TIFF's own tag says, but not as XMP says.
     exchanged = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())
-    sideways = not exchanged and orientation(image) in SIDEWAYS
+    sideways = not exchanged and orientation(image) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 
-def decode(stream: IO[bytes], name: str) -> Image.Image:
-    """Return the image in `stream`, first frame, upright and in RGB; `name` is for messages.
-
-    Raises:
-        ImageError: it is no image, damaged, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    image = _identify(stream, name)
+def decode(stream: IO[bytes], name: str, max_pixels: int | None = None) -> Image.Image:
+    """Return the image in `stream`, first frame, upright and in RGB; as `image_size`."""
+    image = _open(stream, name, max_pixels)
+    _check_work(image, stream, name)
     try:
         image.load()
-        return to_rgb(turn_upright(image))
+        turn = _TURNS.get(orientation(image) or 1)
+        return to_rgb(image if turn is None else image.transpose(turn), name)
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
         raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
-
-
-def _identify(stream: IO[bytes], name: str) -> Image.Image:
-    try:
-        image = identify(stream)
-    except Exception as error:  # as above
-        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
-    if image is None:
-        raise ImageError(f"{name} is no image of a format that Pillow reads")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ImageError(
-            f"{name} is too large: {image.width} x {image.height} pixels; at most"
-            f" {limit} pixels are decoded, so reduce it first"
-        )
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB by plain conversion: alpha is dropped. No copy if it is RGB."""
-    if image.mode == "RGB":
-        return image
-    if "transparency" in image.info:
-        # Without effect on the colors, but Pillow warns about some kinds of it.
-        image = image.copy()
-        del image.info["transparency"]
-    return image.convert("RGB")
 
 
 def reason(error: BaseException) -> str:
@@ -74,26 +76,139 @@ def reason(error: BaseException) -> str:
     return " ".join(str(said or error).split()) or type(error).__name__
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Leave the printing resolution: nobody asks for it, and damaged metadata would warn."""
+def _open(stream: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
+    try:
+        image = identify(stream)
+        if image is None:
+            stream.seek(0)
+            found = what_it_is(stream.read(64))
+    except Exception as error:  # as in `decode`
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+    if image is None:
+        if found == "HEIC":
+            raise ImageError(
+                f"{name} is HEIC; install pi-heif to open it, or convert it to JPEG:"
+                " sips -s format jpeg"
+            )
+        what = f"{found}, and no image" if found else "no image"
+        raise ImageError(f"{name} is {what} of a format that is opened: {FORMAT_NAMES}")
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    if limit is None:
+        return image
+    width, height = image.size
+    is_plain = image.format == "JPEG" and not image.info.get("progressive")
+    if is_plain and limit < width * height <= MAX_REDUCED_PIXELS * limit:
+        image.draft(None, (width // 2, height // 2))  # a progressive one would need all of it
+    # The decoder of JPEG 2000 keeps all values twice, in 32 bits.
+    cost = 4 if image.format == "JPEG2000" else 1
+    if image.width * image.height * cost > limit:
+        raise ImageError(
+            f"{name} is too large: {width} x {height} pixels; at most"
+            f" {limit // cost} pixels are decoded, so reduce it first"
+        )
+    return image
 
 
-def identify(stream: IO[bytes]) -> Image.Image | None:
-    """Open an image with the first format that takes it; its pixels are not decoded yet."""
-    prefix = stream.read(16)
-    for register_formats in (Image.preinit, Image.init):  # the common ones first, then all
-        register_formats()
-        for name in tuple(Image.ID):
-            factory, accepts = Image.OPEN[name]
+def _check_work(image: Image.Image, stream: IO[bytes], name: str) -> None:
+    """Refuse an image of few bytes that takes minutes or gigabytes to decode.
+
+    Raises:
+        ImageError: says what there is too much of.
+    """
+    if image.format == "JPEG" and image.info.get("progressive"):
+        scans = _count(stream, b"\xff\xda")
+        if scans > MAX_SCANS or scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ImageError(
+                f"{name} has {scans} progressive scans of {image.width} x {image.height} pixels,"
+                " too many to decode; save it as a plain JPEG"
+            )
+    elif image.format == "JPEG2000":
+        stream.seek(0)
+        blocks = _jpeg2000_blocks(stream.read(2**16))
+        if blocks > MAX_BLOCKS:
+            raise ImageError(
+                f"{name} is JPEG 2000 of {blocks} blocks, too many to decode; save it as PNG"
+            )
+
+
+def _count(stream: IO[bytes], marker: bytes) -> int:
+    """Count a marker of two bytes in a file."""
+    stream.seek(0)
+    found, last = 0, b""
+    while chunk := stream.read(2**20):
+        found += (last + chunk).count(marker)
+        last = chunk[-1:]
+    stream.seek(0)
+    return found
+
+
+def _jpeg2000_blocks(header: bytes) -> int:
+    """Return how many blocks the main header of JPEG 2000 announces; 0 if it is damaged.
+
+    Of every component each layer lists all precincts, and each of those its code blocks.
+    """
+    start = header.find(b"\xff\x4f\xff\x51")
+    try:
+        right, bottom, left, top, width, height = struct.unpack_from(">6I", header, start + 8)
+        (components,) = struct.unpack_from(">H", header, start + 40)
+        blocks = 0
+        place = start + 2
+        while header[place : place + 2] not in (b"\xff\x90", b""):  # the first tile
+            if header[place : place + 2] == b"\xff\x52":  # how tiles are coded
+                style, layers, levels, wide, high = struct.unpack_from(
+                    ">BxHxBBB", header, place + 4
+                )
+                block = 2 ** (wide + high + 4)
+                precincts = header[place + 14 : place + 15 + levels] if style & 1 else b"\xff"
+                smallest = min(2 ** ((size & 15) + (size >> 4)) for size in precincts)
+                pixels = (right - left) * (bottom - top)
+                tiles = -(-right // max(width, 1)) * -(-bottom // max(height, 1))
+                count = tiles * (levels + 1) + pixels // smallest
+                blocks = max(blocks, components * (layers * count + pixels // min(block, smallest)))
+            place += 2 + struct.unpack_from(">H", header, place + 2)[0]
+        return blocks
+    except (struct.error, ValueError):
+        return 0
+
+
+def orientation(image: Image.Image) -> int | None:
+    """Look in the EXIF block, in PNG's older text form of it, and in XMP, as Pillow does."""
+    if hasattr(image, "tag_v2"):
+        found = image.tag_v2.get(ExifTags.Base.Orientation)
+    else:
+        exif = image.info.get("exif")
+        if exif is None and (text := image.info.get("Raw profile type exif")):
             try:
-                accepted = accepts is None or accepts(prefix)
-                # A text in place of true or false says that support for the format is missing.
-                if not accepted or isinstance(accepted, str):
-                    continue
-                stream.seek(0)
-                # Pillow's factory for JPEG looks for more images in the file; the first will do.
-                return _Jpeg(stream) if name == "JPEG" else factory(stream, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue
+                exif = bytes.fromhex("".join(text.split("\n")[3:]))
+            except ValueError:
+                exif = None
+        found = exif_orientation(exif) if isinstance(exif, bytes) else None
+    if found is not None:
+        return found if isinstance(found, int) else None
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or ""
+    text = xmp.decode("latin-1") if isinstance(xmp, bytes) else str(xmp)
+    match = re.search(r'tiff:Orientation(?:="|>)([0-9])', text)
+    return int(match[1]) if match else None
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation in a block of EXIF: a TIFF header and a list of 12-byte entries.
+
+    None if it has none or is damaged before it.
+    """
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = _BYTE_ORDERS.get(exif[:4])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, start)
+        for offset in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, offset)
+            if tag == ExifTags.Base.Orientation and kind in _NUMBER_KINDS:
+                value: int = struct.unpack_from(order + _NUMBER_KINDS[kind], exif, offset + 8)[0]
+                return value
+    except struct.error:
+        pass
     return None

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ..errors import ImageError
 from .download import download
-from .image_decoding import decode, image_size, reason, to_rgb
+from .image_decoding import decode, image_size, reason
+from .rgb import to_rgb
 
 MAX_CHARACTERS = 100
 """Longest source that a message quotes in full."""
@@ -127,7 +128,7 @@ def source_name(source: object) -> str:
 def _from_pillow(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        return to_rgb(image)
+        return to_rgb(image, "the Pillow image")
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
         raise ImageError(f"the Pillow image cannot be decoded: {reason(error)}") from error
 
@@ -200,4 +201,4 @@ def _from_array(source: Any) -> Image.Image:
         )
     if array.size == 0:
         raise ImageError(f"the array is empty: shape {array.shape}")
-    return to_rgb(Image.fromarray(array))
+    return to_rgb(Image.fromarray(array), "the array")

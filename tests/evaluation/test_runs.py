@@ -113,7 +113,7 @@ def test_nothing_runs_before_the_file_is_checked(tmp_path):
         raise AssertionError("the model is loaded")
 
     data = write_tsv(tmp_path / "q.tsv", rows)
-    with pytest.raises(DataError, match="line 4, column image: no image that can be opened"):
+    with pytest.raises(DataError, match=r"line 4, column image: .* no image of a"):
         evaluate.run_benchmark(load, "AI2D_TEST", data, tmp_path / "o")
     assert not (tmp_path / "o").exists()
 

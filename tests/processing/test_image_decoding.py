@@ -1,5 +1,8 @@
+import contextlib
 import io
+import os
 import struct
+import subprocess
 import threading
 import time
 import warnings
@@ -7,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from jvlm_mlx.processing.image_io import open_image
-from jvlm_mlx.processing.orientation import exif_orientation
+from jvlm_mlx.errors import ImageError
+from jvlm_mlx.processing import image_decoding
+from jvlm_mlx.processing.image_decoding import exif_orientation
+from jvlm_mlx.processing.image_io import open_image, read_image
 from tests.helpers.image_files import (
     PIXELS,
     PNG,
@@ -19,6 +24,7 @@ from tests.helpers.image_files import (
     TURNED_PNG,
     UPRIGHT,
     assert_opens,
+    chunk,
     encode,
     error_line,
     exif,
@@ -97,7 +103,6 @@ def test_plain_conversion_to_rgb():
         "alpha": Image.merge("RGBA", [*image.split(), image.getchannel(0)]),
         "one bit": image.convert("1"),
         "palette": palette,
-        "16 bits": Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 3),
         "CMYK": image.convert("CMYK"),
     }
     for name, one in images.items():
@@ -134,6 +139,63 @@ def test_first_of_several_jpegs_in_a_file():
     assert (np.asarray(open_image(data)) >= 254).all()
 
 
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {}), ("TIFF", {}), ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}), ("AVIF", {}), ("PPM", {}), ("ICO", {}),
+        ("ICO", {"bitmap_format": "bmp"}), ("JPEG2000", {}), ("JPEG", {}),
+        ("JPEG", {"progressive": True}), ("MPO", {"save_all": True}),
+    ],
+)  # fmt: skip
+def test_formats_that_are_opened(kind, options):
+    size = (16, 16)
+    data = encode(Image.fromarray(PIXELS).resize(size), kind, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert_opens(data, np.asarray(image.convert("RGB")))
+    assert read_image(data).size == size
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(28), "EPS"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><svg/>", "XML or SVG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page"),
+        (b'{"error": 404}', "JSON"),
+        (b"PK\x03\x04" + bytes(30), "a ZIP archive or an office document"),
+        (b"8BPS" + bytes(30), "a Photoshop file"),
+        (b"\0\0\0\x18ftypisom" + bytes(30), "a film"),
+        (b"SIMPLE  =                    T", "FITS"),
+        (b"BUFR" + bytes(30), "BUFR"),
+    ],
+)
+def test_other_formats_are_refused_by_name(start, name):
+    line = error_line(start)
+    assert f"bytes is {name}, and no image of a format that is opened: JPEG, PNG" in line
+
+
+def test_no_program_is_started(monkeypatch):
+    """Pillow runs Ghostscript on EPS, whatever the file is called."""
+
+    def refuse(*arguments, **keywords):
+        pytest.fail("a process is started")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(os, "system", refuse)
+    data = encode(Image.fromarray(PIXELS), "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(pytest.fail.Exception):
+        image.load()
+    assert "is EPS, and no image" in error_line(data)
+
+
 # Damaged and oversized files
 
 
@@ -164,6 +226,96 @@ def test_more_pixels_than_pillow_takes_without_a_warning(pixels, monkeypatch):
 def test_extreme_sizes():
     assert error_line(png_of_size(2**31 - 1, 2**31 - 1)).startswith("the image given as")
     assert "too large: 30000 x 3000 pixels; at most" in error_line(png_of_size(30_000, 3_000))
+
+
+def test_damaged_tiff_does_not_warn():
+    """Pillow warns about each of these; warnings are errors in these tests."""
+    data = encode(Image.fromarray(PIXELS), "TIFF", tiffinfo={270: "x" * 40})
+    place = data.index(struct.pack("<HHI", 270, 2, 41))
+    far = data[: place + 8] + struct.pack("<I", 2**30) + data[place + 12 :]
+    long = data[: place + 4] + struct.pack("<I", 2**30) + data[place + 8 :]
+    (directory,) = struct.unpack_from("<I", data, 4)
+    width = data.index(struct.pack("<HH", 256, 3 if b"\x00\x01\x03\x00" in data else 4), directory)
+    twice = data[: width + 4] + struct.pack("<I", 2) + data[width + 8 :]
+    for damaged in (far, long, twice):
+        with (
+            pytest.warns(UserWarning, match="."),
+            contextlib.suppress(Exception),
+            Image.open(io.BytesIO(damaged)) as image,
+        ):
+            image.load()
+        with contextlib.suppress(ImageError):
+            open_image(damaged)
+
+
+def test_damaged_apng_does_not_warn():
+    twice = chunk(b"acTL", struct.pack(">II", 2, 0)) * 2
+    data = PNG[:33] + twice + PNG[33:]
+    with pytest.warns(UserWarning, match="Invalid APNG"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    assert_opens(data, PIXELS)
+
+
+def test_an_icon_larger_than_it_says_does_not_warn():
+    png = encode(Image.fromarray(PIXELS).resize((300, 200)))
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22)
+    data = struct.pack("<HHH", 0, 1, 1) + entry + png
+    with pytest.warns(UserWarning, match="expected size"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    assert read_image(data).size == open_image(data).size == (300, 200)
+    png = png_of_size(30_000, 3_000)
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22)
+    assert "too large: 30000 x 3000" in error_line(struct.pack("<HHH", 0, 1, 1) + entry + png)
+
+
+def test_sizes_are_read_without_decoding():
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        data = encode(Image.fromarray(PIXELS), kind, exif=exif(TURNED))
+        start = data if kind == "WEBP" else data[:-60]
+        assert read_image(start).size == (9, 14)
+
+
+def test_a_plain_jpeg_above_the_limit_is_decoded_at_half_its_size(monkeypatch):
+    image = Image.linear_gradient("L").resize((120, 80)).convert("RGB")
+    data = encode(image, "JPEG", quality=95)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 80)
+    assert open_image(data).size == (120, 80)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 80 // 4)
+    assert read_image(data).size == open_image(data).size == (60, 40)
+    found = np.asarray(open_image(data), np.float64)
+    assert np.abs(found - np.asarray(image.resize((60, 40)), np.float64)).mean() < 3
+    assert "too large: 120 x 80" in error_line(encode(image, "JPEG", progressive=True))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 80 // 4 - 1)
+    assert "too large: 120 x 80" in error_line(data)
+
+
+def test_progressive_scans(monkeypatch):
+    image = Image.fromarray(PIXELS).resize((64, 64))
+    data = encode(image, "JPEG", progressive=True)
+    scan = data.index(b"\xff\xda")
+    many = data[:scan] + data[scan:-2] * 60 + data[-2:]
+    assert open_image(data).size == (64, 64)
+    assert "progressive scans of 64 x 64 pixels, too many" in error_line(many)
+    assert read_image(many).size == (64, 64)
+    monkeypatch.setattr(image_decoding, "MAX_SCANNED_PIXELS", 64 * 64 * 5)
+    assert "progressive scans" in error_line(data)
+
+
+def test_jpeg_2000_of_many_layers_or_blocks(monkeypatch):
+    image = Image.fromarray(PIXELS).resize((64, 64))
+    data = bytearray(encode(image, "JPEG2000", quality_layers=[40, 20, 0]))
+    place = data.index(b"\xff\x52")
+    assert struct.unpack_from(">H", data, place + 6) == (3,)
+    assert open_image(bytes(data)).size == (64, 64)
+    struct.pack_into(">H", data, place + 6, 65535)
+    monkeypatch.setattr(image_decoding, "MAX_BLOCKS", 2**20)
+    assert "blocks, too many to decode" in error_line(bytes(data))
+    tiny = encode(image, "JPEG2000", codeblock_size=(4, 4))
+    assert open_image(tiny).size == (64, 64)
+    monkeypatch.setattr(image_decoding, "MAX_BLOCKS", 500)
+    assert "blocks, too many to decode" in error_line(tiny)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 * 4 - 1)
+    assert "too large: 64 x 64 pixels; at most 4095" in error_line(tiny)
 
 
 # Nothing of the process changes

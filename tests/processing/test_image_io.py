@@ -185,10 +185,10 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
 def test_files_that_are_no_images(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no image")
-    assert error_line(path) == f"'{path}' is no image of a format that Pillow reads"
-    assert error_line(b"") == (
-        "the image given as 0 bytes is no image of a format that Pillow reads"
-    )
+    formats = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, PPM, ICO and JPEG 2000"
+    expected = f"is no image of a format that is opened: {formats}"
+    assert error_line(path) == f"'{path}' {expected}"
+    assert error_line(b"") == f"the image given as 0 bytes {expected}"
     assert "is no image" in error_line(io.BytesIO(b"\x00" * 100))
     assert "is no image" in error_line(b"\x89PNG\r\n\x1a\n")
 
@@ -249,7 +249,7 @@ def test_things_that_are_no_images(source):
 
 def test_web_addresses_that_fail(server, monkeypatch):
     assert error_line(server + "/missing").endswith("cannot be downloaded: HTTP 404 Not Found")
-    assert error_line(server + "/text").endswith("is no image of a format that Pillow reads")
+    assert "is a web page, and no image of a format that is opened" in error_line(server + "/text")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -124,6 +124,15 @@ def test_the_first_resize_rounds_to_8_bits():
     assert np.abs(thumbnail - thumbnail.round()).max() > 0.4
 
 
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_without_the_first_resize_the_second_rounds_to_8_bits(in_float32):
+    """The reference then resizes to tiles from 8 bits, and rounds unless it works in float32."""
+    config = dataclasses.replace(TINY, do_resize=False, resize_in_float32=in_float32)
+    values = (cut(some_image(301, 253), config).astype(np.float64) + 1) / 2 * 255
+    distance = np.abs(values - values.round()).max()
+    assert distance > 0.4 if in_float32 else distance < 1e-4  # float32 of 255
+
+
 def test_no_antialiasing():
     """A fine checkerboard stays as rough as it is; smoothing it would give an even gray."""
     board = np.indices((600, 600)).sum(axis=0).astype(np.uint8) % 2 * 255

@@ -124,7 +124,7 @@ BAD_ROWS = {
     json.dumps(row(user("Hi"), assistant([image("a.png")]))): "an answer with an image",
     json.dumps(row({"role": "human", "content": "Hi"}, assistant("Ho"))): "role 'human'",
     json.dumps(image_row("none.png")): "none.png' cannot be opened: No such file",
-    json.dumps(image_row("rows.jsonl")): "rows.jsonl' is no image",
+    json.dumps(image_row("rows.jsonl")): "rows.jsonl' is JSON, and no image",
     json.dumps(image_row("images")): "images' cannot be opened",
     json.dumps(image_row("~nobody-here/a.png")): "cannot be found",
     json.dumps(image_row("https://example.com/a.png")): "on the web; download it",
