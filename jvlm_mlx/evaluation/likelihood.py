@@ -16,13 +16,15 @@ from .._mlx_lm import KVCache
 from ..checkpoint.row_reader import as_float
 from ..errors import PromptError, RequestError
 from ..generation.caches import GenerationCaches
-from ..generation.image_encoding import encode_opened_images, patch_token_offsets
+from ..generation.image_encoding import encode_opened_images
 from ..generation.memory import device_turns, wired_limit
 from ..generation.options import GenerationOptions
-from ..generation.prompt import PreparedPrompt, as_list, prepare_prompt
+from ..generation.prompt import prepare_prompt
 from ..model import Model
 from ..processing.chat_template import RenderedPrompt
-from ..processing.processor import Processor
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
+from ..processing.processor import Processor, as_list
 from ..processing.tokenizer import IMAGE_PLACEHOLDER
 from ..progress import Progress, ProgressEvent, no_progress
 
@@ -138,7 +140,7 @@ def raw_prompt(text: str) -> RenderedPrompt:
 @dataclass(frozen=True, eq=False)
 class _Pair:
     number: int
-    prepared: PreparedPrompt
+    prepared: PreparedPrompt[PromptImage]
     key: Key
     """An element for each token; those of images differ if the images do."""
     continuation: tuple[int, ...]
@@ -202,7 +204,7 @@ class _Reader:
         self._key = pair.key[:-1]
         return embeddings[-1:]
 
-    def _embed(self, prepared: PreparedPrompt) -> mx.array:
+    def _embed(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
         """Return the embeddings (L, hidden_size) of a context, images merged in."""
         model, images = self._model, list(prepared.images)
         features = encode_opened_images(
@@ -211,7 +213,8 @@ class _Reader:
         sources = np.full((1, len(prepared.token_ids)), -1, np.int32)
         row = 0
         for start, image in zip(prepared.starts, images, strict=True):
-            offsets = patch_token_offsets(image)
+            positions = image.window_positions  # (T, W)
+            offsets = positions[positions >= 0]  # of each feature, from the first token
             sources[0, start + offsets] = np.arange(row, row + len(offsets))
             row += len(offsets)
         with device_turns:
