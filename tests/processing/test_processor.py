@@ -374,3 +374,10 @@ def test_right_padding(processor):
         (left.image_input_idx - shifts)[kept], right.image_input_idx[kept]
     )
     assert collate(prompts, pad_to_multiple=64).input_ids.shape[1] % 64 == 0
+
+
+def test_inputs_of_either_library_are_the_models_arguments(tiny):
+    model, processor = tiny
+    expected = model(**processor("<|image|>", image("dot")))
+    logits = model(**processor("<|image|>", image("dot"), return_tensors="mlx"))
+    assert mx.array_equal(logits, expected)
