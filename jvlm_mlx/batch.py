@@ -1,17 +1,22 @@
-"""Answer a file of questions.
+"""Answer many requests: a file of questions, or one question about many images.
 
 Each line of the file is a JSON object with `prompt` or `messages`, and perhaps `images`, `system`,
-`id` and options like `max_tokens`. Answers are written as they are finished; after an
-interruption, the same command goes on where it stopped.
+`id` and options like `max_tokens`. Responses are written as they are finished; after an
+interruption, the same command resumes where it stopped. Under `mlx.launch`, several processes or
+machines share the requests.
 """
 
 import argparse
 import itertools
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from .cli.arguments import (
     add_cache_argument,
@@ -21,8 +26,9 @@ from .cli.arguments import (
     generation_options,
     load_model,
 )
-from .cli.batch_requests import Row, read_rows
-from .cli.batch_responses import AnswerFile
+from .cli.batch_requests import STANDARD_STREAM, FileRequest, image_requests, read_requests
+from .cli.batch_responses import ResponseFile, gather
+from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
@@ -30,24 +36,37 @@ from .generation.batch_engine import DEFAULT_BATCH_SIZE, batch_generate
 from .generation.requests import BatchRequest, BatchResponse
 from .progress import ProgressEvent
 
+_MAX_REASONS = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
-    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="the questions")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="the answers"
-    )
+        "file", type=Path, nargs="?", metavar="FILE.jsonl",
+        help="the requests, one JSON object a line; - for standard input",
+    )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="ROWS",
+        "-i", "--images", "--image", nargs="+", action="extend", metavar="IMAGE",
+        help="instead of a file: images that are all asked --prompt; paths, globs in quotes such as"
+        " 'scans/**/*.png', or folders",
+    )  # fmt: skip
+    parser.add_argument("-p", "--prompt", help="the question about each of --images")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT",
+        help="the responses as JSON Lines, - for standard output; OUT.csv and OUT.md are made of"
+        " OUT.csv.jsonl and OUT.md.jsonl, which are resumed from",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="REQUESTS",
         help="answers made at the same time; more need more memory",
     )  # fmt: skip
     parser.add_argument(
         "--image-folder", type=Path, metavar="DIR",
         help="where relative paths of images start; else the folder of FILE.jsonl, or the current"
-        " one if the questions come through a pipe",
+        " one if the requests come through a pipe or are --images",
     )  # fmt: skip
     parser.add_argument(
-        "--retry-errors", action="store_true", help="ask rows again that ended with an error"
+        "--retry-errors", action="store_true", help="run requests again that ended with an error"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_cache_argument(parser)
@@ -56,74 +75,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answer all rows, and return the exit code: 1 if there are errors among the answers."""
+    """Answer all requests, and return the exit code: 1 if there are errors among the responses."""
     options = generation_options(arguments)
-    config = _config(arguments, options)
+    group = mx.distributed.init()
     folder = _image_folder(arguments)
-    # Read once, for the questions may come through a pipe; and before the output is opened, so
+    # Read once, for the requests may come through a pipe; and before the output is opened, so
     # that a mistake here leaves no empty file there.
-    rows = _read_questions(arguments.file)
-    if _is_same_file(arguments.file, arguments.output):
-        raise RequestError(f"{arguments.output} is the file of questions: choose another output")
-    answered = failed = 0
-    with AnswerFile(arguments.output, retry_errors=arguments.retry_errors) as output:
-        waiting = [row for row in rows if not output.has(row, row.digest(config))]
-        done = len(rows) - len(waiting)
-        failed_before = sum(map(output.has_error, rows))
-        asked: dict[int, Row] = {}
+    requests = _read_requests(arguments, options, folder, group)
+    if arguments.file is not None and _is_same_file(arguments.file, arguments.output):
+        raise RequestError(f"{arguments.output} is the file of requests: choose another output")
+    answered = 0
+    reasons: Counter[str] = Counter()
+    interrupted = False
+    with ResponseFile(arguments.output, group, retry_errors=arguments.retry_errors) as output:
+        waiting = [request for request in requests if not output.has(request)]
+        done = len(requests) - len(waiting)
+        failed_before = sum(map(output.has_error, requests))
+        own = waiting[group.rank() :: group.size()]
+        total = done + len(own)
+        running: dict[int, FileRequest] = {}
         indices = itertools.count()
 
-        def write(row: Row, answer: BatchResponse) -> None:
-            nonlocal answered, failed
-            output.add(row, row.digest(config), answer)
-            answered += answer.error is None
-            failed += answer.error is not None
-            bars.show(ProgressEvent("requests", done + answered + failed, len(rows), "request"))
+        def write(request: FileRequest, response: BatchResponse) -> None:
+            nonlocal answered
+            output.add(request, response)
+            if response.error is None:
+                answered += 1
+            else:
+                reasons[response.error] += 1
+            finished = done + answered + reasons.total()
+            bars.show(ProgressEvent("requests", finished, total, "request"))
 
-        def requests() -> Iterator[BatchRequest]:
-            for row in waiting:
+        def checked() -> Iterator[BatchRequest]:
+            for request in own:
                 try:
-                    request = row.request(folder)
+                    given = request.request(folder)
                 except RequestError as error:
-                    write(row, BatchResponse(index=-1, result=None, error=str(error)))
+                    write(request, BatchResponse(index=-1, result=None, error=str(error)))
                     continue
-                asked[next(indices)] = row
-                yield request
+                running[next(indices)] = request
+                yield given
 
-        with ProgressBars(wants_progress(arguments.quiet)) as bars:
-            interrupted = False
-            if waiting:
+        with ProgressBars(wants_progress(arguments.quiet) and group.rank() == 0) as bars:
+            if own:
                 model, processor = load_model(arguments, bars)
-                bars.show(ProgressEvent("requests", done, len(rows), "request"))
+                bars.show(ProgressEvent("requests", done, total, "request"))
                 try:
-                    for answer in batch_generate(
+                    for response in batch_generate(
                         model,
                         processor,
-                        requests(),
+                        checked(),
                         batch_size=arguments.batch_size,
                         caches=caches(arguments),
                         **options,
                     ):
-                        write(asked.pop(answer.index), answer)
+                        write(running.pop(response.index), response)
                 except KeyboardInterrupt:
                     interrupted = True
-    kept = f"{done} done before" + (f" ({failed_before} of them failed)" if failed_before else "")
-    print(f"{answered} answered, {failed} failed, {kept}, of {len(rows)} rows", file=sys.stderr)
+        if not interrupted:
+            output.finish()
+            answered, reasons = _of_all_processes(answered, reasons, group)
+    failed = reasons.total()
+    if group.rank() == 0:
+        before = f"{done} done before" + (
+            f" ({failed_before} of them failed)" * bool(failed_before)
+        )
+        counts = f"{answered} answered, {failed} failed, {before}, of {len(requests)} requests"
+        print("\n".join([counts, *_explain(reasons)]), file=sys.stderr)
     if interrupted:
-        print("the same command goes on from here", file=sys.stderr)
+        print("the same command resumes from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_ERROR if failed or failed_before else EXIT_OK
 
 
+def _read_requests(
+    arguments: argparse.Namespace,
+    options: dict[str, Any],
+    folder: Path,
+    group: mx.distributed.Group,
+) -> list[FileRequest]:
+    config = _config(arguments, options)
+    if (arguments.file is None) == (arguments.images is None):
+        raise RequestError("give either a file of requests, or --images and --prompt")
+    if (arguments.images is None) != (arguments.prompt is None):
+        raise RequestError("--images and --prompt belong together; a file has its own prompts")
+    if arguments.images is not None:
+        return image_requests(arguments.images, arguments.prompt, folder, config)
+    if arguments.file == STANDARD_STREAM and group.size() > 1:
+        raise RequestError(f"{group.size()} processes cannot share standard input; give a file")
+    return read_requests(arguments.file, config)
+
+
 def _config(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
-    """Return, as a text, what every answer depends on beside its question."""
+    """Return, as a text, what every response depends on beside its request."""
     config = {
         "model": arguments.model,
         "revision": arguments.revision,
         "dtype": arguments.dtype,
         **options,
     }
-    # Absent if not given, so that files of answers stay valid that are older than these.
+    # Absent if not given, so that files of responses stay valid that are older than these.
     for name in ("adapter_path", "image_folder"):
         path: Path | None = getattr(arguments, name)
         if path is not None:
@@ -136,25 +187,9 @@ def _image_folder(arguments: argparse.Namespace) -> Path:
     if arguments.image_folder is not None:
         return Path(arguments.image_folder)
     # What the shell passes as a file has no folder of its own: /dev/stdin, or /dev/fd/63.
-    passed = any(arguments.file.absolute().is_relative_to(root) for root in ("/dev", "/proc"))
-    return Path() if passed else Path(arguments.file.parent)
-
-
-def _read_questions(path: Path) -> list[Row]:
-    """Return all rows of a file.
-
-    Raises:
-        RequestError: it cannot be read, or two rows have the same id.
-    """
-    rows = list(read_rows(path))
-    numbers: dict[str | int, int] = {}
-    for row in rows:
-        number = numbers.setdefault(row.key, row.number)
-        if number != row.number:
-            raise RequestError(
-                f"rows {number} and {row.number} of {path} have the same id {row.key!r}"
-            )
-    return rows
+    file = arguments.file
+    piped = file is None or any(file.absolute().is_relative_to(one) for one in ("/dev", "/proc"))
+    return Path() if piped else Path(file.parent)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -162,6 +197,29 @@ def _is_same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:  # one of them is missing, usually the output
         return False
+
+
+def _of_all_processes(
+    answered: int, reasons: Counter[str], group: mx.distributed.Group
+) -> tuple[int, Counter[str]]:
+    counts = [json.loads(one) for one in gather(json.dumps([answered, reasons]).encode(), group)]
+    return sum(one[0] for one in counts), sum((Counter(one[1]) for one in counts), Counter())
+
+
+def _explain(reasons: Counter[str]) -> list[str]:
+    """Return a line for each kind of failure, with an example: names and numbers may differ."""
+    kinds: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for message, count in reasons.items():
+        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "...", message)
+        kinds[kind] += count
+        examples.setdefault(kind, message)
+    lines = [
+        f"  {count} failed: {printable(examples[kind])}"
+        for kind, count in kinds.most_common(_MAX_REASONS)
+    ]
+    others = sum(count for _, count in kinds.most_common()[_MAX_REASONS:])
+    return lines + ([f"  {others} failed for other reasons"] if others else [])
 
 
 if __name__ == "__main__":

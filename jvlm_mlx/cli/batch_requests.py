@@ -1,4 +1,4 @@
-"""Reads a file of questions: JSON Lines, one question a row.
+"""Where the requests of a batch come from: a file of JSON Lines, or image files and one prompt.
 
 {"prompt": "What is this?", "images": ["photo.jpg"], "id": "a1", "max_tokens": 50}
 {"messages": [{"role": "user", "content": "Hello"}]}
@@ -7,63 +7,59 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..config.json_file import parse_json
+from ..config.json_file import MAX_BYTES, parse_json, quoted
 from ..errors import RequestError
+from ..files import reason
 from ..generation.options import GenerationOptions
 from ..generation.requests import BatchRequest
-from ..processing.image_decoding import reason
 from ..processing.image_io import is_address, source_name
+from .chat_lines import IMAGE_SUFFIXES
 
+STANDARD_STREAM = Path("-")
+"""What names standard input or output."""
 _OPTIONS = {field.name: field.type for field in dataclasses.fields(GenerationOptions)}
 _KEYS = ("id", "prompt", "messages", "image", "images", "system")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the file, not understood yet."""
+class FileRequest:
+    """One request as it was given, not checked yet."""
 
     number: int
-    """From 1."""
+    """Its line in the file, or its place among the images; from 1."""
     text: str
+    """JSON, or what should be."""
+    key: str | int
+    """What tells it from others: its id, or its number."""
+    digest: str
+    """Of the request and of everything else that its response depends on."""
 
-    def content(self) -> dict[str, Any]:
-        """Return the line's object.
+    @classmethod
+    def of(cls, number: int, text: str, config: str) -> "FileRequest":
+        """Return the request of one line of JSON, which may be damaged.
 
-        Raises:
-            RequestError: it is no JSON object.
+        Args:
+            number: of the line.
+            text: of the line.
+            config: what all responses depend on, as a text.
         """
         try:
-            content = parse_json(self.text)
-        except ValueError as error:
-            raise RequestError(f"row {self.number} is no JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise RequestError(f"row {self.number} is no JSON object")
-        return content
-
-    @property
-    def key(self) -> str | int:
-        """What tells the row from others: its id, or its number."""
-        try:
-            given = self.content().get("id")
+            content = _parse(number, text)
+            canonical, given = json.dumps(content, sort_keys=True), content.get("id")
         except RequestError:
-            return self.number
-        return given if isinstance(given, str) else self.number if given is None else str(given)
-
-    def digest(self, config: str) -> str:
-        """Return a digest of the question and of the config it is asked with."""
-        try:
-            question = json.dumps(self.content(), sort_keys=True)
-        except RequestError:
-            question = self.text
-        return hashlib.sha256(f"{config}\n{question}".encode()).hexdigest()[:16]
+            canonical, given = text, None
+        key = given if isinstance(given, str) else number if given is None else str(given)
+        digest = hashlib.sha256(f"{config}\n{canonical}".encode()).hexdigest()[:16]
+        return cls(number, text, key, digest)
 
     def request(self, folder: Path) -> BatchRequest:
-        """Return what is asked.
+        """Return what `batch_generate` takes.
 
         Args:
             folder: that relative paths of images start from.
@@ -71,16 +67,18 @@ class Row:
         Raises:
             RequestError: a key is unknown or has a value of the wrong type.
         """
-        content = {name: value for name, value in self.content().items() if value is not None}
+        parsed = _parse(self.number, self.text)
+        content = {name: value for name, value in parsed.items() if value is not None}
         for name, value in content.items():
             if name in _OPTIONS:
                 _check_option(name, value)
             elif name not in _KEYS:
                 raise RequestError(
-                    f"{name!r} is no key of a row; expected {', '.join(_KEYS)} or an option"
+                    f"{quoted(name)} is no key of a request; expected {', '.join(_KEYS)} or an"
+                    " option"
                 )
         if ("prompt" in content) == ("messages" in content):
-            raise RequestError("a row needs either prompt or messages")
+            raise RequestError("a request needs either prompt or messages")
         if "prompt" in content and not isinstance(content["prompt"], str):
             raise RequestError("prompt must be a text; a conversation goes into messages")
         if "system" in content and not isinstance(content["system"], str):
@@ -101,20 +99,100 @@ class Row:
         )
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file; empty lines and marks of the byte order are passed over.
+def read_requests(path: Path, config: str) -> list[FileRequest]:
+    """Return the requests of a file; empty lines and byte order marks are passed over.
+
+    Args:
+        path: of the file; `-` is standard input.
+        config: as for `FileRequest.of`.
 
     Raises:
-        RequestError: the file cannot be read.
+        RequestError: it cannot be read, has a line that is too long, or two requests have the
+            same id.
     """
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig", "replace").strip()
-                if text:
-                    yield Row(number, text)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
+        if path == STANDARD_STREAM:
+            requests = list(_read_lines(sys.stdin.buffer, "standard input", config))
+        else:
+            with path.open("rb") as file:
+                requests = list(_read_lines(file, str(path), config))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from error
+    numbers: dict[str | int, int] = {}
+    for request in requests:
+        number = numbers.setdefault(request.key, request.number)
+        if number != request.number:
+            raise RequestError(
+                f"lines {number} and {request.number} of {path} have the same id"
+                f" {quoted(request.key)}"
+            )
+    return requests
+
+
+def _read_lines(file: IO[bytes], name: str, config: str) -> Iterator[FileRequest]:
+    number = 0
+    # Devices and pipes may never end.
+    while line := file.readline(MAX_BYTES + 1):
+        number += 1
+        if len(line) > MAX_BYTES:
+            raise RequestError(f"line {number} of {name} is longer than {MAX_BYTES // 2**20} MB")
+        if text := line.decode("utf-8-sig", "replace").strip():
+            yield FileRequest.of(number, text, config)
+
+
+def image_requests(
+    patterns: Sequence[str], prompt: str, folder: Path, config: str
+) -> list[FileRequest]:
+    """Return one request for each image file, in sorted order; its id is the file's path.
+
+    Args:
+        patterns: paths, globs such as `scans/**/*.png`, or folders, of which all image files are
+            taken.
+        prompt: asked of every image.
+        folder: that relative patterns start from.
+        config: as for `FileRequest.of`.
+
+    Raises:
+        RequestError: a pattern matches no file.
+    """
+    paths: dict[str, None] = {}
+    for pattern in patterns:
+        found = _expand(pattern, folder)
+        if not found:
+            raise RequestError(f"{source_name(pattern)} matches no image file")
+        paths |= dict.fromkeys(found)
+    return [
+        FileRequest.of(number, json.dumps({"id": p, "prompt": prompt, "images": [p]}), config)
+        for number, p in enumerate(sorted(paths), 1)
+    ]
+
+
+def _expand(pattern: str, folder: Path) -> list[str]:
+    try:
+        path = Path(pattern).expanduser()
+        if (folder / path).is_dir():
+            found = (folder / path).rglob("*")
+            files = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
+        elif (folder / path).is_file():  # a name may have brackets
+            files = [folder / path]
+        elif path.is_absolute():
+            files = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        else:
+            files = list(folder.glob(str(path)))
+        files = [file for file in files if file.is_file()]
+    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise RequestError(f"{source_name(pattern)} cannot be read: {reason(error)}") from None
+    return [str(file if path.is_absolute() else file.relative_to(folder)) for file in files]
+
+
+def _parse(number: int, text: str) -> dict[str, Any]:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise RequestError(f"line {number} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"line {number} is no JSON object")
+    return content
 
 
 def _check_option(name: str, value: Any) -> None:
@@ -133,7 +211,7 @@ def _check_option(name: str, value: Any) -> None:
         accepted = (int, float) if of is float else (of,)
         if all(isinstance(one, accepted) and not isinstance(one, bool) for one in values):
             return
-    raise RequestError(f"{name} is {value!r}; expected {_type_name(annotation)}")
+    raise RequestError(f"{name} is {quoted(value)}; expected {_type_name(annotation)}")
 
 
 def _type_name(annotation: Any) -> str:
@@ -147,7 +225,7 @@ def _type_name(annotation: Any) -> str:
 def _with_paths(messages: Any, folder: Path) -> Any:
     """Return messages whose images' relative paths start from the folder."""
     if not isinstance(messages, list):
-        return messages  # what is wrong with them is said where they are read
+        return messages  # the chat template says what is wrong with them
 
     def located(part: Any) -> Any:
         if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):

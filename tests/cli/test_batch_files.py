@@ -1,8 +1,13 @@
-"""Files of questions: answers are kept, and a file that is something else is not touched."""
+"""Files of requests: responses are kept, and a file that is something else is not touched."""
 
+import csv
+import dataclasses
 import errno
+import io
 import json
 import os
+import random
+import re
 import resource
 import signal
 import subprocess
@@ -10,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import jvlm_mlx
-from jvlm_mlx.cli.batch_responses import AnswerFile
+from jvlm_mlx.cli.batch_responses import ResponseFile
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import RequestError
 
@@ -60,7 +66,7 @@ def test_a_file_of_questions(tiny, golden_folder, files, images, capsys):
     assert run(golden_folder, files, "--batch-size", "2") == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert "4 answered, 6 failed, 0 done before, of 10 rows" in output.err
+    assert "4 answered, 6 failed, 0 done before, of 10 requests" in output.err
     answers = {answer.get("id", answer["row"]): answer for answer in read(files[1])}
     assert set(answers) == {"a", 3, "b", 5, "7", 7, 8, 9, 10, 11}
     dot = str(images["dot"])
@@ -80,9 +86,9 @@ def test_a_file_of_questions(tiny, golden_folder, files, images, capsys):
         assert answers[key]["token_ids"] == list(result.token_ids)
         assert answers[key]["finish_reason"] == result.finish_reason
     for key, said in (
-        ("7", "missing.png' cannot be opened"), (7, "'max_token' is no key of a row"),
+        ("7", "missing.png' cannot be opened"), (7, "'max_token' is no key of a request"),
         (8, "max_tokens is 'three'; expected a whole number"), (9, "either prompt or messages"),
-        (10, "row 10 is no JSON"), (11, "row 11 is no JSON object"),
+        (10, "line 10 is no JSON"), (11, "line 11 is no JSON object"),
     ):  # fmt: skip
         assert said in answers[key]["error"]
 
@@ -95,7 +101,7 @@ def test_going_on_asks_nothing_twice(golden_folder, files, capsys, monkeypatch):
     monkeypatch.setattr("jvlm_mlx.batch.load_model", None)
     # The rows that failed are in the file still, and the exit code says so.
     assert run(golden_folder, files) == 1
-    said = "0 answered, 0 failed, 10 done before (6 of them failed), of 10 rows"
+    said = "0 answered, 0 failed, 10 done before (6 of them failed), of 10 requests"
     assert said in capsys.readouterr().err
     assert files[1].read_bytes() == whole
 
@@ -136,7 +142,7 @@ def test_answers_to_other_questions_are_not_taken_for_these(golden_folder, files
     run(golden_folder, files)
     capsys.readouterr()
     assert run(golden_folder, files, "--temperature", "0.5") == 1
-    assert "row 'a' to another question or with other settings" in capsys.readouterr().err
+    assert "request 'a' to another question or with other settings" in capsys.readouterr().err
     files[0].write_text(files[0].read_text().replace("Describe this", "Describe that"))
     assert run(golden_folder, files) == 1
     assert "to another question" in capsys.readouterr().err
@@ -145,7 +151,7 @@ def test_answers_to_other_questions_are_not_taken_for_these(golden_folder, files
 @pytest.mark.parametrize(
     ("rows", "output", "said"),
     [
-        ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', None, "rows 1 and 2 of"),
+        ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', None, "lines 1 and 2 of"),
         ('{"prompt": "x"}', "precious\nwords\n", "line 1 of"),
         (None, None, "cannot be read"),
     ],
@@ -209,7 +215,7 @@ def refused(golden_folder, files, said, capsys, *arguments):
 def test_foreign_files_are_not_touched(golden_folder, written, content, capsys):
     for before in (b"", written[1].read_bytes()):
         written[1].write_bytes(before + content.encode())
-        refused(golden_folder, written, "is no answer of this command", capsys)
+        refused(golden_folder, written, "is no response of this command", capsys)
         assert written[1].read_bytes() == before + content.encode()
 
 
@@ -220,7 +226,7 @@ def test_an_answer_may_end_anywhere(golden_folder, written, capsys):
         # Up to the text of the answer, and then a few.
         for cut in (*range(1, 70), end - start - 3, end - start - 2):
             written[1].write_bytes(whole[:start] + whole[start : start + cut])
-            with AnswerFile(written[1]):
+            with ResponseFile(written[1], mx.distributed.init()):
                 assert written[1].read_bytes() == whole[:start]
 
 
@@ -228,7 +234,7 @@ def test_the_questions_are_not_the_output(golden_folder, written, tmp_path, caps
     questions = written[0].read_bytes()
     (tmp_path / "link").symlink_to(written[0])
     for output in (written[0], tmp_path / "link"):
-        refused(golden_folder, (written[0], output), "is the file of questions", capsys)
+        refused(golden_folder, (written[0], output), "is the file of requests", capsys)
     assert written[0].read_bytes() == questions
 
 
@@ -358,11 +364,218 @@ def test_a_disk_that_is_full_at_the_end(written):
         def close(self):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    output = AnswerFile(written[1])
-    output._file.close()
-    output._file = Full()
+    output = ResponseFile(written[1], mx.distributed.init())
+    output._stack.callback(Full().close)
     with pytest.raises(RequestError, match="cannot be written: No space"):
         output.__exit__(None, None, None)
+
+
+# --- standard streams and endless input
+
+
+def test_standard_input_and_output(golden_folder, images, loaded, monkeypatch, capsysbinary):
+    lines = b'{"prompt": "Hi"}\n{"prompt": "What?", "images": ["dot.png"]}\n'
+    monkeypatch.chdir(images["dot"].parent)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert run(golden_folder, ("-", "-")) == 0
+    out, err = capsysbinary.readouterr()
+    assert [json.loads(line)["row"] for line in out.splitlines()] == [1, 2]
+    assert b"2 answered, 0 failed, 0 done before, of 2 requests" in err
+
+
+def test_endless_lines_are_refused(golden_folder, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "answers.jsonl"
+    refused(golden_folder, ("/dev/zero", output), "line 1 of /dev/zero is longer than", capsys)
+    monkeypatch.setattr("jvlm_mlx.cli.batch_requests.MAX_BYTES", 100)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"prompt": "Hi"}\n{"prompt": "' + "x" * 100 + '"}\n')
+    refused(golden_folder, (questions, output), "line 2 of", capsys)
+    assert not output.exists()
+
+
+# --- requests
+
+
+def test_reasons_are_counted_by_kind(golden_folder, written, capsys):
+    rows = [{"prompt": "Hi", "images": [f"missing{n}.png"]} for n in range(3)]
+    rows += [{"prompt": "Hi", "max_tokens": -n} for n in range(1, 3)] + [{"promt": "\x1b[2J"}]
+    with written[0].open("a") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    assert run(golden_folder, written) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 answered, 6 failed, 2 done before, of 8 requests"
+    assert [re.sub("'.*'", "", line) for line in lines[1:]] == [
+        "  3 failed:  cannot be opened: No such file or directory",
+        "  2 failed: max_tokens is -1; it must be at least 1",
+        "  1 failed:  is no key of a request; expected id, prompt, messages, image, images,"
+        " system or an option",
+    ]
+
+
+def test_ids_that_are_no_valid_text_are_found_again(golden_folder, written, capsys):
+    with written[0].open("a") as file:
+        file.write('{"id": "\\ud800", "prompt": "Hi"}\n')
+    assert run(golden_folder, written) == 0
+    capsys.readouterr()
+    assert run(golden_folder, written) == 0
+    assert "0 answered, 0 failed, 3 done before" in capsys.readouterr().err
+    assert len(read(written[1])) == 3
+
+
+ODD_VALUES = (
+    None, True, -1, 0, 1, 0.5, 10**18, 10**30, -(2**63), 1e308, -1e30, 1e-320, float("nan"), "",
+    "x", "\ud800", "9" * 5000, [], [[]], {}, ["a", 1], {"type": "image"}, "file:///dev/zero",
+    "http://127.0.0.1:9/", "data:image/png;base64,AAAA", "/dev", "~nobody/x.png", "a\0b",
+)  # fmt: skip
+
+
+def mutated_requests(seed, image):
+    """Return lines of requests, each damaged somewhere."""
+    chance = random.Random(seed)
+    names = [field.name for field in dataclasses.fields(jvlm_mlx.GenerationOptions)]
+    part = {"type": "image", "image": str(image)}
+    valid = (
+        {"prompt": "Hi", "max_tokens": 2},
+        {"prompt": "What?", "image": str(image), "max_crops": 1},
+        {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "And?"}]}]},
+    )
+    for number in range(300):
+        request = {"id": f"{number}", **json.loads(json.dumps(chance.choice(valid)))}
+        for _ in range(chance.choice((1, 1, 2))):
+            key = chance.choice((*request, *names))
+            if key == "id":
+                continue
+            if key == "messages":
+                message = request["messages"][0] if "messages" in request else {}
+                message[chance.choice(("role", "content", "x"))] = chance.choice(ODD_VALUES)
+            # Valid, but an answer of a million tokens takes its time.
+            elif key != "max_tokens":
+                request[key] = chance.choice(ODD_VALUES)
+        line = json.dumps(request)
+        if chance.random() < 0.1:
+            place = chance.randrange(len(line))
+            line = line[:place] + chance.choice(("", "{", '"', "\0", "[" * 500)) + line[place + 1 :]
+        yield line
+
+
+def test_mutated_requests_fail_alone(golden_folder, images, tmp_path, loaded, capsys):
+    files = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    lines = list(mutated_requests(3, images["dot"]))
+    files[0].write_text("\n".join([*lines, '{"prompt": "Hi", "id": "last"}']))
+    assert run(golden_folder, files, "--max-tokens", "2") == 1
+    responses = read(files[1])
+    assert len(responses) == 301
+    assert responses[-1]["id"] == "last" or "text" in responses[-1]
+    errors = [one["error"] for one in responses if "error" in one]
+    assert 150 < len(errors) < 290
+    assert not [error for error in errors if "\n" in error or len(error) > 500]
+    # What is not expected is logged with its traceback.
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- images and one prompt
+
+
+@pytest.fixture
+def scans(tmp_path, images):
+    folder = tmp_path / "scans"
+    for name in ("b.png", "a [1].png", "deep/c.PNG"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(images["dot"].read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def ask_images(golden_folder, output, *arguments):
+    return main(
+        ["batch", "--output", str(output), "--max-tokens", "4", "--model",
+         str(golden_folder / "tiny"), *arguments]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["scans/*.png"], ["scans/a [1].png", "scans/b.png"]),
+        (["scans/**/*.[pP]*"], ["scans/a [1].png", "scans/b.png", "scans/deep/c.PNG"]),
+        (["scans"], ["scans/a [1].png", "scans/b.png", "scans/deep/c.PNG"]),
+        (["scans/b.png", "scans/a [1].png", "scans/*.png"], ["scans/a [1].png", "scans/b.png"]),
+    ],
+)
+def test_one_prompt_for_many_images(
+    tiny, golden_folder, scans, images, loaded, monkeypatch, patterns, names
+):
+    monkeypatch.chdir(scans.parent)
+    assert ask_images(golden_folder, "out.jsonl", "-p", "What?", "--images", *patterns) == 0
+    responses = {one["id"]: one["text"] for one in read(Path("out.jsonl"))}
+    expected = jvlm_mlx.generate(*tiny, "What?", images["dot"], max_tokens=4).text
+    assert responses == dict.fromkeys(names, expected)
+
+
+def test_images_are_resumed_and_made_a_table(golden_folder, scans, loaded, monkeypatch, capsys):
+    monkeypatch.chdir(scans.parent)
+    (scans / "broken.png").write_text("no image")
+    flags = ("-p", "What?", "--images", "scans/*.png")
+    assert ask_images(golden_folder, "out.csv", *flags) == 1
+    with Path("out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["scans/a [1].png", "scans/b.png", "scans/broken.png"]
+    assert rows[0]["text"] == rows[1]["text"] != ""
+    assert (rows[0]["error"], "broken.png" in rows[2]["error"]) == ("", True)
+    table = Path("out.csv").read_bytes()
+    Path("out.csv").unlink()
+    capsys.readouterr()
+    assert ask_images(golden_folder, "out.csv", *flags) == 1
+    assert "0 answered, 0 failed, 3 done before (1 of them failed)" in capsys.readouterr().err
+    assert Path("out.csv").read_bytes() == table
+    (scans / "broken.png").write_bytes((scans / "b.png").read_bytes())
+    assert ask_images(golden_folder, "out.csv", *flags, "--retry-errors") == 0
+    assert Path("out.csv").read_bytes().count(rows[0]["text"].encode()) == 3
+    assert sorted(path.name for path in Path().iterdir()) == ["out.csv", "out.csv.jsonl", "scans"]
+
+
+def test_a_document_has_a_section_for_each_image(golden_folder, scans, loaded, monkeypatch):
+    monkeypatch.chdir(scans.parent)
+    assert ask_images(golden_folder, "out.md", "-p", "What?", "--images", "scans/*.png") == 0
+    responses = {one["id"]: one["text"].strip() for one in read(Path("out.md.jsonl"))}
+    assert Path("out.md").read_text(encoding="utf-8") == "\n".join(
+        f"## {name}\n\n{responses[name]}\n" for name in sorted(responses)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either a file of requests, or --images and --prompt"),
+        (["x.jsonl", "--images", "*"], "give either a file"),
+        (["--images", "scans/*.png"], "--images and --prompt belong together"),
+        (["x.jsonl", "-p", "What?"], "--images and --prompt belong together"),
+        (["-p", "What?", "--images", "scans/*.gif"], "'scans/*.gif' matches no image file"),
+        (["-p", "What?", "--images", "~no-such-user/*"], "'~no-such-user/*' cannot be read"),
+    ],
+)
+def test_images_and_prompt_belong_together(
+    golden_folder, scans, capsys, monkeypatch, arguments, said
+):
+    monkeypatch.chdir(scans.parent)
+    assert ask_images(golden_folder, "out.jsonl", *arguments) == 1
+    assert f"error: {said}" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+# --- two runs at once
+
+
+def test_an_output_that_is_being_written_is_refused(golden_folder, written, capsys):
+    with ResponseFile(written[1], mx.distributed.init()):
+        refused(golden_folder, written, "is being written by another process", capsys)
+    assert run(golden_folder, written) == 0
+    assert sorted(path.name for path in written[1].parent.iterdir()) == [
+        "answers.jsonl", "questions.jsonl",
+    ]  # fmt: skip
+
+
+# --- interruptions
 
 
 def command(golden_folder, files):
@@ -391,7 +604,7 @@ def test_after_an_interruption_the_same_command_goes_on(golden_folder, tmp_path,
     assert 3 <= interrupted.count(b"\n") < 24
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert "goes on from here" in said
+        assert "resumes from here" in said
     done = subprocess.run(
         command(golden_folder, files), cwd=root, capture_output=True, text=True, timeout=300
     )
