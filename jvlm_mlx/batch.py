@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from .cli.arguments import (
     add_cache_argument,
     add_generation_arguments,
@@ -27,13 +25,14 @@ from .cli.arguments import (
     load_model,
 )
 from .cli.batch_requests import STANDARD_STREAM, FileRequest, image_requests, read_requests
-from .cli.batch_responses import ResponseFile, gather
+from .cli.batch_responses import ResponseFile
 from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .generation.batch_engine import DEFAULT_BATCH_SIZE, batch_generate
 from .generation.requests import BatchRequest, BatchResponse
+from .process_group import ProcessGroup
 from .progress import ProgressEvent
 
 _MAX_REASONS = 5
@@ -77,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer all requests, and return the exit code: 1 if there are errors among the responses."""
     options = generation_options(arguments)
-    group = mx.distributed.init()
+    group = ProcessGroup()
     folder = _image_folder(arguments)
     # Read once, for the requests may come through a pipe; and before the output is opened, so
     # that a mistake here leaves no empty file there.
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         waiting = [request for request in requests if not output.has(request)]
         done = len(requests) - len(waiting)
         failed_before = sum(map(output.has_error, requests))
-        own = waiting[group.rank() :: group.size()]
+        own = waiting[group.rank :: group.count]
         total = done + len(own)
         running: dict[int, FileRequest] = {}
         indices = itertools.count()
@@ -116,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
                 running[next(indices)] = request
                 yield given
 
-        with ProgressBars(wants_progress(arguments.quiet) and group.rank() == 0) as bars:
+        with ProgressBars(wants_progress(arguments.quiet) and group.is_first) as bars:
             if own:
                 model, processor = load_model(arguments, bars)
                 bars.show(ProgressEvent("requests", done, total, "request"))
@@ -136,7 +135,9 @@ def run(arguments: argparse.Namespace) -> int:
             output.finish()
             answered, reasons = _of_all_processes(answered, reasons, group)
     failed = reasons.total()
-    if group.rank() == 0:
+    if not group.is_first and not interrupted:
+        return EXIT_OK  # mlx.launch would end the first process before it has said anything
+    if group.is_first:
         before = f"{done} done before" + (
             f" ({failed_before} of them failed)" * bool(failed_before)
         )
@@ -152,7 +153,7 @@ def _read_requests(
     arguments: argparse.Namespace,
     options: dict[str, Any],
     folder: Path,
-    group: mx.distributed.Group,
+    group: ProcessGroup,
 ) -> list[FileRequest]:
     config = _config(arguments, options)
     if (arguments.file is None) == (arguments.images is None):
@@ -161,8 +162,8 @@ def _read_requests(
         raise RequestError("--images and --prompt belong together; a file has its own prompts")
     if arguments.images is not None:
         return image_requests(arguments.images, arguments.prompt, folder, config)
-    if arguments.file == STANDARD_STREAM and group.size() > 1:
-        raise RequestError(f"{group.size()} processes cannot share standard input; give a file")
+    if arguments.file == STANDARD_STREAM and group.count > 1:
+        raise RequestError(f"{group.count} processes cannot share standard input; give a file")
     return read_requests(arguments.file, config)
 
 
@@ -200,9 +201,9 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 def _of_all_processes(
-    answered: int, reasons: Counter[str], group: mx.distributed.Group
+    answered: int, reasons: Counter[str], group: ProcessGroup
 ) -> tuple[int, Counter[str]]:
-    counts = [json.loads(one) for one in gather(json.dumps([answered, reasons]).encode(), group)]
+    counts = [json.loads(one) for one in group.gather(json.dumps([answered, reasons]))]
     return sum(one[0] for one in counts), sum((Counter(one[1]) for one in counts), Counter())
 
 

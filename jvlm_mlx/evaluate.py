@@ -19,8 +19,8 @@ from .cli.arguments import (
     load_model,
     size,
 )
-from .cli.batch_requests import Row as AnswerRow
-from .cli.batch_responses import AnswerFile
+from .cli.batch_requests import FileRequest
+from .cli.batch_responses import ResponseFile
 from .cli.comparison_report import as_text, write_comparison
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
@@ -47,9 +47,9 @@ from .generation.batch_engine import DEFAULT_BATCH_SIZE
 from .generation.caches import GenerationCaches
 from .generation.requests import BatchResponse
 from .model import Model
+from .process_group import ProcessGroup
 from .processing.processor import Processor
 from .progress import Progress, no_progress
-from .training.processes import Processes
 
 MAX_TOKENS = 512
 """Of an answer, as in the paper."""
@@ -158,7 +158,7 @@ def run_benchmark(
             asked = asked_of(load, file, questions, batch_size=batch_size, caches=cache, **options)
             if file.without_image:
                 notes.append(f"{file.without_image} rows have no image and are left out")
-        processes, path = Processes(), output / ANSWERS
+        processes, path = ProcessGroup(), output / ANSWERS
         if not processes.is_first:
             help_to_answer(processes, asked)
             return {}
@@ -188,20 +188,20 @@ def run_benchmark(
 
 
 class _Answers:
-    """The file of answers of `jvlm batch`, with questions as its rows."""
+    """The file of responses of `jvlm batch`, with questions as its requests."""
 
     def __init__(self, path: Path, retry_errors: bool) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RequestError(f"{path.parent} cannot be made: {error.strerror}") from error
-        self._file = AnswerFile(path, retry_errors=retry_errors)
+        self._file = ResponseFile(path, retry_errors=retry_errors)
 
     def has(self, question: Question) -> bool:
-        return self._file.has(self._row(question), question.digest)
+        return self._file.has(self._request(question))
 
     def add(self, question: Question, response: BatchResponse) -> None:
-        self._file.add(self._row(question), question.digest, response)
+        self._file.add(self._request(question), response)
 
     def __enter__(self) -> "_Answers":
         self._file.__enter__()
@@ -211,8 +211,8 @@ class _Answers:
         self._file.__exit__(*raised)
 
     @staticmethod
-    def _row(question: Question) -> AnswerRow:
-        return AnswerRow(question.number + 1, json.dumps({"id": question.key}))
+    def _request(question: Question) -> FileRequest:
+        return FileRequest(question.number + 1, "", question.key, question.digest)
 
 
 def compare(folders: Sequence[str | Path], *, seed: int = 0) -> list[Comparison]:

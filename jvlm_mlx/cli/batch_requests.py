@@ -205,17 +205,19 @@ def _check_option(name: str, value: Any) -> None:
         origin = typing.get_origin(expected)
         if origin is not None:  # several texts or numbers; a single text will do, too
             of = typing.get_args(expected)[0]
-            values = value if isinstance(value, list) else [value]
+            values = [value] if isinstance(value, str) else value
         else:
             of, values = expected, [value]
         accepted = (int, float) if of is float else (of,)
-        if all(isinstance(one, accepted) and not isinstance(one, bool) for one in values):
+        if isinstance(values, list) and all(
+            isinstance(one, accepted) and isinstance(one, bool) == (of is bool) for one in values
+        ):
             return
     raise RequestError(f"{name} is {quoted(value)}; expected {_type_name(annotation)}")
 
 
 def _type_name(annotation: Any) -> str:
-    names = {int: "a whole number", float: "a number"}
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
     for kind, name in names.items():
         if annotation is kind or kind in typing.get_args(annotation):
             return name

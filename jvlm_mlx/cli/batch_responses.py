@@ -16,13 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
-import mlx.core as mx
-import numpy as np
-
 from ..config.json_file import parse_json, quoted
 from ..errors import RequestError
 from ..files import atomic_file, output_lock, reason
 from ..generation.requests import BatchResponse
+from ..process_group import ProcessGroup
 from .batch_requests import STANDARD_STREAM, FileRequest
 
 _BEGINNING = re.compile(rb'\{("id": "([^"\\]|\\.)*", )?"row": \d+, "request": "', re.DOTALL)
@@ -50,7 +48,7 @@ class ResponseFile:
 
     Args:
         output: as the user named it; `-` is standard output, which nothing is resumed from.
-        group: the processes that share the work, each with a file of its own.
+        group: the processes that share the work, each with a file of its own; None for one.
         retry_errors: whether errors are dropped from the file, so that their requests are run
             again.
 
@@ -59,23 +57,24 @@ class ResponseFile:
     """
 
     def __init__(
-        self, output: Path, group: mx.distributed.Group, *, retry_errors: bool = False
+        self, output: Path, group: ProcessGroup | None = None, *, retry_errors: bool = False
     ) -> None:
         self._output = output
         self._group = group
+        self._count, self._rank = (group.count, group.rank) if group is not None else (1, 0)
         self._retry_errors = retry_errors
         self._stored: dict[str | int, _Stored] = {}
         """What was there when the file was opened, without the lines."""
         self._stack = ExitStack()
         if output == STANDARD_STREAM:
-            if group.size() > 1:
-                raise RequestError(f"{group.size()} processes need an output file, not -")
+            if self._count > 1:
+                raise RequestError(f"{self._count} processes need an output file, not -")
             self._file: IO[bytes] = sys.stdout.buffer
             return
         is_made = output.suffix.lower() in _FORMATS
         self._all = output.with_name(f"{output.name}.jsonl") if is_made else output
         """Of all processes."""
-        self._own = self._all if group.size() == 1 else self._rank_file(group.rank())
+        self._own = self._all if self._count == 1 else self._rank_file(self._rank)
         with self._stack:
             try:
                 self._open()
@@ -89,12 +88,12 @@ class ResponseFile:
             if path.exists() and not path.is_file():
                 raise RequestError(f"{path} is no regular file: choose another output file")
         self._stack.enter_context(output_lock(self._own, RequestError))
-        if self._group.size() > 1 and self._group.rank() == 0:
+        if self._count > 1 and self._rank == 0:
             self._stack.enter_context(output_lock(self._all, RequestError))
         here = [stored for path in self._files() for stored in self._read(path)]
-        if self._group.size() > 1:
+        if self._count > 1:
             # Nothing is written before all have read, for they may share a disk.
-            here = _parse_lines(b"".join(gather(_join(here), self._group)))
+            here = _parse_lines(self._gather(_join(here)))
         self._stored = {stored.key: stored._replace(line=b"") for stored in here}
         if self._own.exists():
             kept = _join(self._read(self._own))
@@ -156,15 +155,15 @@ class ResponseFile:
         self._retry_errors = False  # those of this run are results
         rank_files = [path for path in self._files() if path != self._all]
         # All processes do the same here, for each waits for the others.
-        if self._group.size() > 1 or rank_files:
+        if self._count > 1 or rank_files:
             here = [stored for path in self._files() for stored in self._read(path)]
-            merged = b"".join(gather(_join(here), self._group))
-            if self._group.rank() == 0:
+            merged = self._gather(_join(here))
+            if self._rank == 0:
                 self._write(self._all, _join(_in_order(_parse_lines(merged))))
-            gather(b"", self._group)  # everything is written
+            self._gather(b"")  # everything is written
             for path in rank_files:
                 path.unlink(missing_ok=True)
-        if self._output != self._all and self._group.rank() == 0:
+        if self._output != self._all and self._rank == 0:
             responses = [json.loads(stored.line) for stored in _in_order(self._read(self._all))]
             self._write(self._output, _FORMATS[self._output.suffix.lower()](responses))
 
@@ -187,6 +186,12 @@ class ResponseFile:
 
     def _not_written(self, error: OSError) -> RequestError:
         return RequestError(f"{self._output} cannot be written: {reason(error)}")
+
+    def _gather(self, lines: bytes) -> bytes:
+        """Return the lines of all processes, when all have given theirs."""
+        return (
+            lines if self._group is None else "".join(self._group.gather(lines.decode())).encode()
+        )
 
     def _rank_file(self, rank: int) -> Path:
         return self._all.with_name(f"{self._all.name}.rank{rank}")
@@ -216,28 +221,6 @@ class ResponseFile:
     def _write(self, path: Path, content: bytes) -> None:
         with atomic_file(path, RequestError) as temporary:
             temporary.write_bytes(content)
-
-
-def gather(data: bytes, group: mx.distributed.Group) -> list[bytes]:
-    """Return the bytes that each process of a group gives, when all have given theirs.
-
-    Raises:
-        RequestError: a process has ended before.
-    """
-    if group.size() == 1:
-        return [data]
-    try:
-        sizes: Any = mx.distributed.all_gather(mx.array([len(data)]), group=group).tolist()
-        padded = np.zeros(max(1, *sizes), np.uint8)
-        padded[: len(data)] = np.frombuffer(data, np.uint8)
-        gathered = np.array(mx.distributed.all_gather(mx.array(padded), group=group))
-    except RuntimeError as error:
-        raise RequestError(
-            f"another of the {group.size()} processes has ended ({reason(error)}); the same command"
-            " resumes from here"
-        ) from error
-    parts = gathered.reshape(group.size(), -1)
-    return [part[:size].tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
 def _join(responses: list[_Stored]) -> bytes:

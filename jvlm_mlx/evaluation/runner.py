@@ -13,10 +13,10 @@ from ..generation.batch_engine import batch_generate
 from ..generation.requests import BatchRequest, BatchResponse
 from ..generation.response import GenerationResult
 from ..model import Model
+from ..process_group import ProcessGroup
 from ..processing.image_io import read_image
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent
-from ..training.processes import Processes
 from .benchmarks import Benchmark
 from .cells import Row
 from .prompts import Part, prompt_parts
@@ -173,7 +173,7 @@ def answer_questions(
     questions: Sequence[Question],
     answers: Answers,
     stored: Mapping[str, StoredAnswer],
-    processes: Processes,
+    processes: ProcessGroup,
     asked: Asked,
     progress: Progress,
     benchmark: Benchmark,
@@ -211,14 +211,14 @@ def answer_questions(
         show()
 
 
-def help_to_answer(processes: Processes, asked: Asked) -> None:
+def help_to_answer(processes: ProcessGroup, asked: Asked) -> None:
     """Answer this process's part of the questions that the first process waits for."""
     for _ in _answers_of_all(processes, None, asked):
         pass
 
 
 def _answers_of_all(
-    processes: Processes, waiting: Sequence[int] | None, asked: Asked
+    processes: ProcessGroup, waiting: Sequence[int] | None, asked: Asked
 ) -> Iterator[tuple[int, BatchResponse]]:
     """Yield the answers to all waiting questions, in every process.
 

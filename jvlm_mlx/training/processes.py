@@ -5,7 +5,6 @@ is one process and nothing here does anything.
 """
 
 import mlx.core as mx
-import numpy as np
 
 from ..checkpoint.row_reader import as_float
 
@@ -38,21 +37,6 @@ class Processes:
         if self.count == 1:
             return value
         return as_float(mx.distributed.all_sum(mx.array(float(value)), group=self._group))
-
-    def gather(self, text: str) -> list[str]:
-        """Return the text of every process, in the order of their numbers."""
-        if self.count == 1:
-            return [text]
-        data = np.frombuffer(text.encode(), np.uint8)
-        lengths = mx.distributed.all_gather(mx.array([len(data)]), group=self._group)
-        sizes = [int(size) for size in np.array(lengths)]
-        # All have to send the same number of bytes.
-        padded = np.zeros(max(1, *sizes), np.uint8)
-        padded[: len(data)] = data
-        # (count x bytes,) -> (count, bytes)
-        gathered = mx.distributed.all_gather(mx.array(padded), group=self._group)
-        rows = np.array(gathered).reshape(self.count, -1)
-        return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
     def add(self, loss: mx.array, gradients: Arrays) -> tuple[mx.array, Arrays]:
         """Return the sums of loss and gradients over all processes, in one message."""

@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 import jvlm_mlx
@@ -226,7 +225,7 @@ def test_an_answer_may_end_anywhere(golden_folder, written, capsys):
         # Up to the text of the answer, and then a few.
         for cut in (*range(1, 70), end - start - 3, end - start - 2):
             written[1].write_bytes(whole[:start] + whole[start : start + cut])
-            with ResponseFile(written[1], mx.distributed.init()):
+            with ResponseFile(written[1]):
                 assert written[1].read_bytes() == whole[:start]
 
 
@@ -364,7 +363,7 @@ def test_a_disk_that_is_full_at_the_end(written):
         def close(self):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    output = ResponseFile(written[1], mx.distributed.init())
+    output = ResponseFile(written[1])
     output._stack.callback(Full().close)
     with pytest.raises(RequestError, match="cannot be written: No space"):
         output.__exit__(None, None, None)
@@ -567,7 +566,7 @@ def test_images_and_prompt_belong_together(
 
 
 def test_an_output_that_is_being_written_is_refused(golden_folder, written, capsys):
-    with ResponseFile(written[1], mx.distributed.init()):
+    with ResponseFile(written[1]):
         refused(golden_folder, written, "is being written by another process", capsys)
     assert run(golden_folder, written) == 0
     assert sorted(path.name for path in written[1].parent.iterdir()) == [

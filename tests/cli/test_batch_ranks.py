@@ -46,7 +46,7 @@ def free_port():
 
 def start_rank(rank, golden_folder, files, hosts):
     return subprocess.Popen(
-        [sys.executable, "-m", "jvlm_mlx.batch", *arguments(golden_folder, files, 200)],
+        [sys.executable, "-m", "jvlm_mlx.batch", *arguments(golden_folder, files, 100)],
         cwd=ROOT,
         env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
         stderr=subprocess.PIPE,
@@ -66,20 +66,23 @@ def test_the_death_of_a_process_loses_nothing(golden_folder, files, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         processes[1].kill()
-        _, said = processes[0].communicate(timeout=120)
+        processes[0].terminate()  # as mlx.launch does then
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    # The other one has done its own requests first.
-    assert "error: another of the 2 processes has ended" in said
-    assert "Traceback" not in said
-    assert len(read(own_files[0])) == 8
     assert not files[1].exists()
-    before = outcomes(own_files[0])
+    before = {}
+    for own in own_files:
+        written = own.read_bytes()
+        own_lines = written[: written.rfind(b"\n") + 1].splitlines()
+        before |= {
+            one["id"]: one.get("token_ids", one.get("error")) for one in map(json.loads, own_lines)
+        }
+    assert 2 <= len(before) < 16
 
     launcher = [str(Path(sys.executable).with_name("mlx.launch")), "--backend", "ring", "-n", "2"]
-    program = [sys.executable, "-m", "jvlm_mlx.batch", *arguments(golden_folder, files, 200)]
+    program = [sys.executable, "-m", "jvlm_mlx.batch", *arguments(golden_folder, files, 100)]
     resumed = subprocess.run(
         [*launcher, *program],
         cwd=ROOT, capture_output=True, text=True, timeout=240,
@@ -93,7 +96,7 @@ def test_the_death_of_a_process_loses_nothing(golden_folder, files, tmp_path):
     assert names == ["answers.jsonl", "hosts.json", "questions.jsonl"]
 
     alone = files[1].with_name("alone.jsonl")
-    assert main(["batch", *arguments(golden_folder, (files[0], alone), 200)]) == 1
+    assert main(["batch", *arguments(golden_folder, (files[0], alone), 100)]) == 1
     assert outcomes(alone) == outcomes(files[1])
 
 
