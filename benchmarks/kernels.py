@@ -1,12 +1,14 @@
 """Count the kernels of a decode step, a prefill chunk, a tile and a merge: no clock, no device.
 
 On a Mac every kernel costs a launch, and in a decode step there is little else to do, so fewer
-is faster there. `--against mlx-vlm` counts the peer's with the same method.
+is faster there. `--against mlx-vlm` counts the peer's with the same method. A second table
+counts what the graph does not show: inputs that a layer's kernels copy first.
 
     python -m benchmarks.kernels --against mlx-vlm
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +16,20 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
+from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import Model
 
+from .harness.copies import count_copies
 from .harness.counting import count_kernels
-from .harness.models import constant, released_model_config, weightless_model
+from .harness.models import constant, random_model, released_model_config, weightless_model
 from .harness.report import json_line, markdown_table
+from .random_checkpoint import small_config
 
 PROMPT_TOKENS = 832
 CHUNK_TOKENS = 512
 MERGED_WINDOWS = 32
+BATCH = 3
 
 ROWS = {
     "decode step": "token id to next token, after a prompt",
@@ -69,6 +75,39 @@ def own_counts(model: Model) -> dict[str, int]:
         return model.merge(embeddings, _features(config), merge_idx)
 
     return _counts(decode, prefill, encode, merge)
+
+
+def own_copies() -> dict[str, int]:
+    """Return how many inputs a layer's kernels copy first, by row: at a small size.
+
+    Heads are as wide as the release's, since that chooses the kernels.
+    """
+    config_json = small_config()
+    text, vision = config_json["text_config"], config_json["vision_config"]
+    text["block_config"]["attn_config"]["head_dim"] = 128
+    vision["block_config"]["attn_config"]["head_dim"] = 72
+    model = random_model(ModelConfig.read(ConfigReader(config_json, "config.json")))
+    tower, prompt = model.config.tower, np.arange(2, 22)
+
+    def read_prompt(batch: int) -> list[Any]:
+        mask = np.ones((batch, len(prompt)), bool)
+        mask[1:, :3] = False
+        cache = model.make_cache(None if batch == 1 else mask)
+        mx.eval(model(np.tile(prompt, (batch, 1)), cache=cache))
+        return cache
+
+    def decode(cache: list[Any], batch: int) -> Counter[str]:
+        return count_copies(lambda: model(mx.ones((batch, 1), mx.int32), cache=cache))
+
+    layers = len(model.layers)
+    pixels = mx.zeros((2, tower.num_patches, tower.patch_values))
+    tile = count_copies(lambda: model.vision_tower(pixels))
+    return {
+        "decode step": decode(read_prompt(1), 1).total() // layers,
+        f"decode step, {BATCH} requests": decode(read_prompt(BATCH), BATCH).total() // layers,
+        "prefill chunk": count_copies(lambda: read_prompt(1)).total() // layers,
+        "tile": tile.total() // tower.num_used_layers,
+    }
 
 
 def peer_counts(model: Model) -> dict[str, int]:
@@ -155,7 +194,14 @@ def main() -> None:
         counts[f"mlx-vlm {peer_version()}"] = peer_counts(model)
     rows = [(name, *(each[name] for each in counts.values()), ROWS[name]) for name in ROWS]
     print(markdown_table(("kernels", *counts, "what"), rows))
-    print(json_line("kernels", counts))
+    copies = own_copies()
+    print()
+    print(
+        markdown_table(
+            ("inputs that a layer's kernels copy first", "jvlm-mlx"), list(copies.items())
+        )
+    )
+    print(json_line("kernels", {"kernels": counts, "copies": copies}))
 
 
 if __name__ == "__main__":
