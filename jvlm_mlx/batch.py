@@ -12,9 +12,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from .cli.arguments import (
     add_cache_argument,
@@ -25,7 +24,7 @@ from .cli.arguments import (
     load_model,
 )
 from .cli.batch_requests import STANDARD_STREAM, FileRequest, image_requests, read_requests
-from .cli.batch_responses import ResponseFile
+from .cli.batch_responses import FORMATS, Format, ResponseFile
 from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
@@ -75,18 +74,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer all requests, and return the exit code: 1 if there are errors among the responses."""
-    options = generation_options(arguments)
     group = ProcessGroup()
-    folder = _image_folder(arguments)
     # Read once, for the requests may come through a pipe; and before the output is opened, so
     # that a mistake here leaves no empty file there.
-    requests = _read_requests(arguments, options, folder, group)
+    requests = _read_requests(arguments, group)
     if arguments.file is not None and _is_same_file(arguments.file, arguments.output):
         raise RequestError(f"{arguments.output} is the file of requests: choose another output")
+    return answer_requests(arguments, requests, _image_folder(arguments), group)
+
+
+def answer_requests(
+    arguments: argparse.Namespace,
+    requests: list[FileRequest],
+    folder: Path,
+    group: ProcessGroup,
+    formats: Mapping[str, Format] = FORMATS,
+) -> int:
+    """Answer requests into the output file, say how many failed and why; return the exit code.
+
+    Args:
+        arguments: with the output and the flags of models, options and caches.
+        requests: all of the run, answered before or not.
+        folder: that relative paths of images start from.
+        group: the processes that share them.
+        formats: of outputs, see `ResponseFile`.
+    """
+    options = generation_options(arguments)
     answered = 0
     reasons: Counter[str] = Counter()
     interrupted = False
-    with ResponseFile(arguments.output, group, retry_errors=arguments.retry_errors) as output:
+    with ResponseFile(
+        arguments.output, group, retry_errors=arguments.retry_errors, formats=formats
+    ) as output:
         waiting = [request for request in requests if not output.has(request)]
         done = len(requests) - len(waiting)
         failed_before = sum(map(output.has_error, requests))
@@ -149,35 +168,31 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_ERROR if failed or failed_before else EXIT_OK
 
 
-def _read_requests(
-    arguments: argparse.Namespace,
-    options: dict[str, Any],
-    folder: Path,
-    group: ProcessGroup,
-) -> list[FileRequest]:
-    config = _config(arguments, options)
+def _read_requests(arguments: argparse.Namespace, group: ProcessGroup) -> list[FileRequest]:
     if (arguments.file is None) == (arguments.images is None):
         raise RequestError("give either a file of requests, or --images and --prompt")
     if (arguments.images is None) != (arguments.prompt is None):
         raise RequestError("--images and --prompt belong together; a file has its own prompts")
+    config = response_config(arguments)
     if arguments.images is not None:
+        folder = _image_folder(arguments)
         return image_requests(arguments.images, arguments.prompt, folder, config)
     if arguments.file == STANDARD_STREAM and group.count > 1:
         raise RequestError(f"{group.count} processes cannot share standard input; give a file")
     return read_requests(arguments.file, config)
 
 
-def _config(arguments: argparse.Namespace, options: dict[str, Any]) -> str:
+def response_config(arguments: argparse.Namespace) -> str:
     """Return, as a text, what every response depends on beside its request."""
     config = {
         "model": arguments.model,
         "revision": arguments.revision,
         "dtype": arguments.dtype,
-        **options,
+        **generation_options(arguments),
     }
     # Absent if not given, so that files of responses stay valid that are older than these.
     for name in ("adapter_path", "image_folder"):
-        path: Path | None = getattr(arguments, name)
+        path: Path | None = getattr(arguments, name, None)
         if path is not None:
             config[name] = str(path.resolve())
     return json.dumps(config, sort_keys=True)

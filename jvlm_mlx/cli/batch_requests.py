@@ -18,8 +18,8 @@ from ..errors import RequestError
 from ..files import reason
 from ..generation.options import GenerationOptions
 from ..generation.requests import BatchRequest
+from ..processing.image_formats import SUFFIXES
 from ..processing.image_io import is_address, source_name
-from .chat_lines import IMAGE_SUFFIXES
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -143,11 +143,11 @@ def _read_lines(file: IO[bytes], name: str, config: str) -> Iterator[FileRequest
 def image_requests(
     patterns: Sequence[str], prompt: str, folder: Path, config: str
 ) -> list[FileRequest]:
-    """Return one request for each image file, in sorted order; its id is the file's path.
+    """Return one request for each image file; its id is the file's path.
 
     Args:
         patterns: paths, globs such as `scans/**/*.png`, or folders, of which all image files are
-            taken.
+            taken; the files of each in sorted order.
         prompt: asked of every image.
         folder: that relative patterns start from.
         config: as for `FileRequest.of`.
@@ -160,10 +160,10 @@ def image_requests(
         found = _expand(pattern, folder)
         if not found:
             raise RequestError(f"{source_name(pattern)} matches no image file")
-        paths |= dict.fromkeys(found)
+        paths |= dict.fromkeys(sorted(found))
     return [
         FileRequest.of(number, json.dumps({"id": p, "prompt": prompt, "images": [p]}), config)
-        for number, p in enumerate(sorted(paths), 1)
+        for number, p in enumerate(paths, 1)
     ]
 
 
@@ -172,7 +172,7 @@ def _expand(pattern: str, folder: Path) -> list[str]:
         path = Path(pattern).expanduser()
         if (folder / path).is_dir():
             found = (folder / path).rglob("*")
-            files = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
+            files = [file for file in found if file.name.lower().endswith(SUFFIXES)]
         elif (folder / path).is_file():  # a name may have brackets
             files = [folder / path]
         elif path.is_absolute():

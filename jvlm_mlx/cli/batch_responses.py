@@ -11,10 +11,11 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from ..config.json_file import parse_json, quoted
 from ..errors import RequestError
@@ -27,6 +28,10 @@ _BEGINNING = re.compile(rb'\{("id": "([^"\\]|\\.)*", )?"row": \d+, "request": "'
 """How `ResponseFile.add` begins a line."""
 _EXAMPLE = rb'{"id": "\\", "row": 1, "request": "'
 _COLUMNS = ("id", "text", "error", "finish_reason", "prompt_tokens", "generation_tokens")
+
+
+Format: TypeAlias = Callable[[list[dict[str, Any]]], bytes]
+"""Makes a file of all responses, as they are in the JSON Lines and in the order of requests."""
 
 
 class _Stored(NamedTuple):
@@ -51,13 +56,19 @@ class ResponseFile:
         group: the processes that share the work, each with a file of its own; None for one.
         retry_errors: whether errors are dropped from the file, so that their requests are run
             again.
+        formats: what makes a table or document of all responses, by suffix; None for `FORMATS`.
 
     Raises:
         RequestError: the file cannot be written, holds something else, or is in use.
     """
 
     def __init__(
-        self, output: Path, group: ProcessGroup | None = None, *, retry_errors: bool = False
+        self,
+        output: Path,
+        group: ProcessGroup | None = None,
+        *,
+        retry_errors: bool = False,
+        formats: Mapping[str, Format] | None = None,
     ) -> None:
         self._output = output
         self._group = group
@@ -71,8 +82,8 @@ class ResponseFile:
                 raise RequestError(f"{self._count} processes need an output file, not -")
             self._file: IO[bytes] = sys.stdout.buffer
             return
-        is_made = output.suffix.lower() in _FORMATS
-        self._all = output.with_name(f"{output.name}.jsonl") if is_made else output
+        self._format = (FORMATS if formats is None else formats).get(output.suffix.lower())
+        self._all = output.with_name(f"{output.name}.jsonl") if self._format else output
         """Of all processes."""
         self._own = self._all if self._count == 1 else self._rank_file(self._rank)
         with self._stack:
@@ -163,9 +174,9 @@ class ResponseFile:
             self._gather(b"")  # everything is written
             for path in rank_files:
                 path.unlink(missing_ok=True)
-        if self._output != self._all and self._rank == 0:
+        if self._format is not None and self._rank == 0:
             responses = [json.loads(stored.line) for stored in _in_order(self._read(self._all))]
-            self._write(self._output, _FORMATS[self._output.suffix.lower()](responses))
+            self._write(self._output, self._format(responses))
 
     def __enter__(self) -> "ResponseFile":
         return self
@@ -253,7 +264,7 @@ def _document(responses: list[dict[str, Any]]) -> bytes:
     return "\n".join(parts).encode("utf-8", "replace")
 
 
-_FORMATS = {".csv": _table, ".md": _document}
+FORMATS: Mapping[str, Format] = {".csv": _table, ".md": _document}
 
 
 def _parse(line: bytes) -> _Stored | None:

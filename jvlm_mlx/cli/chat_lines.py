@@ -10,13 +10,9 @@ from pathlib import Path
 
 from ..errors import ImageError, RequestError
 from ..files import local_path
+from ..processing.image_formats import SUFFIXES
 
 FENCE = '"""'
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pdf", ".png", ".ppm",
-    ".tif", ".tiff", ".webp",
-)  # fmt: skip
-"""Of files that are taken for images where a question names them."""
 _WORD = r"""'[^']*'|"[^"]*"|(?:\\.|[^\s\\'"])+"""
 """A path as a terminal writes a dropped file: in quotes, or with a backslash before spaces."""
 _FIRST_WORD = re.compile(rf"\s*({_WORD})(?=\s|$)")
@@ -106,7 +102,7 @@ def _is_image(path: str) -> bool:
     """Return whether a path that starts at a folder is the file of an image, by its name."""
     if not path.startswith(("/", "~", "./", "../")) or "\n" in path:
         return False
-    if not path.lower().endswith(IMAGE_SUFFIXES):
+    if not path.lower().endswith(SUFFIXES):
         return False
     try:
         return local_path(path, ImageError).is_file()

@@ -37,7 +37,8 @@ class Subcommand:
 SUBCOMMANDS = {
     "generate": Subcommand("generate", "answer a question about images"),
     "chat": Subcommand("chat", "talk about images"),
-    "batch": Subcommand("batch", "answer a file of questions"),
+    "batch": Subcommand("batch", "answer a file of requests, or one question about many images"),
+    "read": Subcommand("read", "transcribe pages to Markdown"),
     "evaluate": Subcommand("evaluate", "run the paper's benchmarks, score, compare runs"),
     "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
     "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),

@@ -19,6 +19,11 @@ FORMATS = (
 )  # fmt: skip
 """By Pillow's names. HEIF needs pi-heif, or another plugin that the program has registered."""
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, PPM, ICO and JPEG 2000"
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif",
+    ".ppm", ".pgm", ".pbm", ".ico", ".jp2",
+)  # fmt: skip
+"""Of files of these formats, where a folder is searched or a text may name a file."""
 
 _REFUSED = {
     b"%!PS": "EPS",

@@ -1,0 +1,65 @@
+"""Pages become one document, in order, with a mark for each."""
+
+from pathlib import Path
+
+import pytest
+
+import jvlm_mlx
+from jvlm_mlx.cli.main import main
+from jvlm_mlx.read import transcript
+
+
+@pytest.fixture
+def pages(tmp_path, golden_folder, monkeypatch):
+    """A folder with pages and a current folder beside it."""
+    (tmp_path / "scans").mkdir()
+    for name, image in (("2.png", "square"), ("1.png", "dot")):
+        (tmp_path / "scans" / name).write_bytes(
+            (golden_folder / "images" / f"{image}.png").read_bytes()
+        )
+    (tmp_path / "bad--page.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def read(golden_folder, tiny, monkeypatch):
+    monkeypatch.setattr("jvlm_mlx.batch.load_model", lambda *_: tiny)
+
+    def read(*arguments):
+        return main(["read", *arguments, "--model", str(golden_folder / "tiny"), "-m", "4"])
+
+    return read
+
+
+def test_pages_are_transcribed_in_order(tiny, pages, read, golden_folder, capsys):
+    assert read("scans", "bad--page.png", "-o", "out.md") == 1
+    document = Path("out.md").read_text(encoding="utf-8")
+    marks = [line for line in document.splitlines() if line.startswith("<!--")]
+    assert marks[::2][:2] == ["<!-- page: scans/1.png -->", "<!-- page: scans/2.png -->"]
+    assert marks[1] == "<!-- page ends early (length): scans/1.png -->"
+    assert marks[4].startswith("<!-- page: bad- -page.png; not read: 'bad- -page.png' ")
+    for name in ("dot", "square"):
+        image = golden_folder / "images" / f"{name}.png"
+        expected = jvlm_mlx.generate(*tiny, jvlm_mlx.read.PROMPT, image, max_tokens=4)
+        assert f" -->\n\n{expected.text.strip()}\n" in document
+    capsys.readouterr()
+    assert read("scans", "bad--page.png", "-o", "out.md") == 1
+    assert "0 answered, 0 failed, 3 done before (1 of them failed)" in capsys.readouterr().err
+    assert Path("out.md").read_text(encoding="utf-8") == document
+
+
+def test_a_document_on_standard_output(pages, read, monkeypatch, capsysbinary):
+    assert read("scans/*.png") == 0
+    out, _ = capsysbinary.readouterr()
+    assert out.count(b"<!-- page: ") == 2
+    assert read("scans/*.png", "-o", "out.md") == 0
+    assert Path("out.md").read_bytes() == out
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "bad--page.png", "out.md", "out.md.jsonl", "scans",
+    ]  # fmt: skip
+
+
+def test_whole_pages_have_one_mark():
+    page = {"row": 1, "id": "a.png", "text": " # Title \n", "finish_reason": "stop"}
+    assert transcript([page]).decode() == "<!-- page: a.png -->\n\n# Title\n"
