@@ -4,6 +4,8 @@ import base64
 import contextlib
 import io
 import os
+import stat
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from .download import download
+from .download import SCHEMES, download
 from .image_decoding import decode, image_size, reason
 from .rgb import to_rgb
 
@@ -37,6 +39,23 @@ ImageSource: TypeAlias = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceLimits:
+    """What opening an image may take, for images of strangers."""
+
+    max_pixels: int | None = None
+    """Most pixels; None: `PIL.Image.MAX_IMAGE_PIXELS`."""
+    max_bytes: int = 128 * 2**20
+    """Largest image file that is downloaded, or read from a pipe or a file object."""
+    timeout: float = 30.0
+    """Seconds for the whole of a download."""
+    private_addresses: bool = True
+    """Whether images may be downloaded from hosts whose addresses are not public."""
+
+
+DEFAULT_LIMITS = SourceLimits()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """An image of which only the size has been read."""
@@ -51,12 +70,16 @@ class ImageData:
     """Whether its pixels belong to the caller, who may change them later."""
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource, limits: SourceLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return an image upright and in RGB; sources and errors as `read_image`."""
-    return read_image(source).decode()
+    return read_image(source, limits).decode()
 
 
-def read_image(source: ImageSource) -> ImageData:
+def read_image(
+    source: ImageSource,
+    limits: SourceLimits = DEFAULT_LIMITS,
+    cancel: threading.Event | None = None,
+) -> ImageData:
     """Read the size of an image, to be decoded when it is needed.
 
     Args:
@@ -67,29 +90,33 @@ def read_image(source: ImageSource) -> ImageData:
             an array of 8-bit numbers: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
             Files are turned upright as their metadata says; Pillow images and arrays are taken
-            as they are. Of several frames the first is used. An alpha channel is dropped.
+            as they are. Of several frames the first is used. An alpha channel is dropped, unless
+            nothing else shows anything.
+        limits: of size and time.
+        cancel: ends a download when it is set.
 
     Raises:
-        ImageError: there is no such image, or it is of no format that is opened.
+        ImageError: there is no such image, it is of no format that is opened, or too large.
+        RequestError: `cancel` is set.
     """
     name = source_name(source)
     if isinstance(source, Image.Image):
         return ImageData(name, source.size, lambda: _from_pillow(source), is_borrowed=True)
     if isinstance(source, str):
         scheme = _scheme(source)
-        if scheme in ("http", "https"):
-            return _from_bytes(download(source, name), name)
+        if scheme in SCHEMES:
+            return _from_web(source, name, limits, cancel)
         if scheme == "data":
-            return _from_bytes(_from_data_url(source, name), name)
+            return _from_bytes(_from_data_url(source, name), name, limits)
         if scheme == "file":
-            return _from_file(_from_file_url(source, name), name)
-        return _from_file(source, name)
+            return _from_file(_from_file_url(source, name), name, limits)
+        return _from_file(source, name, limits)
     if isinstance(source, os.PathLike):
-        return _from_file(source, name)
+        return _from_file(source, name, limits)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(source), name)
+        return _from_bytes(bytes(source), name, limits)
     if hasattr(source, "read"):
-        return _from_bytes(_from_stream(source, name), name)
+        return _from_bytes(_from_stream(source, name, limits), name, limits)
     if hasattr(source, "__array__"):
         image = _from_array(source)
         return ImageData(name, image.size, lambda: image, is_borrowed=True)
@@ -133,21 +160,52 @@ def _from_pillow(image: Image.Image) -> Image.Image:
         raise ImageError(f"the Pillow image cannot be decoded: {reason(error)}") from error
 
 
-def _from_bytes(data: bytes, name: str) -> ImageData:
+def _from_bytes(data: bytes, name: str, limits: SourceLimits) -> ImageData:
     return ImageData(
-        name, image_size(io.BytesIO(data), name), lambda: decode(io.BytesIO(data), name)
+        name,
+        image_size(io.BytesIO(data), name, limits.max_pixels),
+        lambda: decode(io.BytesIO(data), name, limits.max_pixels),
     )
 
 
-def _from_file(path: str | os.PathLike[str], name: str) -> ImageData:
-    def read(function: Callable[[IO[bytes], str], Any]) -> Any:
+def _from_web(
+    url: str, name: str, limits: SourceLimits, cancel: threading.Event | None
+) -> ImageData:
+    data, content_type = download(
+        url,
+        name,
+        timeout=limits.timeout,
+        max_bytes=limits.max_bytes,
+        private_addresses=limits.private_addresses,
+        cancel=cancel,
+    )
+    try:
+        return _from_bytes(data, name, limits)
+    except ImageError as error:
+        if content_type.startswith("image/"):
+            raise
+        raise ImageError(f"{error} (its server calls it {content_type[:80]})") from None
+
+
+def _from_file(path: str | os.PathLike[str], name: str, limits: SourceLimits) -> ImageData:
+    def read(function: Callable[[IO[bytes]], Any]) -> Any:
         try:
             with Path(path).expanduser().open("rb") as stream:
-                return function(stream, name)
+                return function(stream)
         except (OSError, ValueError, RuntimeError) as error:
             raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
 
-    return ImageData(name, read(image_size), lambda: read(decode))
+    def look(stream: IO[bytes]) -> ImageData:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # a pipe, or a device
+            return _from_bytes(_from_stream(stream, name, limits), name, limits)
+        return ImageData(
+            name,
+            image_size(stream, name, limits.max_pixels),
+            lambda: read(lambda stream: decode(stream, name, limits.max_pixels)),
+        )
+
+    data: ImageData = read(look)
+    return data
 
 
 def _from_file_url(address: str, name: str) -> str:
@@ -170,16 +228,18 @@ def _from_data_url(address: str, name: str) -> bytes:
         raise ImageError(f"{name} is no valid base64: {reason(error)}") from error
 
 
-def _from_stream(stream: Any, name: str) -> bytes:
+def _from_stream(stream: Any, name: str, limits: SourceLimits) -> bytes:
     try:
         if hasattr(stream, "seek"):
             with contextlib.suppress(OSError):  # a pipe
                 stream.seek(0)
-        data = stream.read()
+        data = stream.read(limits.max_bytes + 1)
     except (OSError, ValueError, TypeError) as error:
         raise ImageError(f"{name} cannot be read: {reason(error)}") from error
     if not isinstance(data, bytes):
         raise ImageError(f"{name} is open as text; open it in binary mode")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"{name} is larger than {limits.max_bytes / 2**20:g} MiB")
     return data
 
 

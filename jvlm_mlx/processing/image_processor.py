@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..config.image_config import ImageConfig, ImageOptions
 from ..errors import ImageError
-from .image_io import ImageData, ImageSource, read_image
+from .image_io import DEFAULT_LIMITS, ImageData, ImageSource, SourceLimits, read_image
 from .image_tokens import ImageTokenIds, IndexMaps, index_maps
 from .tiles import cut_tiles, resize_source
 from .tiling import ImageLayout, plan_layout
@@ -199,25 +200,31 @@ class ImageProcessor:
         return plan_layout(height, width, config)
 
     def open(
-        self, source: ImageSource | PromptImage, options: ImageOptions | None = None
+        self,
+        source: ImageSource | PromptImage,
+        options: ImageOptions | None = None,
+        limits: SourceLimits = DEFAULT_LIMITS,
+        cancel: threading.Event | None = None,
     ) -> PromptImage:
         """Read an image's size and plan its tiles; its pixels are decoded later.
 
         Args:
             source: see `read_image`; or an image that has been opened or encoded already.
             options: of the request; None: the checkpoint's.
+            limits: of size and time.
+            cancel: ends a download when it is set.
 
         Raises:
             ImageError: the image cannot be opened, has a size the model cannot take, or was
                 opened or encoded with another config.
-            RequestError: an option contradicts the checkpoint's.
+            RequestError: an option contradicts the checkpoint's, or `cancel` is set.
         """
         options = options or ImageOptions()
         if isinstance(source, PromptImage):
             source.check_config(self.config, self.ids, options)
             return source
         config = self.config.override(options)
-        data = read_image(source)
+        data = read_image(source, limits, cancel)
         width, height = data.size
         opened = OpenedImage(
             name=data.name,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..config.image_config import ImageOptions
 from ..errors import PromptError, RequestError
 from .chat_template import ChatTemplate, RenderedPrompt
+from .image_io import DEFAULT_LIMITS, SourceLimits
 from .image_processor import ImageProcessor, PromptImage
 from .inputs import ModelInputs, PreparedPrompt, collate, place_images
 from .messages import collect_images, question, read_messages
@@ -160,6 +161,7 @@ class Processor:
         options: ImageOptions | None = None,
         add_generation_prompt: bool = True,
         max_tokens: int | None = None,
+        limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
     ) -> PreparedPrompt[PromptImage]:
         """Render and tokenize a prompt, and open its images.
@@ -177,6 +179,7 @@ class Processor:
             options: of images; None: the checkpoint's.
             add_generation_prompt: whether messages end with what an answer follows.
             max_tokens: most tokens of the prompt, images included.
+            limits: of images of strangers.
             cancel: ends the opening of images with a RequestError when it is set.
 
         Raises:
@@ -209,7 +212,7 @@ class Processor:
             sources = collect_images(messages, sources or None)
             text = self.template.render(messages, add_generation_prompt)
         ids = self.encode(text, len(sources))
-        return self._place(ids, sources, options, max_tokens, cancel)
+        return self._place(ids, sources, options, max_tokens, limits, cancel)
 
     def image_layout(
         self, width: int, height: int, options: ImageOptions | None = None, **overrides: Any
@@ -264,13 +267,14 @@ class Processor:
         sources: Sequence[Any],
         options: ImageOptions | None,
         max_tokens: int | None = None,
+        limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
     ) -> PreparedPrompt[PromptImage]:
         """Open images and put their tokens in place of the placeholders."""
         images = []
         for source in sources:
             _check(cancel)
-            images.append(self.image_processor.open(source, options))
+            images.append(self.image_processor.open(source, options, limits, cancel))
         prompt = place_images(ids, images, self.tokenizer.image_token_ids.image)
         if max_tokens is not None and len(prompt.token_ids) > max_tokens:
             raise PromptError(

@@ -1,8 +1,7 @@
 import base64
-import http.server
 import io
+import os
 import pathlib
-import socket
 import threading
 
 import mlx.core as mx
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from jvlm_mlx.processing import download
-from jvlm_mlx.processing.image_io import open_image
+from jvlm_mlx.errors import ImageError
+from jvlm_mlx.processing.image_io import SourceLimits, open_image, read_image
+from jvlm_mlx.processing.image_processor import ImageProcessor
 from tests.helpers.image_files import (
     PIXELS,
     PNG,
@@ -21,6 +21,7 @@ from tests.helpers.image_files import (
     assert_opens,
     error_line,
 )
+from tests.helpers.image_goldens import TINY, TINY_IDS
 
 
 class Unseekable(io.RawIOBase):
@@ -35,52 +36,6 @@ class Unseekable(io.RawIOBase):
 
     def readinto(self, buffer):
         return self._stream.readinto(buffer)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Serves the turned image at any address, or the trouble that the address names."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/missing":
-                self.send_error(404)
-                return
-            if self.path == "/moved":
-                self.send_response(302)
-                self.send_header("Location", "/image")
-                self.end_headers()
-                return
-            if self.path == "/slow":
-                stop.wait(10)
-                return
-            self.send_response(200)
-            self.send_header("X-Path", self.path)
-            self.end_headers()
-            if self.path == "/drip":
-                while not stop.wait(0.05):
-                    try:
-                        self.wfile.write(b"x")
-                    except OSError:
-                        return
-            elif self.path == "/text":
-                self.wfile.write(b"<html>no image here</html>")
-            elif self.path.isascii():
-                self.wfile.write(TURNED_PNG)
-
-        def log_message(self, *arguments):
-            pass
-
-    stop = threading.Event()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    stop.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 # Every kind of source
@@ -124,14 +79,6 @@ def test_file_objects(tmp_path):
 )
 def test_data_addresses(address):
     assert_opens(address, UPRIGHT)
-
-
-@pytest.mark.parametrize(
-    "path", ["/image", "/moved", "/an image", "/bücher/图.png?größe=1", "/a%20b?c=d%26"]
-)
-def test_web_addresses(server, path):
-    assert_opens(server + path, UPRIGHT)
-    assert_opens(server.replace("http", "HTTP") + path, UPRIGHT)
 
 
 def test_pillow_images_are_taken_as_they_are():
@@ -247,20 +194,34 @@ def test_things_that_are_no_images(source):
     assert line.startswith(f"a {type(source).__name__} is no image; expected a path, a URL")
 
 
-def test_web_addresses_that_fail(server, monkeypatch):
-    assert error_line(server + "/missing").endswith("cannot be downloaded: HTTP 404 Not Found")
-    assert "is a web page, and no image of a format that is opened" in error_line(server + "/text")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        assert "Connection refused" in error_line(f"http://127.0.0.1:{port}/a.png")
-    for address in ("http://", "http://[", "http://a b/", "https://exämple.invalid:x/"):
-        assert "cannot be downloaded" in error_line(address)
-    monkeypatch.setattr(download, "MAX_BYTES", len(TURNED_PNG) - 1)
-    assert error_line(server + "/image").endswith("is larger than 0 MiB")
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
-    assert "timed out" in error_line(server + "/slow")
-    assert "took longer than" in error_line(server + "/drip")
+def test_pipes_and_devices(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(TURNED_PNG,))
+    writer.start()
+    assert_opens(pipe, UPRIGHT)
+    writer.join()
+    limits = SourceLimits(max_bytes=2**20)
+    with pathlib.Path("/dev/zero").open("rb") as stream:
+        for endless in ("/dev/zero", stream):
+            with pytest.raises(ImageError, match=r"'/dev/zero' is larger than 1 MiB"):
+                read_image(endless, limits)
+
+
+def test_a_limit_on_pixels():
+    limits = SourceLimits(max_pixels=PIXELS.size // 3)
+    assert read_image(PNG, limits).size == (14, 9)
+    with pytest.raises(ImageError, match="too large: 14 x 9 pixels; at most 125 pixels"):
+        read_image(PNG, SourceLimits(max_pixels=PIXELS.size // 3 - 1))
+
+
+def test_a_file_that_changes_after_its_size_was_read(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(PNG)
+    opened = ImageProcessor(TINY, TINY_IDS).open(path)
+    path.write_bytes(TURNED_PNG)
+    with pytest.raises(ImageError, match="has changed since its size was read"):
+        opened.load()
 
 
 @pytest.mark.parametrize("name", ["data", "file", "http"])
