@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx import Processor, stream_generate
-from jvlm_mlx.generation.budget import MAX_TILES, kv_bytes, tile_bytes
+from jvlm_mlx.generation.memory import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model
 from jvlm_mlx.progress import ProgressEvent
 

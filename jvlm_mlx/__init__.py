@@ -35,12 +35,12 @@ from .errors import (  # noqa: E402
     UnsupportedSettingError,
 )
 from .generate import generate, stream_generate  # noqa: E402
-from .generation.batch_engine import batch_generate  # noqa: E402 - see above
+from .generation.batching import batch_generate  # noqa: E402
 from .generation.caches import CacheStats, GenerationCaches  # noqa: E402
 from .generation.encoded_image import EncodedImage  # noqa: E402
 from .generation.image_encoding import encode_image  # noqa: E402
 from .generation.options import GenerationOptions  # noqa: E402
-from .generation.requests import BatchRequest, BatchResponse  # noqa: E402 - see above
+from .generation.requests import BatchRequest, BatchResponse  # noqa: E402
 from .generation.response import GenerationResponse, GenerationResult  # noqa: E402
 from .generation.session import ChatSession  # noqa: E402
 from .model import Model  # noqa: E402

@@ -29,7 +29,7 @@ from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
-from .generation.batch_engine import DEFAULT_BATCH_SIZE, batch_generate
+from .generation.batching import DEFAULT_BATCH_SIZE, batch_generate
 from .generation.requests import BatchRequest, BatchResponse
 from .process_group import ProcessGroup
 from .progress import ProgressEvent

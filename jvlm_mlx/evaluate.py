@@ -43,7 +43,7 @@ from .evaluation.runner import (
 )
 from .evaluation.score_files import REPORT, read_run, write_scores
 from .evaluation.text_run import TextSet
-from .generation.batch_engine import DEFAULT_BATCH_SIZE
+from .generation.batching import DEFAULT_BATCH_SIZE
 from .generation.caches import GenerationCaches
 from .generation.requests import BatchResponse
 from .model import Model

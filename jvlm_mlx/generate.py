@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -38,21 +38,25 @@ def stream_generate(
     processor: Processor,
     prompt: Prompt,
     images: Any = None,
+    image: Any = None,
+    options: GenerationOptions | Mapping[str, Any] | None = None,
     *,
     system: str | None = None,
     caches: GenerationCaches | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
-    **options: Any,
+    **overrides: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """Answer a prompt, token by token.
 
     Everything that can be wrong with the request is checked, and images are opened, before
-    this returns; the work starts with the first piece. Closing the iterator, or
-    setting `cancel`, stops the work within one token (while images are encoded or the prompt
-    is read: within one group of tiles or one step of the prefill) and frees the cache.
+    this returns; the work starts with the first response. Closing the iterator, or setting
+    `cancel`, stops the work within one token (during images or prefill: within one group of
+    tiles or one step of the prefill) and frees the KV cache.
 
-    May be called from several threads: they take turns on the device, token by token.
+    May be called from several threads, and the iterator passed between threads: answers take
+    turns on the device, token by token. Streams, device and random state of the callers stay as
+    they are.
 
     Args:
         model: from `load`.
@@ -60,25 +64,30 @@ def stream_generate(
         prompt: a question, or messages with roles and content parts, or what
             `processor.apply_chat_template` returned.
         images: an image or a list: path, URL, data URI, bytes, file object, PIL image,
-            array, or what `encode_image` returned. In front of the words of a question; for
+            array, or what `encode_image` returned. In front of the text of a question; for
             messages, they fill image parts in order.
+        image: the same, under the other name people use.
+        options: of the answer, all together.
         system: a system message in front.
-        caches: what earlier answers left there is not computed again, and this answer adds to
+        caches: what earlier answers stored there is not computed again, and this answer adds to
             it. The tokens are those of an answer without.
         progress: told how far images and prompt have come.
-        cancel: set it, from any thread, to end the answer; its last piece then has the finish
+        cancel: set it, from any thread, to end the answer; its last response then has the finish
             reason `cancelled`.
-        **options: see `GenerationOptions`.
+        **overrides: single options by the names of `GenerationOptions`.
 
     Yields:
-        One piece for each token; the last one has a finish reason.
+        One response for each token; the last one has a finish reason.
 
     Raises:
         JvlmError: bad options, prompt or images, with one line that says what to do.
     """
     start = time.perf_counter()
-    request = GenerationOptions(**options)
-    prepared = prepare_prompt(processor, prompt, images, system, request)
+    request = GenerationOptions.of(options, overrides)
+    if image is not None and images is not None:
+        raise RequestError("image and images are the same argument; give one of them")
+    sources = images if image is None else image
+    prepared = prepare_prompt(processor, prompt, sources, system, request)
     return Answer(
         model,
         processor,
@@ -88,7 +97,7 @@ def stream_generate(
         progress=progress,
         cancel=cancel,
         start=start,
-    ).pieces()
+    ).responses()
 
 
 def generate(
@@ -96,11 +105,13 @@ def generate(
     processor: Processor,
     prompt: Prompt,
     images: Any = None,
+    image: Any = None,
+    options: GenerationOptions | Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> GenerationResult:
     """Answer a prompt and return the whole; arguments and errors as `stream_generate`."""
     return GenerationResult.collect(
-        list(stream_generate(model, processor, prompt, images, **arguments))
+        list(stream_generate(model, processor, prompt, images, image, options, **arguments))
     )
 
 
@@ -128,10 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     options = generation_options(arguments)
-    GenerationOptions(**options)  # refuses what makes no sense, before anything is loaded
+    GenerationOptions.of(None, options)  # refuses what makes no sense, before anything is loaded
     images, prompt = _read_input(arguments)
     stream = arguments.stream and not arguments.json
-    pieces: list[GenerationResponse] = []
+    responses: list[GenerationResponse] = []
     interrupted = False
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
@@ -146,16 +157,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
         with closing(answer):
             try:
-                for piece in answer:
-                    pieces.append(piece)
+                for response in answer:
+                    responses.append(response)
                     if stream:
-                        print(piece.text, end="", flush=True)
+                        print(response.text, end="", flush=True)
             except KeyboardInterrupt:
                 # What has been said so far is kept.
                 interrupted = True
-    if not pieces:
+    if not responses:
         return EXIT_INTERRUPTED
-    result = GenerationResult.collect(pieces)
+    result = GenerationResult.collect(responses)
     if interrupted:
         result = dataclasses.replace(result, finish_reason="cancelled")
     if arguments.json:

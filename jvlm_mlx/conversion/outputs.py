@@ -4,8 +4,9 @@ Only one of the two is in memory at a time: what is kept of the first are probab
 tokens it chose, and the features of the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from ..generation import device
+from ..generation.engine import Engine, Row
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
+from ..generation.sampling import Sampler, greedy
 from ..model import Model
 from ..processing.image_processor import PromptImage
 from ..processing.inputs import PreparedPrompt
@@ -117,20 +121,14 @@ def observe(
     for index, question in enumerate(questions):
         images = None if question.image is None else [question.image]
         prepared = prepare_prompt(processor, question.prompt, images, None, options)
-        features, logits, cache = _read_prompt(model, prepared)
         path = follow[index].tokens if follow else None
-        tokens, rows = [], []
-        for step in range(len(path) if path else max_tokens):
-            row = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            rows.append(np.array(row))
-            tokens.append(int(rows[-1].argmax()))
-            token = path[step] if path else tokens[-1]
-            if path is None and token in processor.tokenizer.stop_token_ids:
-                break
-            embeddings = model.decoder.embed(mx.array([[token]]))
-            logits = _head(model, model.decoder(embeddings, cache))
-        observations.append(Observation(tuple(tokens), np.stack(rows), features))
-        mx.clear_cache()
+        stops = frozenset() if path else processor.tokenizer.stop_token_ids
+        row = Row(
+            max_tokens=len(path) if path else max_tokens,
+            sampler=greedy if path is None else _following(path),
+            observer=lambda logprobs, _: (logprobs,),
+        )
+        observations.append(device.run(partial(_observe, model, prepared, row, stops)))
         if progress:
             progress(ProgressEvent(stage, index + 1, len(questions), "question"))
     return observations
@@ -161,10 +159,34 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
     )
 
 
-def _read_prompt(
+def _observe(
+    model: Model, prepared: PreparedPrompt[PromptImage], row: Row, stops: Collection[int]
+) -> Observation:
+    """Prefill and decode; unlike an answer, with whatever numbers a damaged model gives."""
+    features, logits, cache = _prefill(model, prepared)
+    engine = Engine(model)
+    engine.add([row], cache, logits)
+    tokens: list[int] = []
+    logprobs: list[npt.NDArray[np.float32]] = []
+    while engine.rows and not (tokens and tokens[-1] in stops):
+        for token in engine.step():
+            logprobs.append(np.array(token.observed[0][0]))
+            tokens.append(int(logprobs[-1].argmax()))
+    engine.remove(engine.rows)
+    mx.clear_cache()
+    return Observation(tuple(tokens), np.stack(logprobs), features)
+
+
+def _following(path: Sequence[int]) -> Sampler:
+    """Return a sampler that gives these tokens, whatever the probabilities are."""
+    tokens = iter(path)
+    return lambda _: mx.array([next(tokens)])
+
+
+def _prefill(
     model: Model, prepared: PreparedPrompt[PromptImage]
 ) -> tuple[npt.NDArray[np.float32] | None, mx.array, list[Any]]:
-    """Return the image's features, the logits (vocabulary,) behind the prompt, and the cache."""
+    """Return the image's features, the logits (1, vocabulary) after the prompt, and the cache."""
     inputs = prepared.inputs
     embeddings = model.decoder.embed(mx.array(inputs.input_ids))
     features = None
@@ -182,12 +204,7 @@ def _read_prompt(
     for start in range(0, embeddings.shape[1], PREFILL_STEP):
         hidden = model.decoder(embeddings[:, start : start + PREFILL_STEP], cache)
         mx.eval(hidden)
-    return features, _head(model, hidden), cache
-
-
-def _head(model: Model, hidden: mx.array) -> mx.array:
-    """Return the logits (vocabulary,) of the last position of (1, L, hidden size)."""
-    return model.head(hidden[:, -1:])[0, 0].astype(mx.float32)
+    return features, model.head(hidden[:, -1]), cache
 
 
 def _shapes() -> Image.Image:

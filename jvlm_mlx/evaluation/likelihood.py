@@ -6,6 +6,7 @@ read again. All continuations of a context then go through the decoder together.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ import numpy as np
 from .._mlx_lm import KVCache
 from ..checkpoint.row_reader import as_float
 from ..errors import PromptError, RequestError
+from ..generation import device
 from ..generation.caches import GenerationCaches
 from ..generation.image_encoding import encode_opened_images
-from ..generation.memory import device_turns, wired_limit
+from ..generation.memory import keep_wired
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
 from ..model import Model
@@ -117,11 +119,16 @@ def score_continuations(
     found: dict[int, Likelihood] = {}
     reader = _Reader(model)
     pairs.sort(key=lambda pair: tuple(map(str, pair.key)))
-    with wired_limit():
+
+    def score(together: Sequence[_Pair]) -> list[Likelihood]:
+        last = reader.read(together[0])
+        return _score_group(model, reader.cache, last, [pair.continuation for pair in together])
+
+    device.take_over(model)
+    with keep_wired():
         for _, group in groupby(pairs, key=lambda pair: pair.key):
             together = list(group)
-            last = reader.read(together[0])
-            scored = _score_group(model, reader.cache, last, [p.continuation for p in together])
+            scored = device.run(partial(score, together))
             found |= zip((pair.number for pair in together), scored, strict=True)
             progress(ProgressEvent("likelihoods", len(found), len(pairs), "continuation"))
     return [found[number] for number in range(len(pairs))]
@@ -192,15 +199,13 @@ class _Reader:
     def read(self, pair: _Pair) -> mx.array:
         """Read a context up to its last token; return that one's embedding, (1, hidden_size)."""
         shared = _common_prefix(self._key, pair.key[:-1])
-        with device_turns:
-            for layer in self.cache:
-                layer.trim(layer.offset - shared)
+        for layer in self.cache:
+            layer.trim(layer.offset - shared)
         embeddings = self._embed(pair.prepared)
-        with device_turns:
-            for begin in range(shared, len(embeddings) - 1, _PREFILL_STEP):
-                end = min(begin + _PREFILL_STEP, len(embeddings) - 1)
-                self._model.decoder(embeddings[None, begin:end], self.cache)
-                mx.eval([layer.state for layer in self.cache])
+        for begin in range(shared, len(embeddings) - 1, _PREFILL_STEP):
+            end = min(begin + _PREFILL_STEP, len(embeddings) - 1)
+            self._model.decoder(embeddings[None, begin:end], self.cache)
+            mx.eval([layer.state for layer in self.cache])
         self._key = pair.key[:-1]
         return embeddings[-1:]
 
@@ -217,11 +222,10 @@ class _Reader:
             offsets = positions[positions >= 0]  # of each feature, from the first token
             sources[0, start + offsets] = np.arange(row, row + len(offsets))
             row += len(offsets)
-        with device_turns:
-            embeddings = model.decoder.embed(mx.array(prepared.token_ids[None]))
-            if features:
-                embeddings = model.merge(embeddings, mx.concatenate(features), sources)
-            mx.eval(embeddings)
+        embeddings = model.decoder.embed(mx.array(prepared.token_ids[None]))
+        if features:
+            embeddings = model.merge(embeddings, mx.concatenate(features), sources)
+        mx.eval(embeddings)
         return embeddings[0]
 
 
@@ -291,13 +295,12 @@ def _logits(
     ids = np.zeros((len(rows), width), np.int32)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = row
-    with device_turns:
-        # (1, D) -> (R, 1, D), and (R, N - 1, D) behind it
-        embeddings = mx.broadcast_to(last[None], (len(rows), 1, last.shape[-1]))
-        if width:
-            embeddings = mx.concatenate([embeddings, model.decoder.embed(mx.array(ids))], axis=1)
-        logits = model.head(model.decoder(embeddings, [_repeated(c, len(rows)) for c in cache]))
-        mx.eval(logits)
+    # (1, D) -> (R, 1, D), and (R, N - 1, D) behind it
+    embeddings = mx.broadcast_to(last[None], (len(rows), 1, last.shape[-1]))
+    if width:
+        embeddings = mx.concatenate([embeddings, model.decoder.embed(mx.array(ids))], axis=1)
+    logits = model.head(model.decoder(embeddings, [_repeated(c, len(rows)) for c in cache]))
+    mx.eval(logits)
     return logits
 
 

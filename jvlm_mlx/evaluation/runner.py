@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError
-from ..generation.batch_engine import batch_generate
+from ..generation.batching import batch_generate
 from ..generation.requests import BatchRequest, BatchResponse
 from ..generation.response import GenerationResult
 from ..model import Model

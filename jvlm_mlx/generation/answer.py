@@ -1,29 +1,28 @@
-"""One answer in the making: encode images, read the prompt, decode token by token."""
+"""One answer: encode images, prefill the prompt, decode token by token."""
 
 import threading
 from collections.abc import Generator
-from contextlib import closing
-from typing import Any
+from functools import partial
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
 
 from ..errors import PromptError
 from ..model import Model
 from ..processing.image_processor import PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
-from ..progress import Progress, ProgressEvent, no_progress
+from ..progress import Progress, no_progress
+from . import device
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
-from .image_encoding import model_of
-from .memory import device_turns, wired_limit
+from .engine import Engine, Row
+from .memory import wired_limit
+from .model_identity import model_key
 from .options import GenerationOptions
-from .prefill import PromptReader
+from .prefill import Prefill
 from .prompt import answer_length
-from .response import GenerationResponse
-from .response_builder import ResponseBuilder
-from .sampling import make_penalties, make_sampler
+from .response import GenerationResponse, ResponseBuilder
+from .sampling import make_processors, make_sampler, text_tokens, top_logprobs
 
 
 class Cancelled(Exception):  # noqa: N818 - a signal, not an error
@@ -36,7 +35,9 @@ def check_fit(model: Model, prepared: PreparedPrompt[PromptImage]) -> None:
     Raises:
         ImageError: another model has encoded an image; names it.
         PromptError: the model has no embedding of a token. MLX would read beyond the table.
+        RequestError: the model was loaded before this process was forked.
     """
+    device.take_over(model)
     rows = model.decoder.embedding.weight.shape[0]
     highest = int(prepared.token_ids.max(initial=0))
     if highest >= rows:
@@ -46,9 +47,26 @@ def check_fit(model: Model, prepared: PreparedPrompt[PromptImage]) -> None:
         )
     encoded = [one for one in prepared.images if isinstance(one, EncodedImage)]
     if encoded:
-        fingerprint = model_of(model)
+        key = model_key(model)
         for image in encoded:
-            image.check_model(fingerprint)
+            image.check_model(key)
+
+
+def make_row(
+    model: Model, prepared: PreparedPrompt[PromptImage], options: GenerationOptions, max_tokens: int
+) -> Row:
+    """Return what the engine is to know of a request. On the worker: it makes arrays."""
+    processors = make_processors(options)
+    vocab_size = model.config.decoder.vocab_size
+    count = options.logprobs
+    return Row(
+        max_tokens=max_tokens,
+        sampler=make_sampler(options),
+        processors=processors,
+        history=text_tokens(prepared.token_ids, vocab_size) if processors else None,
+        observer=None if count is None else partial(top_logprobs, count),
+        grammar=options.grammar,
+    )
 
 
 class Answer:
@@ -84,82 +102,91 @@ class Answer:
         self._model = model
         self._prepared: PreparedPrompt[PromptImage] | None = prepared
         self._options = options
-        self._progress = progress or no_progress
         self._cancel = cancel
-        max_tokens = answer_length(model, len(prepared.token_ids), options)
-        self._transcript = ResponseBuilder(processor, prepared, options, max_tokens, start)
-        self._reader = PromptReader(
+        self._max_tokens = answer_length(model, len(prepared.token_ids), options)
+        self._builder = ResponseBuilder(processor, prepared, options, self._max_tokens, start)
+        self._prefill = Prefill(
             model,
             prepared,
             options,
             caches,
-            self._transcript,
-            self._progress,
+            self._builder,
+            progress or no_progress,
             self._check_cancelled,
         )
+        self._engine = Engine(model)
+        # Of quantized and rotating caches, what can be reused has been stored after the prefill.
+        self._keeps_cache = options.kv_bits is None and options.max_kv_size is None
+        self._holds_wired_limit = False
 
     def make_room(self) -> int:
-        """Let caches let go of what has no room beside this answer; return how many tiles fit."""
-        return self._reader.make_room().tile_group_size
+        """Let caches release what has no room beside this answer; return how many tiles fit."""
+        return self._prefill.make_room().tile_group_size
 
-    def pieces(self) -> Generator[GenerationResponse, None, None]:
-        """Yield the pieces; see `stream_generate`."""
-        whole = self._options.kv_bits is None and self._options.max_kv_size is None
-        with wired_limit():
-            try:
-                yield from self._decode()
-            except Cancelled:
-                yield self._transcript.cancel()
-            except GeneratorExit:
-                raise
-            except BaseException:
-                whole = False  # a step may have stopped between two layers
-                raise
-            finally:
-                if whole:
-                    self._reader.keep(self._transcript.token_ids)
-                self._reader.cache = []
-                mx.clear_cache()
+    def responses(self) -> Generator[GenerationResponse, None, None]:
+        """Yield the responses; see `stream_generate`.
+
+        Whenever and wherever the generator ends, a finalizer included, the clean-up only has to
+        be posted to the device's worker.
+        """
+        try:
+            device.run(self._hold_wired_limit)
+            yield from self._decode()
+        except Cancelled:
+            device.run(partial(self._release, keep=True))
+            yield self._builder.cancel()
+        except GeneratorExit:
+            device.post(partial(self._release, keep=True))
+            raise
+        except BaseException:
+            device.post(partial(self._release, keep=False))
+            raise
 
     def _decode(self) -> Generator[GenerationResponse, None, None]:
+        self._start_row()
+        while True:
+            self._check_cancelled()
+            (token,) = device.run(self._engine.step)
+            if token.row.error is not None:
+                raise token.row.error
+            response = self._builder.add(token.token, token.observed)
+            if response.finish_reason:
+                # The next step may be under way already; all is released before the last response.
+                device.run(partial(self._release, keep=True))
+                yield response
+                return
+            yield response
+
+    def _start_row(self) -> None:
         prepared = self._prepared
         assert prepared is not None
-        last_embedding = self._reader.read(prepared)
-        steps = self._steps(prepared, last_embedding)
+        logits = self._prefill.run(prepared)
         # Images are not needed any more, and may be large.
-        self._prepared = prepared = None
-        with closing(steps):
-            while True:
-                self._check_cancelled()
-                with device_turns:
-                    token, _ = next(steps)
-                piece = self._transcript.add(token)
-                if piece.generation_tokens == 1:
-                    tokens = piece.prompt_tokens
-                    self._progress(ProgressEvent("prefill", tokens, tokens, "token"))
-                if piece.finish_reason:
-                    # The next step is under way already; let go of it before the last piece.
-                    steps.close()
-                yield piece
-                if piece.finish_reason:
-                    return
+        self._prepared = None
 
-    def _steps(self, prepared: PreparedPrompt[PromptImage], last_embedding: mx.array) -> Any:
-        """Return mlx-lm's generator of tokens."""
-        prompt = prepared.token_ids
-        vocab_size = self._model.config.decoder.vocab_size
-        # Only the embedding is read. An id without a logit must still not reach mlx-lm, which
-        # may look scores up by it.
-        last = int(prompt[-1])
-        return generate_step(
-            mx.array([last if 0 <= last < vocab_size else 0]),
-            self._model,
-            max_tokens=self._transcript.max_tokens,
-            sampler=make_sampler(self._options),
-            logits_processors=make_penalties(self._options, prompt, vocab_size),
-            prompt_cache=self._reader.cache,
-            input_embeddings=last_embedding,
-        )
+        def add() -> None:
+            row = make_row(self._model, prepared, self._options, self._max_tokens)
+            self._engine.add([row], self._prefill.cache, logits)
+
+        device.run(add)
+
+    def _hold_wired_limit(self) -> None:
+        wired_limit.hold(self._options.wired_limit)
+        self._holds_wired_limit = True
+
+    def _release(self, *, keep: bool) -> None:
+        """Free the KV cache, once its tokens are stored if that is wanted. On the worker."""
+        if not self._holds_wired_limit:
+            return
+        self._holds_wired_limit = False
+        try:
+            if keep and self._keeps_cache:
+                self._prefill.keep(self._builder.token_ids)
+        finally:
+            self._engine.remove(self._engine.rows)
+            self._prefill.cache = []
+            wired_limit.release(self._options.wired_limit)
+            mx.clear_cache()
 
     def _check_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():

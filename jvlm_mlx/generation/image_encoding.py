@@ -1,51 +1,71 @@
-"""Images of a request: opened, and encoded when their turn comes."""
+"""Images of a request: opened, cut ahead of the device, and encoded a group of tiles at a time."""
 
-from collections.abc import Callable
-from typing import Any
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
 from ..config.image_config import ImageOptions
 from ..model import Model
 from ..model.model import TILE_GROUP_SIZE
-from ..processing.image_processor import PromptImage
+from ..processing.image_processor import ProcessedImage, PromptImage
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent, no_progress
+from . import device
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
-from .fingerprint import fingerprint
-from .memory import device_turns, wired_limit
+from .finiteness import Overflow, widen
+from .memory import keep_wired
+from .model_identity import model_key
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-def encode_tiles(
-    model: Model, opened: PromptImage, tile_group_size: int, on_group: Callable[[int], None]
-) -> mx.array:
-    """Send a opened through tower and connector, one group of tiles after the other.
+class InBackground(Generic[T]):
+    """A function that runs in a thread of its own until its result is asked for."""
 
-    It goes alone, so its features are the same to the last bit whatever stands beside it.
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._results: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        threading.Thread(target=self._run, args=(function,), daemon=True).start()
 
-    Args:
-        model: the model.
-        opened: to be cut and encoded.
-        tile_group_size: most tiles at once.
-        on_group: told, after each group, how many tiles it had.
+    def _run(self, function: Callable[[], T]) -> None:
+        try:
+            self._results.put((function(), None))
+        except BaseException as error:
+            self._results.put((None, error))
 
-    Returns:
-        (N, hidden_size) evaluated; ordered by tile and window.
-    """
-    image = opened.cut()
-    plan = model.plan(image.window_positions[None], opened.layout.num_tokens, tile_group_size)
-    groups = model.encode_groups(image.pixel_values[None], image.image_masks[None], plan)
-    features = []
-    for group in plan.groups:
-        with device_turns:
-            features.append(next(groups))
-            mx.eval(features[-1])
-        on_group(len(group.tiles))
-    with device_turns:
-        joined = mx.concatenate(features)
-        mx.eval(joined)
-    return joined
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return not self._results.empty()
+
+    def result(self) -> T:
+        """Wait for the result; only once. Raises what the function raised."""
+        value, error = self._results.get()
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+
+def one_ahead(functions: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results in order. While the caller works with one, the next is computed."""
+    following: InBackground[T] | None = None
+    for function in functions:
+        if following is None:
+            following = InBackground(function)
+            continue
+        result = following.result()
+        following = InBackground(function)
+        yield result
+        del result  # only two are held at a time
+    if following is not None:
+        yield following.result()
 
 
 def encode_opened_images(
@@ -73,9 +93,9 @@ def encode_opened_images(
         elif caches is None:
             features.append(None)
         else:
-            features.append(caches.features.get(model_of(model), image.digest))
-    missing = [place for place, known in enumerate(features) if known is None]
-    done, total = 0, sum(images[place].layout.num_tiles for place in missing)
+            features.append(caches.features.get(model_key(model), image.digest))
+    missing = {index: image for index, image in enumerate(images) if features[index] is None}
+    done, total = 0, sum(image.layout.num_tiles for image in missing.values())
     if missing:
         progress(ProgressEvent("tiles", 0, total, "tile"))
         check()
@@ -86,19 +106,75 @@ def encode_opened_images(
         progress(ProgressEvent("tiles", done, total, "tile"))
         check()
 
-    for place in missing:
-        image = images[place]
-        encoded = encode_tiles(model, image, tile_group_size, on_group)
-        features[place] = encoded
+    # A single image has nothing to be cut ahead of.
+    cutting = [image.cut for image in missing.values()]
+    processed = one_ahead(cutting) if len(cutting) > 1 else (cut() for cut in cutting)
+    for (index, image), tiles in zip(missing.items(), processed, strict=True):
+        encoded = encode_tiles(model, tiles, tile_group_size, on_group)
+        features[index] = encoded
         if caches is not None:
-            caches.features.put(model_of(model), image.digest, encoded)
+            caches.features.put(model_key(model), image.digest, encoded)
     return [one for one in features if one is not None]
 
 
-def model_of(model: Model) -> str:
-    """Return the model's fingerprint, in this thread's turn on the device."""
-    with device_turns:
-        return fingerprint(model)
+def encode_tiles(
+    model: Model,
+    image: ProcessedImage,
+    tile_group_size: int,
+    on_group: Callable[[int], None] = lambda _: None,
+) -> mx.array:
+    """Send an image through tower and connector, one group of tiles after the other.
+
+    It goes alone, so its features are the same to the last bit whatever stands beside it. If
+    they overflow float16, tower and connector change to bfloat16, and it goes once more.
+
+    Args:
+        model: the model.
+        image: cut into tiles.
+        tile_group_size: most tiles at once.
+        on_group: told, after each group, how many tiles it had.
+
+    Returns:
+        (N, hidden_size) evaluated; ordered by tile and window.
+
+    Raises:
+        CheckpointError: the features are not finite in a wider type either.
+    """
+    plan = model.plan(image.window_positions[None], len(image.image_tokens), tile_group_size)
+
+    def encode() -> mx.array:
+        groups = model.encode_groups(image.pixel_values[None], image.image_masks[None], plan)
+        features: list[mx.array] = []
+
+        def next_group() -> None:
+            group = next(groups)
+            finite = mx.all(mx.isfinite(group))
+            mx.eval(group, finite)  # together, so the check costs no wait
+            if not finite.item():
+                raise Overflow
+            features.append(group)
+
+        for group in plan.groups:
+            device.run(next_group)
+            on_group(len(group.tiles))
+        return device.run(partial(_joined, features))
+
+    try:
+        return encode()
+    except Overflow:
+        device.run(partial(widen, model, "vision_tower", "connector"))
+        on_group = _ignore
+        return encode()
+
+
+def _ignore(_: int) -> None:
+    """Tiles that go once more have been counted."""
+
+
+def _joined(features: list[mx.array]) -> mx.array:
+    joined = mx.concatenate(features)
+    mx.eval(joined)
+    return joined
 
 
 def encode_image(
@@ -134,6 +210,7 @@ def encode_image(
         ImageError: the image cannot be opened or has a size the model cannot take.
         RequestError: a limit is out of range.
     """
+    device.take_over(model)
     options = ImageOptions(
         max_crops=max_crops, min_pixels=min_pixels, max_pixels=max_pixels, do_resize=do_resize
     )
@@ -157,14 +234,14 @@ def encode_opened_image(
         ImageError: it was encoded by another model.
     """
     if isinstance(image, EncodedImage):
-        image.check_model(model_of(model))
+        image.check_model(model_key(model))
         return image
-    with wired_limit():
+    with keep_wired():
         (features,) = encode_opened_images(model, [image], caches, tile_group_size, progress, check)
     return EncodedImage(
         name=image.name,
         digest=image.digest,
-        model=model_of(model),
+        model=model_key(model),
         config=image.config,
         token_ids=image.token_ids,
         layout=image.layout,

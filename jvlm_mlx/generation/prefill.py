@@ -1,35 +1,42 @@
-"""Reads a prompt into a KV cache, with whatever caches know of it."""
+"""The prefill: a prompt goes through the decoder once, after whatever of it caches have."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import maybe_quantize_kv_cache
 
 from ..model import Model
 from ..processing.image_processor import OpenedImage, PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..progress import Progress, ProgressEvent
-from .budget import Steps, choose_steps
+from . import device
 from .caches import GenerationCaches, LayerState
-from .image_encoding import encode_opened_images, model_of
-from .memory import device_turns, kv_group_size, make_cache
+from .finiteness import Overflow, widen
+from .image_encoding import encode_opened_images
+from .kv_cache import check_window, kv_group_size, make_cache, quantize
+from .memory import Steps, choose_steps
+from .model_identity import model_key
 from .options import GenerationOptions
 from .prompt import prompt_key
 from .prompt_key import PromptKey
-from .response_builder import ResponseBuilder
+from .response import ResponseBuilder
 
 
-class PromptReader:
-    """Reads one prompt up to its last token.
+class Prefill:
+    """Fills the KV cache of one prompt, and gives the logits of its last position.
+
+    Methods are called on the caller's thread unless they say otherwise; each of their steps on
+    the device is a job of its own, between which others take their turns.
 
     Args:
         model: the model.
         prepared: the prompt.
         options: of the request.
-        caches: searched for images and for the prompt's beginning, and added to; or None.
-        transcript: told what was found, and when the images were done.
+        caches: searched for images and for the longest prefix of the prompt, and added to; or
+            None.
+        builder: told what was found, and when the images were done.
         progress: told about `tiles` and `prefill`.
         check: called between steps; may raise to leave the work.
         answers: how many like this one are in memory together.
@@ -46,7 +53,7 @@ class PromptReader:
         prepared: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         caches: GenerationCaches | None,
-        transcript: ResponseBuilder,
+        builder: ResponseBuilder,
         progress: Progress,
         check: Callable[[], None],
         *,
@@ -55,7 +62,7 @@ class PromptReader:
         self._model = model
         self._options = options
         self._caches = caches
-        self._transcript = transcript
+        self._builder = builder
         self._progress = progress
         self._check = check
         self._group_size = None if options.kv_bits is None else kv_group_size(model, options)
@@ -63,12 +70,13 @@ class PromptReader:
         self._has_tiles = any(isinstance(one, OpenedImage) for one in prepared.images)
         self._answers = answers
         self._choose_steps(0)  # raises, before any work is done, if it cannot fit
+        check_window(self._length, options)
         self._key = None if caches is None else prompt_key(prepared)
-        self.cache: list[Any] = make_cache(model, self._length, options)
-        """One of mlx-lm's for each layer; grows while the prompt is read."""
+        self.cache: list[Any] = []
+        """One of mlx-lm's for each layer; has the whole prompt after `run`."""
 
     def make_room(self) -> Steps:
-        """Return how much to compute at once; caches let go of what has no room beside it."""
+        """Return how much to compute at once; caches release what has no room beside it."""
         if self._caches is None:
             return self._choose_steps(0)
         steps = self._choose_steps(self._caches.nbytes)
@@ -76,47 +84,61 @@ class PromptReader:
             self._caches.shrink(steps.cache_bytes)
         return steps
 
-    def read(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
-        """Read all tokens but the last; return that one's embedding, (1, hidden_size)."""
-        key, layers = self._known()
-        steps = self.make_room()  # what is known of this prompt is at hand
-        known = self._take_over(key, layers)
-        layers.clear()
-        self._transcript.cached_tokens = known
-        embeddings = self._embed(prepared, known, steps.tile_group_size)
-        self._transcript.images_done()
-        self._prefill(embeddings, steps.prefill_step_size)
-        if self._options.kv_bits is not None:
-            # What others may take over is at full precision, as it is in a fresh run: the
-            # prompt is read with fused attention and quantized before the first token is
-            # decoded, where mlx-lm would wait for 5,000 tokens.
-            self.keep()
-            maybe_quantize_kv_cache(
-                self.cache,
-                quantized_kv_start=0,
-                kv_group_size=self._group_size,
-                kv_bits=self._options.kv_bits,
-            )
-        elif self._options.max_kv_size is not None:
-            self.keep()  # while nothing has been dropped
-        return embeddings[-1:]
+    def run(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
+        """Return the logits (1, vocabulary) of the last position.
+
+        Raises:
+            CheckpointError: they are not finite, in a wider type than float16 either.
+        """
+        try:
+            return self._run(prepared)
+        except Overflow:
+            device.run(partial(widen, self._model, "decoder", "lm_head"))
+            return self._run(prepared)
 
     def keep(self, answer: Sequence[int] = ()) -> None:
-        """Put what has been read into the caches, for prompts that begin in the same way.
+        """Put the KV cache into the caches, for prompts with the same prefix. On the worker.
 
         Args:
-            answer: the tokens that the model read after the prompt.
+            answer: the tokens that follow the prompt in the KV cache.
         """
-        # An answer that was left early may have fewer tokens in some layers.
-        read = min(layer.offset for layer in self.cache)
-        if self._caches is None or self._key is None or read <= self._transcript.cached_tokens:
+        if self._caches is None or self._key is None or not self.cache:
             return
-        with device_turns:
-            layers = [LayerState(layer.keys, layer.values) for layer in self.cache]
-            mx.eval(layers)
+        # An answer that was left early may have fewer tokens in some layers.
+        filled = min(layer.offset for layer in self.cache)
+        if filled <= self._builder.cached_tokens:
+            return
+        layers = [LayerState(layer.keys, layer.values) for layer in self.cache]
+        mx.eval(layers)
         self._caches.prefixes.insert(
-            model_of(self._model), self._key.extended(answer).within(read), layers
+            model_key(self._model), self._key.extended(answer).within(filled), layers
         )
+
+    def _run(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
+        key, layers = self._stored_prefix()
+        steps = self.make_room()  # what is stored of this prompt is at hand
+        self.cache = make_cache(self._model, self._length, self._options)
+        cached = key.num_tokens
+        if cached:
+            device.run(partial(self._reuse, cached, layers))
+        layers.clear()
+        self._builder.cached_tokens = cached
+        embeddings = self._embed(prepared, cached, steps.tile_group_size)
+        self._builder.images_done()
+        logits = self._decode_prompt(embeddings, steps.prefill_step_size)
+        if self._options.kv_bits is not None or self._options.max_kv_size is not None:
+            device.run(self._finish_special_cache)
+        return logits
+
+    def _finish_special_cache(self) -> None:
+        """Store a prefix at full precision and in full, while that is what there is.
+
+        The prefill itself used fused attention; only then a cache is quantized, where mlx-lm
+        would wait for 5,000 tokens. A rotating cache has not dropped anything yet.
+        """
+        self.keep()
+        if self._options.kv_bits is not None and self._group_size is not None:
+            quantize(self.cache, self._options.kv_bits, self._group_size)
 
     def _choose_steps(self, cached_bytes: int) -> Steps:
         return choose_steps(
@@ -128,37 +150,36 @@ class PromptReader:
             cached_bytes=cached_bytes,
         )
 
-    def _known(self) -> tuple[PromptKey, list[LayerState]]:
-        """Return the longest known beginning, empty if there is none."""
+    def _stored_prefix(self) -> tuple[PromptKey, list[LayerState]]:
+        """Return the longest stored prefix, empty if there is none."""
+        nothing: tuple[PromptKey, list[LayerState]] = (PromptKey((), ()), [])
         if self._caches is None or self._key is None:
-            return PromptKey((), ()), []
-        return self._caches.prefixes.fetch(model_of(self._model), self._key)
+            return nothing
+        key, layers = self._caches.prefixes.fetch(model_key(self._model), self._key)
+        # The decoder may have changed to a wider type since.
+        return (key, layers) if layers and layers[0].keys.dtype == self._model.dtype else nothing
 
-    def _take_over(self, key: PromptKey, layers: list[LayerState]) -> int:
-        """Fill the cache with a known beginning; return its number of tokens."""
-        known = key.num_tokens
-        if known:
-            with device_turns:
-                for cache, layer in zip(self.cache, layers, strict=True):
-                    cache.update_and_fetch(layer.keys[..., :known, :], layer.values[..., :known, :])
-                mx.eval([cache.state for cache in self.cache])
-        return known
+    def _reuse(self, cached: int, layers: Sequence[LayerState]) -> None:
+        """Fill the cache with the stored prefix of `cached` tokens."""
+        for cache, layer in zip(self.cache, layers, strict=True):
+            cache.update_and_fetch(layer.keys[..., :cached, :], layer.values[..., :cached, :])
+        mx.eval([cache.state for cache in self.cache])
 
     def _embed(
-        self, prepared: PreparedPrompt[PromptImage], known: int, tile_group_size: int
+        self, prepared: PreparedPrompt[PromptImage], cached: int, tile_group_size: int
     ) -> mx.array:
-        """Return the embeddings of the tokens after the first `known`, images merged in.
+        """Return the embeddings of the tokens after the first `cached`, images merged in.
 
-        (L - known, hidden_size). Images among the known tokens are not needed any more.
+        (1, L - cached, hidden_size). Images among the cached tokens are not needed any more.
         """
-        model, ids = self._model, prepared.token_ids[known:]
+        ids = prepared.token_ids[cached:]
         images = [
-            (start - known, image)
+            (start - cached, image)
             for start, image in zip(prepared.starts, prepared.images, strict=True)
-            if start >= known
+            if start >= cached
         ]
         features = encode_opened_images(
-            model,
+            self._model,
             [image for _, image in images],
             self._caches,
             tile_group_size,
@@ -172,23 +193,48 @@ class PromptReader:
             offsets = positions[positions >= 0]  # of each feature, from the first token
             sources[0, start + offsets] = np.arange(row, row + len(offsets))
             row += len(offsets)
-        with device_turns:
-            embeddings = model.decoder.embed(mx.array(ids[None]))
-            if features:
-                embeddings = model.merge(embeddings, mx.concatenate(features), sources)
-            mx.eval(embeddings)
-        return embeddings[0]
 
-    def _prefill(self, embeddings: mx.array, step: int) -> None:
-        done = self._length - len(embeddings)
+        def merge() -> mx.array:
+            embeddings = self._model.decoder.embed(mx.array(ids[None]))
+            if features:
+                embeddings = self._model.merge(embeddings, mx.concatenate(features), sources)
+            mx.eval(embeddings)
+            return embeddings
+
+        return device.run(merge)
+
+    def _decode_prompt(self, embeddings: mx.array, step: int) -> mx.array:
+        length = embeddings.shape[1]
+        cached = self._length - length
+        self._report(cached)
+        logits = None
+        for begin in range(0, length, step):
+            end = min(begin + step, length)
+            logits = device.run(partial(self._decode_chunk, embeddings, begin, end))
+            self._report(cached + end)
+        assert logits is not None  # a prefix never covers the whole prompt
+        return logits
+
+    def _decode_chunk(self, embeddings: mx.array, begin: int, end: int) -> mx.array | None:
+        """Run tokens `begin` to `end` of (1, L, hidden_size) through the decoder.
+
+        The last chunk gives logits (1, vocabulary) of its last position.
+        """
+        hidden = self._model.decoder(embeddings[:, begin:end], self.cache)
+        states = [cache.state for cache in self.cache]
+        if end < embeddings.shape[1]:
+            # The last layer's output is not evaluated: its keys and values are enough.
+            mx.eval(states)
+            mx.clear_cache()
+            return None
+        # (1, n, D) -> (1, D) -> (1, V): the head reads the last position alone.
+        logits = self._model.head(hidden[:, -1])
+        finite = mx.all(mx.isfinite(logits))
+        mx.eval(logits, finite, states)  # together, so the check costs no wait
+        if not finite.item():
+            raise Overflow
+        return logits
+
+    def _report(self, done: int) -> None:
         self._progress(ProgressEvent("prefill", done, self._length, "token"))
         self._check()
-        for begin in range(0, len(embeddings) - 1, step):
-            end = min(begin + step, len(embeddings) - 1)
-            with device_turns:
-                self._model.decoder(embeddings[None, begin:end], self.cache)
-                # The last layer's output is not evaluated: its keys and values are enough.
-                mx.eval([cache.state for cache in self.cache])
-                mx.clear_cache()
-            self._progress(ProgressEvent("prefill", done + end, self._length, "token"))
-            self._check()

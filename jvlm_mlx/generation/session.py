@@ -19,8 +19,8 @@ from ..progress import Progress, no_progress
 from .answer import Answer, Cancelled
 from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
-from .fingerprint import describe
-from .image_encoding import encode_opened_image, model_of
+from .image_encoding import encode_opened_image
+from .model_identity import describe, model_digest, model_key
 from .options import GenerationOptions
 from .prompt import prepare_prompt, prompt_key
 from .prompt_key import PromptKey
@@ -55,7 +55,7 @@ class ChatSession:
         caches: GenerationCaches | None = None,
         **options: Any,
     ) -> None:
-        GenerationOptions(**options)
+        GenerationOptions.of(None, options)
         self.caches = GenerationCaches() if caches is None else caches
         self.system = system
         self._model = model
@@ -112,7 +112,7 @@ class ChatSession:
         """
         start = time.perf_counter()
         self._check_idle()
-        request = GenerationOptions(**{**self._options, **options})
+        request = GenerationOptions.of(self._options, options)
         sources = as_list(images)
         if isinstance(text, str):
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
@@ -140,7 +140,7 @@ class ChatSession:
             RequestError: there is no question, or an answer is still being made.
         """
         start = time.perf_counter()
-        request = GenerationOptions(**{**self._options, **options})
+        request = GenerationOptions.of(self._options, options)
         question = self._last_question()
         images = collect_images([question])
         return self._answer(self._messages[:-2], question, images, request, progress, cancel, start)
@@ -205,12 +205,12 @@ class ChatSession:
                     ]
                 except Cancelled:
                     # The flag is set, so this ends at once with the right response.
-                    yield from make_answer(images).pieces()
+                    yield from make_answer(images).responses()
                     return
                 asked = _with_images(question, encoded)
-                for response in make_answer(encoded).pieces():
+                for response in make_answer(encoded).responses():
                     said.append(response.text)
-                    ended = response.finish_reason in ("stop", "length")
+                    ended = response.finish_reason in ("stop", "length", "repetition")
                     yield response
             finally:
                 self._answering = False
@@ -255,16 +255,15 @@ class ChatSession:
             RequestError: an answer is still being made.
         """
         self._check_idle()
-        fingerprint = model_of(self._model)
         key: PromptKey | None = None
         layers: list[LayerState] = []
         if self._messages:
             prepared = self._prepare(self._messages, GenerationOptions(), ask=False)
-            key, layers = self.caches.prefixes.fetch(fingerprint, prompt_key(prepared))
+            key, layers = self.caches.prefixes.fetch(model_key(self._model), prompt_key(prepared))
         write_session(
             Path(path),
             SavedSession(
-                fingerprint=fingerprint,
+                fingerprint=model_digest(self._model),
                 description=describe(self._model),
                 system=self.system,
                 options=self._options,
@@ -297,8 +296,7 @@ class ChatSession:
         Raises:
             SessionError: the file is damaged, of another model, or of a newer version.
         """
-        fingerprint = model_of(model)
-        saved = read_session(Path(path), model, processor, fingerprint, describe(model))
+        saved = read_session(Path(path), model, processor, model_digest(model), describe(model))
         # What a file says of images and of keys and values cannot be checked against weights. So
         # it serves this conversation alone.
         caches = GenerationCaches() if caches is None else caches.private()
@@ -311,7 +309,7 @@ class ChatSession:
                 raise SessionError(f"{path} is damaged: {error}") from error
             # Another template spells the conversation in other tokens; then it is prefilled anew.
             if key.first(len(saved.key)) == saved.key:
-                caches.prefixes.insert(fingerprint, saved.key, saved.layers)
+                caches.prefixes.insert(model_key(model), saved.key, saved.layers)
         return session
 
     def _prepare(

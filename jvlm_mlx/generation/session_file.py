@@ -8,6 +8,7 @@ address.
 import dataclasses
 import json
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -22,9 +23,10 @@ from ..files import atomic_file, reason
 from ..model import Model
 from ..processing.processor import Processor
 from ..processing.tiling import tile_layout
+from . import device
 from .caches import LayerState
 from .encoded_image import EncodedImage
-from .memory import device_turns
+from .model_identity import model_key
 from .options import GenerationOptions
 from .prompt_key import PromptKey
 
@@ -48,7 +50,7 @@ class SavedSession:
     """What a file holds."""
 
     fingerprint: str
-    """Of the model."""
+    """Of the model, as `model_digest` gives it."""
     description: str
     """Of the model, for people."""
     system: str | None
@@ -69,12 +71,6 @@ def write_session(path: Path, session: SavedSession) -> None:
     """
     images: list[EncodedImage] = []
     messages = [_number_images(message, images) for message in session.messages]
-    tensors = {f"images.{index}": image.features for index, image in enumerate(images)}
-    if session.key is not None:
-        length = session.key.num_tokens
-        for index, layer in enumerate(session.layers):
-            tensors[f"layers.{index}.keys"] = layer.keys[..., :length, :]
-            tensors[f"layers.{index}.values"] = layer.values[..., :length, :]
     try:
         content = json.dumps(
             {
@@ -95,9 +91,22 @@ def write_session(path: Path, session: SavedSession) -> None:
         )
     except (TypeError, ValueError) as error:
         raise SessionError(f"{path} cannot be written: {reason(error)}") from error
-    # MLX appends the suffix to other names; safetensors refuses a file without any tensor.
-    with atomic_file(path, SessionError, suffix=".safetensors") as temporary, device_turns:
-        mx.save_safetensors(str(temporary), tensors or {"empty": mx.zeros(1)}, {"session": content})
+    # MLX appends the suffix to other names.
+    with atomic_file(path, SessionError, suffix=".safetensors") as temporary:
+        device.run(partial(_save_tensors, str(temporary), images, session, content))
+
+
+def _save_tensors(
+    path: str, images: list[EncodedImage], session: SavedSession, content: str
+) -> None:
+    tensors = {f"images.{index}": image.features for index, image in enumerate(images)}
+    if session.key is not None:
+        length = session.key.num_tokens
+        for index, layer in enumerate(session.layers):
+            tensors[f"layers.{index}.keys"] = layer.keys[..., :length, :]
+            tensors[f"layers.{index}.values"] = layer.values[..., :length, :]
+    # safetensors refuses a file without any tensor.
+    mx.save_safetensors(path, tensors or {"empty": mx.zeros(1)}, {"session": content})
 
 
 def read_session(
@@ -109,7 +118,7 @@ def read_session(
         path: of the file.
         model: in use.
         processor: in use.
-        fingerprint: of the model.
+        fingerprint: of the model, as `model_digest` gives it.
         description: of the model.
 
     Raises:
@@ -124,7 +133,7 @@ def read_session(
             " load it with the model it was saved with"
         )
     try:
-        return _read(path, content, model, processor)
+        return device.run(partial(_read, path, content, model, processor))
     # JvlmError: an option or a setting that is out of range.
     except (_DamagedError, JvlmError, RuntimeError, TypeError, OverflowError) as error:
         raise SessionError(f"{path} is damaged: {reason(error)}") from error
@@ -170,7 +179,7 @@ def _read(path: Path, content: dict[str, Any], model: Model, processor: Processo
     assert isinstance(tensors, dict)
     images = [
         _read_image(described, tensors.pop(f"images.{index}", None), f"image {index + 1}",
-                    model, processor, content["fingerprint"])
+                    model, processor, model_key(model))
         for index, described in enumerate(content["images"])
     ]  # fmt: skip
     messages = _read_messages(content["messages"], images)
@@ -180,10 +189,8 @@ def _read(path: Path, content: dict[str, Any], model: Model, processor: Processo
     if tensors:
         raise _DamagedError(f"there is a tensor {quoted(min(tensors))} that nothing refers to")
     arrays = [image.features for image in images] + [array for layer in layers for array in layer]
-    with device_turns:
-        mx.eval(arrays)
-        finite = [mx.isfinite(array).all() for array in arrays]
-        mx.eval(finite)
+    finite = [mx.isfinite(array).all() for array in arrays]
+    mx.eval(arrays, finite)
     if not all(one.item() for one in finite):
         raise _DamagedError("there is a tensor with numbers that are not finite")
     return SavedSession(

@@ -1,5 +1,6 @@
 """Jina-VLM: tower, connector and decoder together."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ class Model(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         self.config = config
+        # MLX does not survive a fork, so a model can be used in the process that made it only.
+        self.process_id = os.getpid()
         # Inference is the default; training calls `train()`.
         self.eval()
 

@@ -79,13 +79,13 @@ def test_images_wait_until_their_question_is_in_the_conversation(tiny, image, mo
 
 
 def test_images_of_an_answer_that_fails_wait_on(tiny, image, monkeypatch, capsys):
-    pieces = Answer.pieces
+    responses = Answer.responses
 
     def fail(answer):
-        yield dataclasses.replace(next(pieces(answer)), text="")
+        yield dataclasses.replace(next(responses(answer)), text="")
         raise RequestError("out of luck")
 
-    monkeypatch.setattr(Answer, "pieces", fail)
+    monkeypatch.setattr(Answer, "responses", fail)
     conversation = Conversation(*tiny, ChatSession(*tiny, max_tokens=4), {})
     talk(conversation, monkeypatch, f"/image {image}", "What?")
     assert "error: out of luck" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from contextlib import closing
 
 import mlx.core as mx
@@ -12,9 +13,9 @@ from mlx_lm.models.cache import KVCache
 
 import jvlm_mlx
 from jvlm_mlx.errors import JvlmError, PromptError, RequestError
-from jvlm_mlx.generation.memory import Turns
+from jvlm_mlx.generation import device
 from jvlm_mlx.generation.options import GenerationOptions
-from jvlm_mlx.generation.sampling import make_penalties, make_sampler
+from jvlm_mlx.generation.sampling import make_processors, make_sampler, text_tokens
 
 QUESTION = "Describe this image."
 
@@ -151,13 +152,13 @@ def test_text_that_only_begins_like_a_stop_text_is_kept(tiny, shapes):
 
 def test_characters_split_over_tokens_arrive_whole(tiny, monkeypatch):
     """A byte-level vocabulary spells most of these characters in several tokens."""
-    from jvlm_mlx.generation.answer_text import AnswerText
+    from jvlm_mlx.generation.response import StreamedText
 
     _, processor = tiny
     sentence = "日本語 · naïve · Ελληνικά · 🙂👩‍👩‍👧 · العربية"
     tokens = processor.tokenizer.encode(sentence)
     assert len(tokens) > len(sentence)
-    text = AnswerText(processor.tokenizer, ())
+    text = StreamedText(processor.tokenizer, ())
     segments = [text.add(token) for token in tokens] + [text.finish()]
     assert "".join(segments) == sentence
     assert not any("\ufffd" in segment for segment in segments)
@@ -287,8 +288,9 @@ def test_penalties_never_see_image_tokens():
     """Ids of images have no logits; looked up, they would read and write foreign memory."""
     prompt = np.array([511, 7, *range(512, 560), 9])
     options = GenerationOptions(presence_penalty=1.0, repetition_context_size=4)
-    (penalty,) = make_penalties(options, prompt, vocab_size=512)
-    first, then = mx.array(prompt), mx.array([*prompt.tolist(), 3])
+    (penalty,) = make_processors(options)
+    first = text_tokens(prompt, vocab_size=512)
+    then = mx.concatenate([first, mx.array([3])])
     for given, expected in ((first, [7, 9, 511]), (then, [3, 7, 9, 511])):
         changed = np.flatnonzero(np.array(penalty(given, mx.zeros((1, 512)))))
         assert changed.tolist() == expected
@@ -313,7 +315,7 @@ def test_closing_stops_the_work_and_frees_the_cache(tiny, shapes):
     next(answers)
     assert mx.get_active_memory() > before
     answers.close()
-    mx.synchronize()
+    device.synchronize()
     assert mx.get_active_memory() <= before
     assert list(answers) == []
 
@@ -357,7 +359,7 @@ def test_progress_reaches_the_end(tiny, shapes):
         progress=lambda event: seen.setdefault(event.stage, []).append(event[1:3]),
     )  # fmt: skip
     assert seen["tiles"] == [(0, 9), (4, 9), (8, 9), (9, 9)]
-    assert seen["prefill"] == [(0, 165), (64, 165), (128, 165), (164, 165), (165, 165)]
+    assert seen["prefill"] == [(0, 165), (64, 165), (128, 165), (165, 165)]
 
 
 def test_threads_do_not_disturb_each_other(tiny, golden_folder):
@@ -402,21 +404,25 @@ def test_rope_tables_can_be_used_from_other_threads(edited):
 
 
 def test_turns_are_taken_in_turn():
-    turns, order = Turns(), []
-    ready = threading.Barrier(2)
+    """A thread that comes back with its next job stands behind one that waits already."""
+    order = []
+    gate = threading.Event()
 
     def work(name):
-        ready.wait()
-        for _ in range(200):
-            with turns:
-                order.append(name)
+        for _ in range(100):
+            device.run(lambda: order.append(name))
 
+    device.post(gate.wait)
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
     for thread in threads:
         thread.start()
+    while device._worker.jobs.qsize() < 2:
+        time.sleep(0.001)
+    gate.set()
     for thread in threads:
         thread.join()
-    assert sorted(order) == ["a"] * 200 + ["b"] * 200
+    assert sorted(order[:2]) == ["a", "b"]
+    assert sorted(order) == ["a"] * 100 + ["b"] * 100
 
 
 def test_wired_limit_is_counted_and_put_back(monkeypatch):
@@ -424,19 +430,27 @@ def test_wired_limit_is_counted_and_put_back(monkeypatch):
 
     limits = [1]
     monkeypatch.setattr(memory.mx, "device_info", lambda: {"max_recommended_working_set_size": 99})
-    monkeypatch.setattr(memory.mx, "synchronize", lambda: None)
+    monkeypatch.setattr(memory.mx, "synchronize", lambda: limits.append("synchronized"))
 
     def set_wired_limit(limit):
+        before = [one for one in limits if one != "synchronized"][-1]
         limits.append(limit)
-        return limits[-2]
+        return before
 
     monkeypatch.setattr(memory.mx, "set_wired_limit", set_wired_limit, raising=False)
-    wired = memory._WiredLimit()
-    with wired():
-        with wired():
-            assert limits == [1, 99]
-        assert limits == [1, 99]
-    assert limits == [1, 99, 1]
+    wired = memory.WiredLimit()
+    raised = [1, "synchronized", 99]
+    wired.hold("none")
+    assert limits == [1]
+    wired.hold(None)
+    wired.hold(50)
+    assert limits == raised
+    wired.release("none")
+    wired.release(None)
+    # Others hold less; and no step is under way whenever it changes.
+    assert limits == [*raised, "synchronized", 50]
+    wired.release(50)
+    assert limits == [*raised, "synchronized", 50, "synchronized", 1]
 
 
 def test_nothing_is_printed(tiny, shapes, capfd):

@@ -19,7 +19,8 @@ from jvlm_mlx import (
     stream_generate,
 )
 from jvlm_mlx.diagnostics.equality import small_config
-from jvlm_mlx.generation.budget import (
+from jvlm_mlx.generation.caches import LayerState
+from jvlm_mlx.generation.memory import (
     MAX_TILES,
     SCORES_BYTES,
     Steps,
@@ -28,8 +29,8 @@ from jvlm_mlx.generation.budget import (
     prefill_bytes,
     tile_bytes,
 )
-from jvlm_mlx.generation.caches import LayerState
 from jvlm_mlx.generation.prompt_key import PromptKey
+from jvlm_mlx.progress import ProgressEvent
 
 
 def weights_of(model):
@@ -127,7 +128,7 @@ def test_a_tight_budget_is_kept_and_does_not_change_the_answer(tiny, golden_fold
     )  # fmt: skip
     assert weights_of(model) + mx.get_peak_memory() - before <= tight
     assert found.token_ids == whole.token_ids
-    assert stages.count(("tiles", 1, whole.tiles[0], "tile")) == 1  # one at a time
+    assert stages.count(ProgressEvent("tiles", 1, whole.tiles[0], "tile")) == 1  # one at a time
     with pytest.raises(RequestError, match="max_memory"):
         generate(model, processor, *arguments, max_tokens=8, max_memory=tight - 1)
 
@@ -179,7 +180,7 @@ def test_a_conversation_counts_all_that_was_said(tiny, golden_folder):
     stages = []
     answer = session.ask("What is this?", image, progress=stages.append)
     assert [piece.token for piece in answer][-1] == last.token
-    assert ("tiles", 1, last.tiles[0], "tile") in stages  # one at a time
+    assert ProgressEvent("tiles", 1, last.tiles[0], "tile") in stages  # one at a time
     with pytest.raises(RequestError, match="max_memory"):
         session.ask("And this? " * 20, image)
     assert len(session.history) == 2

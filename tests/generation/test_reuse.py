@@ -12,7 +12,7 @@ import jvlm_mlx
 from jvlm_mlx import GenerationCaches, encode_image
 from jvlm_mlx.errors import ImageError, RequestError
 from jvlm_mlx.generation.caches import FeatureCache, LayerState, PrefixCache
-from jvlm_mlx.generation.fingerprint import fingerprint
+from jvlm_mlx.generation.model_identity import model_digest, model_key
 from jvlm_mlx.generation.prompt_key import ImageSpan, PromptKey
 
 QUESTION = "Describe this image."
@@ -127,9 +127,6 @@ def test_encoded_with_limits(tiny, images, fresh):
 def test_images_of_another_model_are_refused(tiny, images, golden_folder):
     encoded = encode_image(*tiny, images["dot"])
     other, processor = jvlm_mlx.load(golden_folder / "tiny")
-    ask((other, processor), QUESTION, encoded)  # the same weights once more
-    layer = other.vision_tower.layers[0].mlp.up
-    layer.weight = layer.weight + 1e-3
     with pytest.raises(ImageError, match=r"dot\.png.* by another model"):
         jvlm_mlx.stream_generate(other, processor, QUESTION, encoded)
 
@@ -179,7 +176,7 @@ def test_second_question_reads_only_what_is_new(tiny, images, fresh):
     assert first.cached_tokens == 0
     assert second.cached_tokens > second.image_tokens
     assert {event.stage for event in seen} == {"prefill"}
-    assert seen[0] == ("prefill", second.cached_tokens, second.prompt_tokens, "token")
+    assert seen[0][:3] == ("prefill", second.cached_tokens, second.prompt_tokens)
     stats = caches.stats()
     assert (stats["prefixes"].hits, stats["prefixes"].misses) == (1, 1)
     # Not even looked up: what is read already needs no features.
@@ -271,7 +268,8 @@ def test_two_models_share_a_cache_but_nothing_in_it(tiny, images, golden_folder,
     result = ask(other, QUESTION, images["shapes"], caches=caches)
     assert result.token_ids == expected.token_ids
     assert result.cached_tokens == 0
-    assert fingerprint(other[0]) != fingerprint(tiny[0])
+    assert model_key(other[0]) != model_key(tiny[0])
+    assert model_digest(other[0]) != model_digest(tiny[0])
 
 
 @pytest.mark.parametrize("step", [1, 3, 40, 2048])

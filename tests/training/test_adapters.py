@@ -13,7 +13,7 @@ import jvlm_mlx
 from jvlm_mlx import CheckpointError, RequestError
 from jvlm_mlx.checkpoint.adapters import adapted_layers
 from jvlm_mlx.errors import ConversionError
-from jvlm_mlx.generation.fingerprint import fingerprint
+from jvlm_mlx.generation.model_identity import model_digest
 from jvlm_mlx.training import AdapterOptions, prepare_model, train
 from jvlm_mlx.training.checkpoints import saved_steps, step_folder
 from jvlm_mlx.training.fusing import fuse
@@ -289,9 +289,9 @@ def test_the_files_are_those_of_mlx_lm(bases, trained):
 
 
 def test_answers_are_cached_for_each_adapter_apart(bases, trained, tmp_path):
-    prints = {fingerprint(jvlm_mlx.load(bases["plain"])[0])}
+    prints = {model_digest(jvlm_mlx.load(bases["plain"])[0])}
     folder = trained("lora", "plain")
-    prints.add(fingerprint(jvlm_mlx.load(bases["plain"], adapter_path=folder)[0]))
+    prints.add(model_digest(jvlm_mlx.load(bases["plain"], adapter_path=folder)[0]))
     # The same arrays with another factor.
     other = tmp_path / "other"
     other.mkdir()
@@ -299,7 +299,7 @@ def test_answers_are_cached_for_each_adapter_apart(bases, trained, tmp_path):
     config = json.loads((folder / "adapter_config.json").read_text())
     config["lora_parameters"]["scale"] = 3.0
     (other / "adapter_config.json").write_text(json.dumps(config))
-    prints.add(fingerprint(jvlm_mlx.load(bases["plain"], adapter_path=other)[0]))
+    prints.add(model_digest(jvlm_mlx.load(bases["plain"], adapter_path=other)[0]))
     assert len(prints) == 3
 
 

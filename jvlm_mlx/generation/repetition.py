@@ -1,0 +1,65 @@
+"""Notices an answer that goes round in circles.
+
+A model that repeats itself goes on until the last token it is allowed. But tables, lists, JSON
+and numbers repeat themselves too, and must never be cut short: an empty form has many equal
+lines, a matrix many zeros. So what repeats must be prose to be taken for a loop soon, and
+anything else only when no reasonable document would go on like that.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+MAX_PERIOD = 128
+"""Longest cycle that is looked for, in tokens."""
+PROSE_TOKENS, PROSE_REPEATS = 160, 8
+"""A sentence that repeats at least so often, and over at least so many tokens, is a loop."""
+OTHER_TOKENS, OTHER_REPEATS = 1024, 32
+"""The same for anything else."""
+
+_MIN_LETTERS = 12
+_LETTERS_PER_LINE = 40
+"""A line with fewer is a line of a list."""
+_STRUCTURE = re.compile(r"[|{}\[\]<>\t_=]|:\s*\d")
+
+
+class RepetitionGuard:
+    """Watches the tokens of one answer.
+
+    Args:
+        decode: from tokens to their text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._equal = np.zeros(MAX_PERIOD, np.int64)
+        """How many of the last tokens are equal to those 1, 2, 3 ... places before them."""
+
+    def add(self, token: int) -> bool:
+        """Take a token; return whether the answer is in a loop."""
+        before = np.array(self._tokens[: -MAX_PERIOD - 1 : -1], np.int64)
+        self._tokens.append(token)
+        self._equal[len(before) :] = 0
+        self._equal[: len(before)] += 1
+        self._equal[: len(before)][before != token] = 0
+        periods = np.arange(1, MAX_PERIOD + 1)
+        # A cycle's first turn is equal to nothing before it.
+        covered = self._equal + periods
+        if np.any(covered >= np.maximum(OTHER_TOKENS, OTHER_REPEATS * periods)):
+            return True
+        suspects = covered >= np.maximum(PROSE_TOKENS, PROSE_REPEATS * periods)
+        return bool(suspects.any()) and self._is_prose(int(periods[suspects][0]))
+
+    def _is_prose(self, period: int) -> bool:
+        """Return whether the last cycle reads like sentences."""
+        text = self._decode(self._tokens[-period:])
+        letters = sum(character.isalpha() for character in text)
+        visible = sum(not character.isspace() for character in text)
+        lines = text.count("\n")
+        return (
+            letters >= max(_MIN_LETTERS, visible * 0.7)
+            and letters >= _LETTERS_PER_LINE * lines
+            and _STRUCTURE.search(text) is None
+        )
