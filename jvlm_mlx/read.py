@@ -17,7 +17,7 @@ from .cli.batch_requests import STANDARD_STREAM, image_requests
 from .cli.batch_responses import Format
 from .cli.main import EXIT_INTERRUPTED
 from .errors import RequestError
-from .generation.batch_engine import DEFAULT_BATCH_SIZE
+from .generation.batching import DEFAULT_BATCH_SIZE
 from .process_group import ProcessGroup
 
 PROMPT = (
