@@ -29,6 +29,11 @@ class VisionTower(nn.Module):
             self.final_norm = make_norm(config.hidden_size, config.block.norm)
         self._config = config
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in. Weights may be packed; the position table never is."""
+        return self.position_embedding.dtype
+
     def hidden_states(self, pixel_values: mx.array) -> list[mx.array]:
         """Return the output of each feature layer, in the order of the config.
 
@@ -38,8 +43,7 @@ class VisionTower(nn.Module):
         Returns:
             One (T, P, hidden_size) for each feature layer.
         """
-        # Weights may be quantized; the position table never is, so it tells the dtype.
-        x = self.patch_embedding(pixel_values.astype(self.position_embedding.dtype))
+        x = self.patch_embedding(pixel_values.astype(self.dtype))
         x = x + self.position_embedding
         states = {}
         for index, layer in enumerate(self.layers):

@@ -12,6 +12,7 @@ import jvlm_mlx
 from jvlm_mlx._mlx_lm import BatchKVCache
 from jvlm_mlx.config.blocks import AttentionConfig, NormConfig
 from jvlm_mlx.config.config_reader import ConfigReader
+from jvlm_mlx.config.dtypes import ModuleDtypes
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.model import ops
 from jvlm_mlx.model.connector import AttentionPooling
@@ -181,3 +182,39 @@ def test_heads_are_padded_only_where_it_helps(monkeypatch):
         for length, size in ((1, 72), (20, 64), (20, 128)):
             heads = [random(1, 2, length, size)] * 3
             assert ops.attention(*heads, scale=1.0).shape == (1, 2, length, size)
+
+
+MIXED = ModuleDtypes(tower=mx.float16, connector=mx.float32, decoder=mx.bfloat16)
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "tiny-mlx-4bit"])
+def test_every_stage_computes_in_the_type_of_its_module(golden_folder, named_case, checkpoint):
+    model, processor = jvlm_mlx.load(golden_folder / checkpoint)
+    inputs = named_case("shapes").inputs(processor)
+    expected = model(**inputs)
+    model.set_dtypes(MIXED)
+    seen = {}
+
+    def watch(module, name):
+        for _, part in module.named_modules():
+            if isinstance(part, nn.Linear | nn.QuantizedLinear | nn.RMSNorm | nn.LayerNorm):
+                part.__class__ = watched(type(part), seen.setdefault(name, set()))
+
+    def watched(kind, dtypes):
+        def call(self, x):
+            y = kind.__call__(self, x)
+            dtypes.update((x.dtype, y.dtype))
+            return y
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+    watch(model.vision_tower, "tower")
+    watch(model.connector, "connector")
+    watch(model.decoder, "decoder")
+    cache = model.make_cache()
+    logits = model(**inputs, cache=cache)
+    assert seen == {"tower": {mx.float16}, "connector": {mx.float32}, "decoder": {mx.bfloat16}}
+    assert (model.dtype, model.feature_dtype) == (mx.bfloat16, mx.float32)
+    assert {logits.dtype, cache[0].keys.dtype, cache[-1].values.dtype} == {mx.bfloat16}
+    # Eight bits of mantissa in the decoder.
+    assert np.abs(np.array(logits.astype(mx.float32)) - np.array(expected)).max() < 0.5
