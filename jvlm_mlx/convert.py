@@ -10,22 +10,25 @@ import sys
 from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
-from .checkpoint.names import PARTS
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from .cli.error_chart import check_plot, write_plot
-from .cli.formatting import table
 from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
-from .cli.verify_report import as_json, as_text, check_card, update_card
+from .cli.conversion_report import (
+    conversion_text,
+    inspection_json,
+    inspection_text,
+    verification_json,
+    verification_text,
+)
 from .config.dtypes import FLOAT_DTYPES
 from .conversion.converter import Conversion as Conversion
 from .conversion.converter import convert as convert
-from .conversion.inspection import as_json as inspection_json
-from .conversion.inspection import as_text as inspection_text
-from .conversion.inspection import inspect
-from .conversion.recipes import MODES, RECIPES
-from .conversion.verification import Bounds, verify
-from .units import bytes_text, count_text
+from .conversion.conversion_card import check_card, update_card
+from .conversion.inspection import inspect as inspect
+from .conversion.recipes import MODES, QUANT_PREDICATES, RECIPES, from_quant_predicate
+from .conversion.verification import Bounds
+from .conversion.verification import verify as verify
 
 EXIT_VIOLATION = 3
 """`verify` found that a bound does not hold."""
@@ -119,34 +122,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             show_progress=None if bars.shown else False,
             progress=bars.show,
         )
-    print(_summary(conversion))
+    print(conversion_text(conversion))
     return EXIT_OK
-
-
-def _summary(conversion: Conversion) -> str:
-    plan, record = conversion.plan, conversion.record
-    rows = []
-    for part in PARTS:
-        if part in plan.values:
-            values, size = plan.values[part], plan.output_bytes[part]
-            error = record.weight_error.get(part)
-            rows.append((
-                part, count_text(values), bytes_text(plan.source_bytes.get(part, 0)),
-                bytes_text(size), f"{size * 8 / values:.2f}",
-                "" if error is None else f"{100 * error:.2g} %",
-            ))  # fmt: skip
-    rows.append((
-        "all", count_text(sum(plan.values.values())), bytes_text(sum(plan.source_bytes.values())),
-        bytes_text(sum(plan.output_bytes.values())), f"{plan.bits_per_weight:.2f}", "",
-    ))  # fmt: skip
-    head = ("part", "weights", "before", "after", "bits/weight", "weight error")
-    lines = [table(head, rows)]
-    if plan.dropped:
-        lines.append(f"dropped: {len(plan.dropped)} tensors that nothing needs")
-    if plan.mlp_size != plan.unpadded_mlp_size:
-        lines.append(f"tower's MLP: {plan.unpadded_mlp_size} padded to {plan.mlp_size}")
-    lines.append(f"written: {conversion.path}" if conversion.path else "nothing was written")
-    return "\n".join(lines)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -176,9 +153,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             progress=bars.show,
         )
     if arguments.json:
-        print(json.dumps(as_json(verification), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(verification_json(verification), ensure_ascii=False, allow_nan=False))
     else:
-        print(as_text(verification))
+        print(verification_text(verification))
     violations = verification.violations()
     # Said before anything else can go wrong.
     for violation in violations:
@@ -186,7 +163,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         write_plot(verification, arguments.plot)
     if arguments.update_card:
-        update_card(verification)
+        update_card(arguments.converted, arguments.source, verification.quality())
     return EXIT_VIOLATION if violations else EXIT_OK
 
 

@@ -1,4 +1,4 @@
-"""Finds a checkpoint: a local folder, a repository of the Hugging Face Hub, or the demo.
+"""Where checkpoints are: a local folder, a repository of the Hugging Face Hub, or the demo.
 
 Download, cache, resumption and offline mode are huggingface-hub's. Only data files are fetched,
 never code.
@@ -12,16 +12,18 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import tqdm, validate_repo_id
 
-from ..errors import CheckpointError
-from ..files import local_path
+from ..config.json_file import quoted
+from ..errors import CheckpointError, ConversionError, RequestError
+from ..files import local_path, reason
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ CONFIG_FILES = (
 CARD_FILES = ("README.md", "LICENSE")
 """What a conversion tells about its source."""
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+_CACHE_PREFIX = "models--"
+_CACHE_SNAPSHOTS = "snapshots"
+_NO_DOWNLOAD = f"the model {DEMO} needs no download"
 
 
 class _SilentBar(tqdm):
@@ -88,9 +93,10 @@ def locate_checkpoint(
     if folder.exists():
         raise CheckpointError(f"{name} is a file; give the folder of a checkpoint")
     if isinstance(path_or_repo, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"there is no folder {name}; give a folder or a repository like {DEFAULT_REPOSITORY}"
-        )
+        hint = f"give a folder or a repository like {DEFAULT_REPOSITORY}"
+        if name.strip().lower() == DEMO:
+            hint = f"do you mean {DEMO}?"
+        raise CheckpointError(f"there is no folder {name}; {hint}")
     if show_progress is None:
         show_progress = sys.stderr.isatty()
     place = f"{name} at revision {revision}" if revision else name
@@ -106,32 +112,51 @@ def locate_checkpoint(
             ],
             tqdm_class=tqdm if show_progress else _SilentBar,
         )
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{place} asks for permission first; request it on the Hub and log in"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{name} has no revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"there is no folder and no repository {name}; a private one needs a login"
-        ) from None
-    except OfflineModeIsEnabled:
-        raise CheckpointError(
-            f"{place} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{place} is not in the local cache, and the Hub cannot be reached; check the network"
-        ) from None
-    except HFValidationError as error:
-        raise CheckpointError(f"{name} is no repository name: {error}") from None
     except Exception as error:  # the HTTP library's and the file system's, of many kinds
-        summary = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{place} cannot be downloaded: {summary[0] if summary else type(error).__name__}"
-        ) from error
+        raise CheckpointError(_download_problem(error, name, place, revision)) from error
     return Path(snapshot)
+
+
+def _download_problem(error: Exception, name: str, place: str, revision: str | None) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"{place} asks for permission first; request it on the Hub and log in"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no folder and no repository {name}; a private one needs a login"
+    if isinstance(error, HFValidationError):
+        return f"{name} is no repository name: {reason(error)}"
+    # What is not in the cache has a reason of its own for not being downloaded.
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, OfflineModeIsEnabled):
+        return (
+            f"{place} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE);"
+            f" {_NO_DOWNLOAD}"
+        )
+    if isinstance(cause, HfHubHTTPError):
+        return f"{place} cannot be downloaded: {hub_problem(cause)}; {_NO_DOWNLOAD}"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{place} is not in the local cache, and the Hub cannot be reached; check the"
+            f" network; {_NO_DOWNLOAD}"
+        )
+    return f"{place} cannot be downloaded: {reason(error)}; {_NO_DOWNLOAD}"
+
+
+def hub_problem(error: Exception) -> str:
+    """Return what the Hub's answer, or its absence, means to a user."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 429:
+        return "the Hub refuses more requests for now (HTTP 429); wait some minutes, or log in"
+    if status is not None and status >= 500:
+        return f"the Hub itself has a problem (HTTP {status}); try again later"
+    if status in (401, 403):
+        return f"the Hub denies access (HTTP {status}); log in with a token that has the right"
+    if status is not None:
+        return f"the Hub answers HTTP {status}: {reason(error)}"
+    return f"the Hub cannot be reached ({reason(error)}); check the network"
 
 
 def _locate_demo(revision: str | None) -> Path:
@@ -145,3 +170,52 @@ def _locate_demo(revision: str | None) -> Path:
     if Path(DEMO, "config.json").is_file():
         logger.warning("%s is the model of this package; the folder here is ./%s", DEMO, DEMO)
     return DEMO_FOLDER
+
+
+def origin(folder: Path) -> tuple[str, str | None]:
+    """Return a name that tells others something, and the commit if that is a repository's.
+
+    In the Hub's cache a folder is called by its commit, `models--OWNER--NAME/snapshots/COMMIT`;
+    the repository is what it holds. The model of this package is the demo. Of any other folder,
+    the name is all there is.
+    """
+    folder = folder.resolve()
+    if folder == DEMO_FOLDER.resolve():
+        return DEMO, None
+    repository = folder.parent.parent.name
+    if folder.parent.name == _CACHE_SNAPSHOTS and repository.startswith(_CACHE_PREFIX):
+        return repository.removeprefix(_CACHE_PREFIX).replace("--", "/"), folder.name
+    return folder.name, None
+
+
+def is_repository(name: str) -> bool:
+    """Return whether a name of `origin` can be looked up on the Hub."""
+    return name.count("/") == 1
+
+
+def check_upload(repository: str) -> None:
+    """Refuse what can be no repository, before any work is done.
+
+    Raises:
+        RequestError: the name is malformed.
+    """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise RequestError(f"upload_repo {quoted(repository)}: {reason(error)}") from None
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Upload a folder, creating the repository if need be.
+
+    Raises:
+        ConversionError: the Hub cannot be reached or refuses; the folder is complete.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repository, repo_type="model", exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="model")
+    except Exception as error:  # the HTTP library's and the file system's, of many kinds
+        raise ConversionError(
+            f"{folder} is complete, but cannot be uploaded to {repository}: {hub_problem(error)}"
+        ) from error

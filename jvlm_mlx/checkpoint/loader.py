@@ -6,7 +6,9 @@ import mlx.core as mx
 
 from ..config.checkpoint_config import CheckpointConfig
 from ..config.dtypes import as_dtype
-from ..config.json_file import read_json
+from ..config.json_file import quoted, read_json
+from ..config.model_config import MODEL_TYPES
+from ..errors import CheckpointError, PromptError
 from ..model import Model
 from ..processing.chat_template import ChatTemplate
 from ..processing.image_processor import ImageProcessor
@@ -16,29 +18,32 @@ from ..progress import Progress
 from .adapters import load_adapter
 from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
+from .validation import check_token_ids, check_tokenizer_files
 from .weights import Checkpoint
 
 
 def load(
-    path_or_repo: str | Path = DEFAULT_REPOSITORY,
+    path_or_hf_repo: str | Path = DEFAULT_REPOSITORY,
     *,
     revision: str | None = None,
     dtype: str | mx.Dtype | None = None,
     adapter_path: str | Path | None = None,
+    check_weights: bool = False,
     show_progress: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[Model, Processor]:
-    """Load a checkpoint: the original, the existing MLX conversion, or this project's own.
+    """Load a checkpoint: the released one, the existing MLX conversion, or this project's own.
 
     Everything is evaluated when this returns, so model and processor may be used from any
-    thread.
+    thread. The process's random state stays as it was.
 
     Args:
-        path_or_repo: a local folder, or a repository of the Hugging Face Hub, which is
+        path_or_hf_repo: a local folder, or a repository of the Hugging Face Hub, which is
             downloaded into its cache first.
         revision: branch, tag or commit of a repository.
         dtype: `float32`, `float16` or `bfloat16`; None keeps what is stored.
         adapter_path: folder of adapters that were trained for this model.
+        check_weights: whether to look through all weights for NaN and infinite values.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
         progress: told how many bytes of weights have been read (`loading`).
 
@@ -46,13 +51,14 @@ def load(
         CheckpointError: with one line that says what is wrong with checkpoint or adapter.
     """
     wanted = as_dtype(dtype)
-    folder = locate_checkpoint(path_or_repo, revision=revision, show_progress=show_progress)
+    folder = locate_checkpoint(path_or_hf_repo, revision=revision, show_progress=show_progress)
     config = read_config(folder)
-    processor = load_processor(folder, config)
+    # Names, shapes and sizes first: what is no checkpoint costs no memory.
     checkpoint = Checkpoint.open(CheckpointFiles(folder), config.model)
-    model = checkpoint.build(wanted, progress)
+    processor = load_processor(folder, config)
+    model = checkpoint.build(wanted, progress, check_weights=check_weights)
     if adapter_path is not None:
-        load_adapter(model, adapter_path)
+        load_adapter(model, adapter_path, check_weights=check_weights)
     return model, processor
 
 
@@ -60,14 +66,19 @@ def read_config(folder: Path) -> CheckpointConfig:
     """Read all config of a checkpoint folder.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or a setting is not supported.
+        CheckpointError: a file is missing or malformed, a setting is not supported, or the model
+            is another one.
     """
+    config_json = read_json(folder / "config.json")
+    model_type = config_json.get("model_type") if isinstance(config_json, dict) else None
+    if isinstance(model_type, str) and model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{folder} is a model of type {quoted(model_type)}; this package runs Jina-VLM"
+            f" ({' or '.join(MODEL_TYPES)})"
+        )
+    files = {name: folder / name for name in CONFIG_FILES[1:] if (folder / name).exists()}
     return CheckpointConfig.read(
-        {
-            name: read_json(folder / name)
-            for name in CONFIG_FILES
-            if name == "config.json" or (folder / name).exists()
-        }
+        {"config.json": config_json} | {name: read_json(file) for name, file in files.items()}
     )
 
 
@@ -77,7 +88,23 @@ def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
     Raises:
         CheckpointError: the tokenizer is missing or does not fit the config.
     """
+    check_tokenizer_files(folder)
     tokenizer = Tokenizer.load(folder, config.stop_token_ids)
     tokenizer.check_image_ids(config.image_processor)
+    check_token_ids(tokenizer.special_tokens, config.model)
     template = ChatTemplate.load(folder, config.prompt, tokenizer)
     return Processor(tokenizer, template, ImageProcessor(config.image, tokenizer.image_token_ids))
+
+
+def check_template(folder: Path, processor: Processor) -> None:
+    """Refuse a chat template that fails at an ordinary question, and so at everything.
+
+    Raises:
+        CheckpointError: with what is wrong with it.
+    """
+    text = {"type": "text", "text": "What is this?"}
+    for content in ([text], [{"type": "image"}, text]):
+        try:
+            processor.apply_chat_template([{"role": "user", "content": content}])
+        except PromptError as error:
+            raise CheckpointError(f"{folder}: {error}") from error

@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..config.json_file import quoted
+from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from .reader import StoredTensor
 
@@ -31,6 +33,21 @@ class Quantization:
     mode: str
     """`affine`, `mxfp4`, `mxfp8` or `nvfp4`."""
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that a quantized weight is stored as."""
+        affine = self.mode == "affine"
+        return ("weight", "scales", "biases") if affine else ("weight", "scales")
+
+    def packed_shapes(self, layer: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor of a layer whose weight is (rows, inputs)."""
+        rows, inputs = shape
+        groups = (rows, inputs // self.group_size)
+        packed = (rows, inputs * self.bits // 32)
+        return {
+            f"{layer}.{kind}": packed if kind == "weight" else groups for kind in self.tensors
+        }
+
 
 def infer_quantization(
     weight: StoredTensor, scales: StoredTensor, has_biases: bool, input_size: int
@@ -40,16 +57,17 @@ def infer_quantization(
     Raises:
         CheckpointError: the shapes fit no format.
     """
-    bits, odd_bits = divmod(weight.shape[-1] * 32, input_size)
-    group_size, odd_group = divmod(input_size, max(scales.shape[-1], 1))
+    width, groups = (max(tensor.shape[-1:], default=0) for tensor in (weight, scales))
+    bits, odd_bits = divmod(width * 32, input_size)
+    group_size, odd_group = divmod(input_size, max(groups, 1))
     mode = "affine" if has_biases else _FLOAT_MODES.get((bits, group_size))
     fits = mode is not None and not odd_bits and not odd_group and weight.dtype == "U32"
     if mode == "affine":
         fits = fits and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES
     if not fits or mode is None:
         raise CheckpointError(
-            f"{weight.file}: {weight.name} of shape {weight.shape} with scales {scales.shape}"
-            f" is no quantization known of a layer with {input_size} inputs"
+            f"{weight.file}: {weight.name} of shape {quoted(weight.shape)} with scales"
+            f" {quoted(scales.shape)} is no quantization known of a layer with {input_size} inputs"
         )
     return Quantization(group_size=group_size, bits=bits, mode=mode)
 
@@ -112,3 +130,47 @@ def _even(array: mx.array, groups: int, quantization: Quantization) -> mx.array:
     if quantization.group_size == 16 and groups % 2:
         return mx.pad(array, [(0, 1), (0, 0)])
     return array
+
+
+# Padding of the tower's MLP, so that groups of its second projection come out even. The released
+# width of 4,304 is no multiple of a group of 32, 64 or 128. With zero rows in the first projection
+# and its bias, the activation of the added values is act(0) = 0 for every activation there is, and
+# zero columns in the second projection multiply that zero. So nothing changes but the order of a
+# sum.
+
+
+def padded_size(size: int, group_size: int) -> int:
+    """Return the next multiple of a group size."""
+    return -(-size // group_size) * group_size
+
+
+def can_pad(config: ModelConfig) -> bool:
+    """Return whether rows may be added at the end: a gated MLP has two halves there."""
+    return not config.tower.block.mlp.gated
+
+
+def resized_shape(
+    path: str, shape: tuple[int, ...], mlp_size: int, config: ModelConfig
+) -> tuple[int, ...]:
+    """Return the shape of a parameter for another width of the tower's MLP.
+
+    Args:
+        path: of the parameter.
+        shape: for the width that the config gives.
+        mlp_size: the other width.
+        config: of the model.
+    """
+    if mlp_size == config.tower.block.mlp.intermediate_size:
+        return shape
+    if path.startswith("vision_tower.") and ".mlp.up." in path:
+        return (mlp_size, *shape[1:])
+    if path.startswith("vision_tower.") and path.endswith(".mlp.down.weight"):
+        return (shape[0], mlp_size)
+    return shape
+
+
+def fit(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """Cut an array, or extend it with zeros at the end of its axes, to a shape."""
+    array = array[tuple(slice(size) for size in shape)]
+    missing = [size - have for size, have in zip(shape, array.shape, strict=True)]
+    return mx.pad(array, [(0, size) for size in missing]) if any(missing) else array

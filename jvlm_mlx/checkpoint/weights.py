@@ -1,19 +1,38 @@
-"""Puts the tensors of a checkpoint into a model: strictly, one by one, each once in memory."""
+"""The parameters of a model as a checkpoint stores them: whole, by rows, or all in a model.
+
+Loading is strict: every name, shape and type is checked before any data is read, and each tensor
+is in memory once.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten
 
+
+from ..config.json_file import quoted
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..model import Model
 from ..progress import Progress, ProgressEvent
-from .names import LAYOUTS, MLX, ORIGINAL, OWN, Layout, detect_layout
-from .quantization import Quantization, infer_quantization, quantizable_layers, quantize_layers
+from .names import Layout, detect_layout
+from .quantization import (
+    Quantization,
+    infer_quantization,
+    quantizable_layers,
+    quantize_layers,
+    unpack,
+)
 from .reader import CheckpointFiles, StoredTensor
+from .validation import check_sizes, check_tensors, weight_problem
+
+ValueCheck = Callable[[StoredTensor, npt.NDArray[Any]], None]
+"""Called with stored values that were read."""
 
 
 @dataclass(frozen=True)
@@ -39,56 +58,68 @@ class Checkpoint:
     """Paths of the model's layers that are stored quantized."""
     parts: dict[str, tuple[Part, ...]]
     """What each parameter of the model is made of, along the first axis."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each parameter as if nothing were quantized. No scales."""
+    input_sizes: dict[str, int]
+    """Inputs of each layer that may be quantized, by path."""
 
     @classmethod
     def open(cls, files: CheckpointFiles, config: ModelConfig) -> "Checkpoint":
-        """Recognize the layout and check every name and shape, before any data is read.
+        """Recognize the layout and check every name, shape and type, before any data is read.
 
         Raises:
-            CheckpointError: names follow no known layout, or a tensor is missing, surplus or
-                misshapen: named with its file, expected and found shape.
+            CheckpointError: names follow no known layout, or a tensor is missing, surplus,
+                misshapen or of another type: named with its file, expected and found shape.
         """
-        layout = detect_layout(files.tensors)
-        if layout is None:
-            names = ", ".join(sorted(files.tensors)[:3])
-            raise CheckpointError(
-                f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ..."
-            )
-        if _decoder_biases(files, config, layout):
+        layout = find_layout(files)
+        check_sizes(files, config)
+        if _has_decoder_biases(files, config, layout):
             config = config.with_decoder_biases()
-        model = Model(config)
-        quantized = _find_quantized(model, files, layout)
-        quantize_layers(model, quantized)
+        shapes, input_sizes = model_shapes(config)
+        quantized = {}
+        for path, inputs in input_sizes.items():
+            weight, scales, biases = (
+                files.tensors.get(layout.sources(f"{path}.{kind}")[0])
+                for kind in ("weight", "scales", "biases")
+            )
+            if weight and scales:
+                quantized[path] = infer_quantization(weight, scales, biases is not None, inputs)
+        stored_shapes = dict(shapes)
+        for path, quantization in quantized.items():
+            stored_shapes |= quantization.packed_shapes(path, shapes[f"{path}.weight"])
         parts = {
-            path: parameter_parts(path, tuple(array.shape), config, layout)
-            for path, array in parameters(model)
+            path: parameter_parts(path, shape, config, layout)
+            for path, shape in stored_shapes.items()
         }
-        checkpoint = cls(files, layout, config, quantized, parts)
-        checkpoint._check()
-        return checkpoint
+        every = {part.name: part for pieces in parts.values() for part in pieces}
+        check_tensors(
+            files,
+            {name: part.shape for name, part in every.items()},
+            lambda name: every[name].optional,
+            unused_tensors(config, layout),
+            {layout.sources(f"{path}.scales")[0].rpartition(".")[0]: quantization
+             for path, quantization in quantized.items()},
+        )  # fmt: skip
+        return cls(files, layout, config, quantized, parts, shapes, input_sizes)
 
-    def _check(self) -> None:
-        tensors = self.files.tensors
-        problems = []
-        expected = {part.name: part for parts in self.parts.values() for part in parts}
-        for name, part in expected.items():
-            if name not in tensors:
-                if not part.optional:
-                    problems.append(f"{name} is missing; expected shape {part.shape}")
-            elif tensors[name].shape != part.shape and not _fits(part, tensors[name]):
-                problems.append(
-                    f"{name} in {tensors[name].file.name} has shape {tensors[name].shape};"
-                    f" expected {part.shape}"
-                )
-        unused = unused_tensors(self.config, self.layout)
-        problems += [
-            f"{name} in {tensor.file.name} of shape {tensor.shape} has no place in the model"
-            for name, tensor in sorted(tensors.items())
-            if name not in expected and not unused(name)
-        ]
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise CheckpointError(f"{self.files.folder}: {problems[0]}{more}")
+    def quantization(self, path: str) -> Quantization | None:
+        """Return how a parameter is quantized, if it is."""
+        layer, dot, kind = path.rpartition(".")
+        return self.quantized.get(layer) if dot and kind == "weight" else None
+
+    def dtype(self, path: str) -> str:
+        """Return what a parameter's values are stored as, as safetensors spells it.
+
+        Of a quantized one, that is its scales' type; for 8-bit scales, what the model computes
+        in. Parts of different types become float32 when they are joined.
+        """
+        quantization = self.quantization(path)
+        if quantization and quantization.mode != "affine":
+            return self.dtype("decoder.norm.weight")
+        if quantization:
+            path = f"{path.removesuffix('weight')}scales"
+        dtypes = {tensor.dtype for tensor in self._stored(path)}
+        return dtypes.pop() if len(dtypes) == 1 else "F32"
 
     def take(self, path: str, dtype: mx.Dtype | None = None) -> mx.array:
         """Return a parameter of the model, joined from its parts but not read yet.
@@ -111,24 +142,103 @@ class Checkpoint:
             array = array.astype(dtype)
         return array
 
-    def build(self, dtype: mx.Dtype | None = None, progress: Progress | None = None) -> Model:
+    def rows(
+        self, path: str, start: int, stop: int, check: ValueCheck | None = None
+    ) -> mx.array:
+        """Return rows of a parameter as they are stored, joined from its parts.
+
+        Args:
+            path: of the parameter.
+            start: first row.
+            stop: row behind the last.
+            check: called with what is read.
+        """
+        pieces: list[mx.array] = []
+        offset = 0
+        for part in self.parts[path]:
+            first, last = max(start - offset, 0), min(stop - offset, part.shape[0])
+            offset += part.shape[0]
+            if first >= last:
+                continue
+            tensor = self.files.tensors.get(part.name)
+            if tensor is None:
+                dtype = pieces[0].dtype if pieces else mx.float32
+                pieces.append(mx.zeros((last - first, *part.shape[1:]), dtype))
+                continue
+            values = self.files.rows(part.name, first, last)
+            if check:
+                check(tensor, values)
+            pieces.append(as_array(values, tensor.dtype))
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+
+    def values(
+        self, path: str, start: int, stop: int, dtype: mx.Dtype, check: ValueCheck | None = None
+    ) -> mx.array:
+        """Return rows of a parameter as numbers of a type, dequantized if need be."""
+        quantization = self.quantization(path)
+        if quantization is None:
+            return self.rows(path, start, stop, check).astype(dtype)
+        layer = path.removesuffix(".weight")
+        packed = [
+            self.rows(f"{layer}.{kind}", start, stop, check) for kind in quantization.tensors
+        ]
+        return unpack(packed, quantization, dtype)
+
+    def value_check(self, *, float16: bool = False) -> ValueCheck:
+        """Return a check of stored values that refuses NaN and infinite ones by name.
+
+        Args:
+            float16: whether values must also be small enough for float16.
+        """
+        modes = {
+            self.parts[f"{layer}.scales"][0].name: quantization.mode
+            for layer, quantization in self.quantized.items()
+        }
+
+        def check(tensor: StoredTensor, values: npt.NDArray[Any]) -> None:
+            mode = modes.get(tensor.name, "")
+            problem = weight_problem(values, tensor.dtype, mode, float16=float16)
+            if problem:
+                raise CheckpointError(f"{tensor.file}: {tensor.name} {problem}")
+
+        return check
+
+    def build(
+        self,
+        dtype: mx.Dtype | None = None,
+        progress: Progress | None = None,
+        *,
+        check_weights: bool = False,
+    ) -> Model:
         """Return the model with all its weights in memory.
 
         Args:
             dtype: as for `take`.
-            progress: told of every parameter that has been read.
+            progress: called after every parameter that has been read.
+            check_weights: whether to refuse NaN and infinite values.
+
+        Raises:
+            CheckpointError: a file cannot be read any more, or holds what is no number.
         """
-        model = Model(self.config)
-        quantize_layers(model, self.quantized)
-        paths = list(self.parts)
-        total = sum(self._stored_bytes(path) for path in paths)
+        model = empty_model(self.config, self.quantized)
+        check = self.value_check(float16=dtype == mx.float16) if check_weights else None
+        total = sum(self._stored_bytes(path) for path in self.parts)
         done = 0
         if progress:
             progress(ProgressEvent("loading", 0, total, "B"))
-        for path in paths:
+        for path in self.parts:
             # Evaluated one by one: what a parameter is made from is free before the next is read.
             array = self.take(path, dtype)
-            mx.eval(array)
+            try:
+                mx.eval(array)
+            except RuntimeError as error:
+                files = ", ".join(sorted({one.file.name for one in self._stored(path)}))
+                raise CheckpointError(
+                    f"{self.files.folder}: {path} cannot be read from {files}: {error}"
+                ) from None
+            if check:
+                for tensor in self._stored(path):
+                    check(tensor, self.files.rows(tensor.name, 0, tensor.shape[0]))
             model.load_weights([(path, array)], strict=False)
             done += self._stored_bytes(path)
             if progress:
@@ -136,39 +246,71 @@ class Checkpoint:
         # RoPE tables are no parameters, and what is not evaluated cannot be used from another
         # thread.
         mx.eval([list(module.values()) for module in model.modules()])
-        model.eval()
         return model
 
+    def _stored(self, path: str) -> list[StoredTensor]:
+        tensors = self.files.tensors
+        return [tensors[part.name] for part in self.parts[path] if part.name in tensors]
+
     def _stored_bytes(self, path: str) -> int:
-        return sum(
-            stored_bytes(self.files.tensors[part.name])
-            for part in self.parts[path]
-            if part.name in self.files.tensors
-        )
+        return sum(tensor.nbytes for tensor in self._stored(path))
 
 
-def parameters(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """Yield path and array of every parameter."""
-    yield from dict(tree_flatten(model.parameters())).items()
+def as_array(values: npt.NDArray[Any], dtype: str) -> mx.array:
+    """Return stored values as an MLX array."""
+    array = mx.array(values)
+    return array.view(mx.bfloat16) if dtype == "BF16" else array
 
 
-def stored_bytes(tensor: StoredTensor) -> int:
-    """Size of a tensor's data in its file."""
-    size = 1
-    for side in tensor.shape:
-        size *= side
-    digits = "".join(c for c in tensor.dtype if c.isdigit()) or "8"
-    return size * int(digits) // 8
+def as_bytes(array: mx.array) -> npt.NDArray[Any]:
+    """Return the values of an evaluated array as they are stored; not a copy."""
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False)
 
 
-def needed_names(config: ModelConfig, layout: Layout) -> set[str]:
-    """Return the names of all tensors that a checkpoint without quantization must have."""
-    return {
-        part.name
-        for path, array in parameters(Model(config))
-        for part in parameter_parts(path, tuple(array.shape), config, layout)
-        if not part.optional
-    }
+def as_float(array: mx.array) -> float:
+    """Return the value of an array that has just one."""
+    value = array.item()
+    assert isinstance(value, float)
+    return value
+
+
+def empty_model(config: ModelConfig, quantized: dict[str, Quantization] | None = None) -> Model:
+    """Return a model whose weights are still to come; the process's random state stays.
+
+    Args:
+        config: of the model.
+        quantized: layers that take packed weights, by path.
+    """
+    # Modules draw their first weights, which nobody ever evaluates.
+    high, low = mx.random.state[0].tolist()
+    try:
+        model = Model(config)
+        quantize_layers(model, quantized or {})
+    finally:
+        mx.random.seed(high << 32 | low)
+    return model
+
+
+def model_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Return the shape of each parameter, and the inputs of each layer that may be quantized."""
+    model = empty_model(config)
+    flattened: Any = tree_flatten(model.parameters())
+    shapes = {path: tuple(array.shape) for path, array in flattened}
+    return shapes, {path: layer.weight.shape[-1] for path, layer in quantizable_layers(model)}
+
+
+def find_layout(files: CheckpointFiles) -> Layout:
+    """Return the layout of a checkpoint's tensors.
+
+    Raises:
+        CheckpointError: it is none of a Jina-VLM's.
+    """
+    layout = detect_layout(files.tensors)
+    if layout is None:
+        names = ", ".join(sorted(files.tensors)[:3])
+        names = names if len(names) < 200 else quoted(names)
+        raise CheckpointError(f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ...")
+    return layout
 
 
 def parameter_parts(
@@ -200,61 +342,53 @@ def _part_rows(path: str, config: ModelConfig) -> tuple[Sequence[int], Sequence[
     return sizes, block.attention.projection_biases
 
 
-def _fits(part: Part, tensor: StoredTensor) -> bool:
-    """Allow a head with more rows than there are tokens: padding to a rounder table size."""
-    is_head = part.name.endswith("lm_head.weight")
-    return is_head and tensor.shape[1:] == part.shape[1:] and tensor.shape[0] > part.shape[0]
+def is_decoder_bias(path: str) -> bool:
+    """Return whether a parameter is a bias of the decoder's queries, keys and values."""
+    return path.startswith("decoder.") and path.endswith(".attention.qkv.bias")
 
 
-def _find_quantized(
-    model: Model, files: CheckpointFiles, layout: Layout
-) -> dict[str, Quantization]:
-    found = {}
-    for path, module in quantizable_layers(model):
-        weight, scales, biases = (
-            layout.sources(f"{path}.{kind}")[0] for kind in ("weight", "scales", "biases")
-        )
-        if scales in files.tensors and weight in files.tensors:
-            found[path] = infer_quantization(
-                files.tensors[weight],
-                files.tensors[scales],
-                biases in files.tensors,
-                module.weight.shape[-1],
-            )
-    return found
+def _decoder_biases(config: ModelConfig, layout: Layout) -> Iterator[str]:
+    for layer in range(config.decoder.num_hidden_layers):
+        yield from layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
 
 
-def _decoder_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> bool:
+def _has_decoder_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> bool:
     """Return whether the decoder has query, key or value biases that are not all zero.
 
-    The released checkpoint carries zeros although its config say there are no biases.
+    The released checkpoint carries zeros although its config says there are no biases.
     """
     if config.decoder.block.attention.has_projection_bias:
         return False
-    for layer in range(config.decoder.num_hidden_layers):
-        names = layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
-        stored = [files.take(name) for name in names if name in files.tensors]
-        if any(mx.any(array != 0).item() for array in stored):
-            return True
-    return False
+    return any(
+        np.any(files.rows(name, 0, tensor.shape[0]) != 0)
+        for name in _decoder_biases(config, layout)
+        if (tensor := files.tensors.get(name)) and tensor.shape
+    )
 
 
 def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]:
     """Return what tells the names of tensors that may be there although nothing needs them."""
     tower = config.tower
-    modules = [
-        f"vision_tower.layers.{layer}."
-        for layer in range(tower.num_used_layers, tower.num_hidden_layers)
-    ]
-    if tower.final_norm and not tower.uses_final_norm:
-        modules.append("vision_tower.final_norm.")
-    prefixes = tuple(layout.sources(path)[0] for path in modules)
-    names: set[str] = set()
+    # Numbers are not listed: there may be as many as a config claims.
+    pattern = layout.sources("vision_tower.layers.0.")[0].removesuffix("0.")
+    norm = layout.sources("vision_tower.final_norm.")[0]
+    has_norm = tower.final_norm and not tower.uses_final_norm
+    biases = set()
     if not config.decoder.block.attention.has_projection_bias:
-        for layer in range(config.decoder.num_hidden_layers):
-            names.update(layout.sources(f"decoder.layers.{layer}.attention.qkv.bias"))
-    # Biases by whole name: `qkv.biases` belongs to a quantized weight.
-    return lambda name: name in names or name.startswith(prefixes)
+        biases = set(_decoder_biases(config, layout))
+
+    def is_unused(name: str) -> bool:
+        # Biases by whole name: `qkv.biases` belongs to a quantized weight.
+        if name in biases or (has_norm and name.startswith(norm)):
+            return True
+        number = name.removeprefix(pattern).partition(".")[0]
+        return (
+            name.startswith(pattern)
+            and number.isdecimal()
+            and len(number) < 10
+            and tower.num_used_layers <= int(number) < tower.num_hidden_layers
+        )
+
+    return is_unused
 
 
-__all__ = ["LAYOUTS", "MLX", "ORIGINAL", "OWN", "Checkpoint", "Part", "stored_bytes"]

@@ -1,23 +1,46 @@
-"""Writes safetensors files of which every byte's place is known beforehand.
+"""Writes checkpoints: weight files in shards, and whole folders with config, card and copies.
 
-So rows may be written in any order and by several threads, and nothing is held until a file is
-complete.
+Every tensor's place in its file is known before anything is written, so rows are written as they
+come, and nothing is held until a file is complete.
 """
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..conversion.plan import DTYPE_BYTES, Output
+from ..config.dtypes import BY_CODE, BY_MLX
+from ..config.json_file import read_json
+from ..config.model_config import ModelConfig
+from .model_card import trained_card
 from .reader import INDEX_NAME, SINGLE_NAME
+from .saving import CARD, CONFIG, config_text, copy_files, updated_config
+from .weights import as_bytes
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Largest file, as is usual on the Hub."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to write."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors spells it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data."""
+        return math.prod(self.shape) * BY_CODE[self.dtype].nbytes
 
 
 def split_into_shards(tensors: Sequence[tuple[Output, ...]], max_bytes: int) -> list[list[Output]]:
@@ -25,7 +48,7 @@ def split_into_shards(tensors: Sequence[tuple[Output, ...]], max_bytes: int) -> 
     shards: list[list[Output]] = [[]]
     size = 0
     for group in tensors:
-        group_size = sum(output.bytes for output in group)
+        group_size = sum(output.nbytes for output in group)
         if shards[-1] and size + group_size > max_bytes:
             shards.append([])
             size = 0
@@ -50,14 +73,14 @@ def file_header(outputs: Sequence[Output]) -> tuple[bytes, dict[str, int]]:
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     offsets = {}
     end = 0
-    for output in sorted(outputs, key=lambda output: -DTYPE_BYTES[output.dtype]):
+    for output in sorted(outputs, key=lambda output: -BY_CODE[output.dtype].nbytes):
         offsets[output.name] = end
         header[output.name] = {
             "dtype": output.dtype,
             "shape": output.shape,
-            "data_offsets": (end, end + output.bytes),
+            "data_offsets": (end, end + output.nbytes),
         }
-        end += output.bytes
+        end += output.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
@@ -82,15 +105,15 @@ class ShardWriter:
         try:
             for name, outputs in zip(shard_names(len(shards)), shards, strict=True):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                descriptor = os.open(folder / name, flags, 0o644)
+                descriptor = os.open(folder / name, flags, 0o666)
                 self._descriptors.append(descriptor)
                 header, starts = file_header(outputs)
                 _write_all(descriptor, memoryview(header), 0)
                 for output in outputs:
-                    row_bytes = output.bytes // max(1, output.shape[0])
+                    row_bytes = output.nbytes // max(1, output.shape[0])
                     self._places[output.name] = (descriptor, starts[output.name], row_bytes)
                     weight_map[output.name] = name
-            total = sum(output.bytes for outputs in shards for output in outputs)
+            total = sum(output.nbytes for outputs in shards for output in outputs)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         except BaseException:
@@ -132,3 +155,50 @@ def _write_all(descriptor: int, data: memoryview, position: int) -> None:
     while len(data):
         done = os.pwrite(descriptor, data, position)
         data, position = data[done:], position + done
+
+
+def write_weights(folder: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Write tensors under their names, in shards of the usual size.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    outputs = [
+        (Output(name, tuple(array.shape), BY_MLX[array.dtype].code),)
+        for name, array in arrays.items()
+    ]
+    with ShardWriter(folder, split_into_shards(outputs, MAX_SHARD_BYTES)) as writer:
+        for name, array in arrays.items():
+            writer.write(name, 0, as_bytes(mx.contiguous(array)))
+        writer.finish()
+
+
+def write_model(
+    source: Path, folder: Path, config: ModelConfig, arrays: Mapping[str, mx.array], how: str
+) -> None:
+    """Write a whole checkpoint in this project's layout, of weights that are the source's no more.
+
+    Args:
+        source: folder of the checkpoint that training began with; tokenizer, template and
+            processor are copied from it.
+        folder: an empty one.
+        config: of the model, as it was loaded.
+        arrays: all parameters by path, none of them quantized.
+        how: what was done to the weights, for the model card.
+
+    Raises:
+        OSError: the disk is full.
+        CheckpointError: a file of the source cannot be copied.
+    """
+    write_weights(folder, arrays)
+    copy_files(source, folder)
+    (folder / CARD).write_text(trained_card(source, how), encoding="utf-8")
+    config_json = updated_config(
+        read_json(source / CONFIG),
+        config,
+        dtype=BY_MLX[arrays["decoder.norm.weight"].dtype].name,
+        # Padding of an earlier quantization may be gone.
+        mlp_size=arrays["vision_tower.layers.0.mlp.down.weight"].shape[-1],
+    )
+    # Comes last: a folder without it is no checkpoint.
+    (folder / CONFIG).write_text(config_text(config_json), encoding="utf-8")

@@ -4,40 +4,43 @@ import dataclasses
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.copied_files import (
-    CARD,
+from ..checkpoint.hub import DEMO, check_upload, locate_checkpoint, origin, upload
+from ..checkpoint.loader import check_template, load_processor, read_config
+from ..checkpoint.model_card import CARD, card_metadata
+from ..checkpoint.names import part_of
+from ..checkpoint.reader import CheckpointFiles, belongs_to, row_blocks
+from ..checkpoint.saving import (
     CONFIG,
-    card_metadata,
-    check_template,
+    Record,
+    check_target,
     config_text,
     copy_files,
+    read_record,
+    updated_config,
 )
-from ..checkpoint.folder_swap import check_target
-from ..checkpoint.hub import DEMO, locate_checkpoint
-from ..checkpoint.loader import load_processor, read_config
-from ..checkpoint.model_card import model_card
-from ..checkpoint.origin import origin
-from ..checkpoint.record import Record, output_config, read_record
-from ..checkpoint.upload import check_upload, upload
-from ..checkpoint.writer import MAX_SHARD_BYTES
+from ..checkpoint.weights import Checkpoint, as_bytes, is_decoder_bias
+from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from ..config.json_file import read_json
 from ..errors import ConversionError, RequestError
 from ..files import atomic_folder, check_free_space, local_path
-from ..progress import Progress
+from ..progress import Progress, ProgressEvent, no_progress
 from ..version import __version__
-from .conversion_options import ConversionOptions
-from .finite_check import check_values
+from .conversion_card import conversion_card
 from .plan import Plan, plan_conversion
-from .source import Source, open_source
-from .write_weights import write_weights
+from .recipes import ConversionOptions
+from .transform import Squares, relative_error, transform_rows
 
 logger = logging.getLogger(__name__)
 
+MAX_BLOCK_VALUES = 2**21
+"""Numbers that are worked on at a time: larger tensors are split by rows. To quantize to 4-bit
+floating point on the CPU, MLX holds more than 64 bytes for each."""
 _SPARE_BYTES = 64 * 2**20  # tokenizer, config and what a file system needs for itself
 
 
@@ -49,6 +52,8 @@ class Conversion:
     """Folder of the new checkpoint; None for a dry run."""
     plan: Plan
     record: Record
+    weight_error: Mapping[str, float]
+    """Relative rounding error of this conversion by part; empty for a dry run."""
 
 
 def convert(
@@ -70,10 +75,11 @@ def convert(
     show_progress: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a checkpoint: the original, the existing MLX conversion, or this project's own.
+    """Convert a checkpoint: the released one, the existing MLX conversion, or this project's own.
 
-    Weights are read, converted and written a few megabytes at a time. The new folder appears
-    when it is complete; until then, and after any error, there is what was there before.
+    Weights are read, converted and written a few megabytes at a time, and looked through for NaN
+    and infinite values. The new folder appears when it is complete; until then, and after any
+    error, there is what was there before.
 
     Args:
         hf_path: a local folder, or a repository of the Hugging Face Hub.
@@ -91,7 +97,7 @@ def convert(
         force: whether an existing checkpoint at `mlx_path` is replaced.
         max_shard_bytes: largest weight file.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
-        progress: told of the stages `checking` and `converting`, in bytes.
+        progress: told of the stage `converting`, in bytes.
 
     Raises:
         JvlmError: with one line that says what is wrong with options, source or target.
@@ -111,51 +117,101 @@ def convert(
     folder = locate_checkpoint(hf_path, revision=revision, show_progress=show_progress)
     if target is not None:
         check_target(target, folder, force=force)
-    config_json = read_json(folder / "config.json")
+    config_json = read_json(folder / CONFIG)
     config = read_config(folder)
+    source = Checkpoint.open(CheckpointFiles(folder), config.model)
     check_template(folder, load_processor(folder, config))
     earlier = read_record(config_json)
-    with open_source(folder, config.model) as source:
-        plan = plan_conversion(
-            source,
-            options,
-            unpadded_mlp_size=earlier.unpadded_mlp_size if earlier else None,
-            zero_decoder_biases=_has_zero_decoder_biases(source),
+    plan = plan_conversion(
+        source,
+        options,
+        unpadded_mlp_size=earlier.unpadded_mlp_size if earlier else None,
+        zero_decoder_biases=_has_zero_decoder_biases(source),
+    )
+    if plan.unfit:
+        logger.warning(
+            "%d layers are not quantized, since their inputs are no multiple of the group: %s",
+            len(plan.unfit),
+            # Layers of one kind are named once.
+            ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in plan.unfit)),
         )
-        if plan.unfit:
-            logger.warning(
-                "%d layers are not quantized, since their inputs are no multiple of the group: %s",
-                len(plan.unfit),
-                # Layers of one kind are named once.
-                ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in plan.unfit)),
-            )
-        if earlier is not None and plan.unchanged:
-            record = earlier
+    if earlier is not None and plan.unchanged:
+        record = earlier
+    else:
+        record = _make_record(str(hf_path), folder, options, plan, earlier)
+    if target is None:
+        return Conversion(None, plan, record, {})
+    check_free_space(target, sum(plan.output_bytes.values()) + _SPARE_BYTES, ConversionError)
+
+    def check() -> None:
+        check_target(target, folder, force=force)
+
+    with atomic_folder(target, ConversionError, check=check, replace=force) as work:
+        errors = _write_weights(
+            source,
+            plan,
+            work,
+            max_shard_bytes,
+            float16=dtype == "float16",
+            progress=progress or no_progress,
+        )
+        record = dataclasses.replace(record, weight_error=record.weight_error | errors)
+        copy_files(folder, work)
+        card = folder / CARD
+        if plan.unchanged and card.is_file() and belongs_to(folder, card):
+            shutil.copyfile(card, work / CARD)
         else:
-            record = _make_record(str(hf_path), folder, options, plan, earlier)
-        if target is None:
-            return Conversion(None, plan, record)
-        check_free_space(target, sum(plan.output_bytes.values()) + _SPARE_BYTES, ConversionError)
-
-        def check() -> None:
-            check_target(target, folder, force=force)
-
-        with atomic_folder(target, ConversionError, check=check, replace=force) as work:
-            check_values(source, float16=dtype == "float16", progress=progress)
-            errors = write_weights(source, plan, work, max_shard_bytes, progress)
-            record = dataclasses.replace(record, weight_error=record.weight_error | errors)
-            copy_files(folder, work)
-            if plan.unchanged and (folder / CARD).is_file():
-                shutil.copyfile(folder / CARD, work / CARD)
-            else:
-                card = model_card(plan, record, card_metadata(folder))
-                (work / CARD).write_text(card, encoding="utf-8")
-            # Comes last: a folder without it is no checkpoint.
-            new_config = output_config(config_json, source.config, plan, record)
-            (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
+            text = conversion_card(plan, record, card_metadata(folder))
+            (work / CARD).write_text(text, encoding="utf-8")
+        new_config = updated_config(
+            config_json,
+            source.config,
+            dtype=plan.dtype,
+            mlp_size=plan.mlp_size,
+            decoder_biases=plan.decoder_biases,
+            quantization=plan.quantization,
+            record=record,
+        )
+        # Comes last: a folder without it is no checkpoint.
+        (work / CONFIG).write_text(config_text(new_config), encoding="utf-8")
     if upload_repo is not None:
         upload(target, upload_repo)
-    return Conversion(target, plan, record)
+    return Conversion(target, plan, record, errors)
+
+
+def _write_weights(
+    source: Checkpoint,
+    plan: Plan,
+    folder: Path,
+    max_shard_bytes: int,
+    *,
+    float16: bool,
+    progress: Progress,
+) -> dict[str, float]:
+    """Write all tensors into a folder, and return the relative rounding error of each part.
+
+    Raises:
+        OSError: the disk is full.
+        CheckpointError: a weight is no number, or the source cannot be read any more.
+    """
+    check = source.value_check(float16=float16)
+    squares: dict[str, list[Squares]] = {}
+    done, total = 0, sum(plan.output_bytes.values())
+    shards = split_into_shards([one.outputs for one in plan.parameters], max_shard_bytes)
+    with ShardWriter(folder, shards) as writer:
+        for parameter in plan.parameters:
+            for start, stop in row_blocks(parameter.shape, MAX_BLOCK_VALUES):
+                rows, errors = transform_rows(source, parameter, start, stop, check)
+                for name, array in rows.items():
+                    writer.write(name, start, as_bytes(array))
+                    done += array.nbytes
+                if errors[0]:
+                    part = part_of(parameter.path) or parameter.path
+                    squares.setdefault(part, []).append(errors)
+                progress(ProgressEvent("converting", done, total, "B"))
+        writer.finish()
+    mx.clear_cache()
+    return {part: float(f"{relative_error(one):.3g}") for part, one in sorted(squares.items())}
 
 
 def _target(mlx_path: str | Path | None, *, force: bool) -> Path:
@@ -167,19 +223,16 @@ def _target(mlx_path: str | Path | None, *, force: bool) -> Path:
     return target
 
 
-def _has_zero_decoder_biases(source: Source) -> bool:
+def _has_zero_decoder_biases(source: Checkpoint) -> bool:
     """Return whether the decoder has biases that all are zero: as good as none.
 
-    Loading has dropped them already if the config say that there are none.
+    Loading has dropped them already if the config says that there are none.
     """
     if not source.config.decoder.block.attention.has_projection_bias:
         return False
-    paths = [
-        f"decoder.layers.{layer}.attention.qkv.bias"
-        for layer in range(source.config.decoder.num_hidden_layers)
-    ]
+    biases = {path: shape for path, shape in source.shapes.items() if is_decoder_bias(path)}
     return not any(
-        mx.any(source.stored(path, 0, source.shapes[path][0]) != 0).item() for path in paths
+        mx.any(source.rows(path, 0, shape[0]) != 0).item() for path, shape in biases.items()
     )
 
 
@@ -191,7 +244,7 @@ def _make_record(
     source_bytes = sum(plan.source_bytes.values())
     recipe = options.recipe_name if options.quantize else None
     if earlier is not None:
-        # The original, not the conversion in between, is what weights come from.
+        # The first source, not the conversion in between, is what weights come from.
         name, revision, source_bytes = earlier.source, earlier.revision, earlier.source_bytes
         if not options.quantize and not options.dequantize:
             recipe = earlier.recipe

@@ -1,29 +1,24 @@
 """`inspect`: what a checkpoint folder or a single file holds, from headers alone."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..checkpoint.copied_files import CONFIG
 from ..checkpoint.hub import locate_checkpoint
-from ..checkpoint.names import PARTS, Layout, detect_layout, part_of
-from ..checkpoint.padding import resized_shape
-from ..checkpoint.quantization import infer_quantization, quantizable_layers
+from ..checkpoint.names import PARTS, part_of
+from ..checkpoint.quantization import infer_quantization, resized_shape
 from ..checkpoint.reader import CheckpointFiles, StoredTensor
-from ..checkpoint.record import Record, read_record
-from ..checkpoint.weights import needed_names, stored_bytes, unused_tensors
-from ..cli.formatting import table
+from ..checkpoint.saving import CONFIG, Record, read_record
+from ..checkpoint.validation import check_sizes
+from ..checkpoint.weights import find_layout, model_shapes, parameter_parts, unused_tensors
+from ..config.dtypes import BY_CODE
 from ..config.config_reader import ConfigReader
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..files import local_path
-from ..model import Model
-from ..units import bytes_text, count_text
 
 CACHE_TOKENS = 1000
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class PartSummary:
     name: str
     tensors: int
     weights: int | None
-    """Numbers it stands for; None where packed weights are of unknown width."""
+    """Numbers it holds; None where packed weights are of unknown width."""
     bytes: int
     formats: tuple[str, ...]
     """How its tensors are stored: types, and formats of quantization."""
@@ -59,7 +54,7 @@ class Inspection:
     loaded_bytes: int
     """Memory of the weights once they are loaded."""
     cache_bytes: int | None
-    """Memory of keys and values for `CACHE_TOKENS` tokens; None without config.json."""
+    """Memory of the KV cache for `CACHE_TOKENS` tokens; None without config.json."""
 
     @property
     def bytes(self) -> int:
@@ -95,20 +90,30 @@ def inspect(path: str | Path) -> Inspection:
         files = CheckpointFiles(place.parent, only=place)
     else:
         files = CheckpointFiles(locate_checkpoint(path))
-    layout = detect_layout(files.tensors)
-    if layout is None:
-        names = ", ".join(sorted(files.tensors)[:3])
-        raise CheckpointError(f"{path} holds no Jina-VLM: its tensors are named {names}, ...")
+    layout = find_layout(files)
     used, missing, config = dict(files.tensors), None, None
     record: Record | None = None
     shapes: dict[str, tuple[int, ...]] = {}
     if (files.folder / CONFIG).is_file():
         config_json = read_json(files.folder / CONFIG)
         config = ModelConfig.read(ConfigReader(config_json, CONFIG))
+        if not place.is_file():  # one shard of many does not show how large the model is
+            check_sizes(files, config)
         unused = unused_tensors(config, layout)
         used = {name: tensor for name, tensor in files.tensors.items() if not unused(name)}
-        missing = len(needed_names(config, layout) - used.keys())
-        shapes = _shapes(config, layout)
+        parameters, input_sizes = model_shapes(config)
+        needed = {
+            part.name
+            for path, shape in parameters.items()
+            for part in parameter_parts(path, shape, config, layout)
+            if not part.optional
+        }
+        missing = len(needed - used.keys())
+        # By stored name, as if nothing were packed.
+        shapes = {
+            layout.sources(f"{path}.weight")[0]: parameters[f"{path}.weight"]
+            for path in input_sizes
+        }
         record = read_record(config_json)
     groups: dict[str, list[StoredTensor]] = {}
     for name, tensor in used.items():
@@ -124,20 +129,12 @@ def inspect(path: str | Path) -> Inspection:
             if part in groups
         ),
         unused_bytes=sum(
-            stored_bytes(tensor) for name, tensor in files.tensors.items() if name not in used
+            tensor.nbytes for name, tensor in files.tensors.items() if name not in used
         ),
         missing=missing,
-        loaded_bytes=sum(map(stored_bytes, used.values())),
+        loaded_bytes=sum(tensor.nbytes for tensor in used.values()),
         cache_bytes=_cache_bytes(config, files) if config else None,
     )
-
-
-def _shapes(config: ModelConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each layer's weight, by its name in a layout, if it were not packed."""
-    return {
-        layout.sources(f"{path}.weight")[0]: tuple(layer.weight.shape)
-        for path, layer in quantizable_layers(Model(config))
-    }
 
 
 def _part(
@@ -173,7 +170,7 @@ def _part(
         name=name,
         tensors=len(members),
         weights=None if None in counts else sum(count or 0 for count in counts),
-        bytes=sum(map(stored_bytes, members)),
+        bytes=sum(tensor.nbytes for tensor in members),
         formats=tuple(sorted(formats)),
     )
 
@@ -181,64 +178,9 @@ def _part(
 def _cache_bytes(config: ModelConfig, files: CheckpointFiles) -> int:
     decoder = config.decoder
     norms = {
-        _FLOAT_BYTES.get(tensor.dtype, 4)
+        BY_CODE[tensor.dtype].nbytes
         for name, tensor in files.tensors.items()
         if part_of(name) == "decoder" and name.endswith("norm.weight")
     }
     values = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return CACHE_TOKENS * values * max(norms, default=4)
-
-
-def as_text(inspection: Inspection) -> str:
-    """Return a description for the terminal."""
-
-    def number(value: float | None, digits: int = 2) -> str:
-        return "?" if value is None else f"{value:.{digits}f}"
-
-    def count(value: int | None) -> str:
-        return "?" if value is None else count_text(value)
-
-    rows = [
-        (
-            part.name,
-            str(part.tensors),
-            count(part.weights),
-            number(part.bits_per_weight),
-            bytes_text(part.bytes),
-            ", ".join(part.formats),
-        )
-        for part in inspection.parts
-    ]
-    rows.append(
-        (
-            "all",
-            str(sum(part.tensors for part in inspection.parts)),
-            count(inspection.weights),
-            number(inspection.bits_per_weight),
-            bytes_text(inspection.bytes),
-            "",
-        )
-    )
-    head = ("part", "tensors", "weights", "bits/weight", "size", "stored as")
-    lines = [
-        f"{inspection.path}: {inspection.layout} layout, {inspection.files} weight files",
-        table(head, rows, left=(0, 5)),
-        f"memory when loaded: {bytes_text(inspection.loaded_bytes)}",
-    ]
-    if inspection.cache_bytes is not None:
-        size = bytes_text(inspection.cache_bytes)
-        lines.append(f"KV cache for {CACHE_TOKENS:,} tokens: {size}")
-    if inspection.unused_bytes:
-        lines.append(f"never loaded: {bytes_text(inspection.unused_bytes)}")
-    if inspection.missing:
-        lines.append(f"missing here: {inspection.missing} tensors of the model")
-    return "\n".join(lines)
-
-
-def as_json(inspection: Inspection) -> dict[str, Any]:
-    """Return everything that was found."""
-    return asdict(inspection) | {
-        "bytes": inspection.bytes,
-        "weights": inspection.weights,
-        "bits_per_weight": inspection.bits_per_weight,
-    }

@@ -1,4 +1,4 @@
-"""What a model answers, written down so that another can be held against it later.
+"""What a model answers, recorded so that another can be compared with it later.
 
 Only one of the two is in memory at a time: what is kept of the first are probabilities of the
 tokens it chose, and the features of the images.
@@ -39,10 +39,10 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a model made of one question."""
+    """The outputs of a model for one question."""
 
     tokens: tuple[int, ...]
-    """The likeliest tokens; the answer, if nobody else's was followed."""
+    """The most probable tokens; the answer, if no other model's was followed."""
     logprobs: npt.NDArray[np.float32]
     """(L, vocabulary) of each step of the answer."""
     features: npt.NDArray[np.float32] | None
@@ -62,7 +62,7 @@ class Agreement:
     kl_max: float
     """The largest. Both are NaN if one of the models gives no numbers."""
     top1: float
-    """Share of steps in which both find the same token likeliest."""
+    """Fraction of steps in which both have the same most probable token."""
     first_divergence: int | None
     """The first step in which they do not; None if they write the same answer."""
     feature_cosine: float | None
@@ -103,7 +103,7 @@ def observe(
     stage: str = "questions",
     progress: Progress | None = None,
 ) -> list[Observation]:
-    """Put questions to a model.
+    """Ask a model questions and record its outputs.
 
     Args:
         model: the model.
@@ -135,10 +135,10 @@ def observe(
 
 
 def agreement(name: str, expected: Observation, found: Observation) -> Agreement:
-    """Compare what two models made of the same question and the same answer."""
+    """Compare the outputs of two models for the same question and the same answer."""
     logp, logq = (one.logprobs.astype(np.float64) for one in (expected, found))
     divergence = np.sum(np.exp(logp) * (logp - logq), axis=-1)
-    # Where one of the two gives no numbers, its likeliest token is nobody's choice.
+    # Where one of the two gives no numbers, its argmax means nothing.
     same = (np.array(expected.tokens) == np.array(found.tokens)) & ~np.isnan(divergence)
     cosines = None
     if expected.features is not None and found.features is not None:

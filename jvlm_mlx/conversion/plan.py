@@ -5,36 +5,18 @@ places in the files.
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from ..checkpoint.names import OWN, part_of
-from ..checkpoint.padding import can_pad, padded_size, resized_shape
-from ..checkpoint.quantization import Quantization
-from ..checkpoint.weights import stored_bytes
-from ..config.dtypes import FLOAT_DTYPES
-from ..config.model_config import ModelConfig
+from ..checkpoint.quantization import Quantization, can_pad, padded_size, resized_shape
+from ..checkpoint.weights import Checkpoint, is_decoder_bias
+from ..checkpoint.writer import Output
+from ..config.dtypes import BY_CODE, FLOAT_DTYPES
 from ..errors import CheckpointError, RequestError
-from .conversion_options import ConversionOptions
-from .recipes import choose_quantization
-from .source import Source
-
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
-
-
-@dataclass(frozen=True)
-class Output:
-    """One tensor of the output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors spells it."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the data."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+from .recipes import RECIPES, ConversionOptions, choose_quantization
 
 
 @dataclass(frozen=True)
@@ -74,24 +56,12 @@ class ParameterPlan:
         """The tensors it becomes: one, or packed weight, scales and perhaps biases."""
         if self.quantization is None:
             return (Output(self.path, self.shape, self.dtype),)
-        return packed_outputs(self.path, self.shape, self.dtype, self.quantization)
-
-
-def packed_outputs(
-    path: str, shape: tuple[int, ...], dtype: str, quantization: Quantization
-) -> tuple[Output, ...]:
-    """Return the tensors of a quantized weight of shape (rows, inputs), as mlx lays them out."""
-    rows, inputs = shape
-    layer = path.removesuffix("weight")
-    groups = (rows, inputs // quantization.group_size)
-    weight = Output(path, (rows, inputs * quantization.bits // 32), "U32")
-    if quantization.mode != "affine":
-        return weight, Output(f"{layer}scales", groups, "U8")
-    return (
-        weight,
-        Output(f"{layer}scales", groups, dtype),
-        Output(f"{layer}biases", groups, dtype),
-    )
+        layer = self.path.removesuffix(".weight")
+        scales = self.dtype if self.quantization.mode == "affine" else "U8"
+        return tuple(
+            Output(name, shape, "U32" if name == self.path else scales)
+            for name, shape in self.quantization.packed_shapes(layer, self.shape).items()
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +97,7 @@ class Plan:
         sizes: dict[str, int] = {}
         for parameter in self.parameters:
             part = part_of(parameter.path) or parameter.path
-            size = sum(output.bytes for output in parameter.outputs)
+            size = sum(output.nbytes for output in parameter.outputs)
             sizes[part] = sizes.get(part, 0) + size
         return sizes
 
@@ -145,9 +115,45 @@ class Plan:
         """Bits of the output, scales and padding included, per number of the model."""
         return sum(self.output_bytes.values()) * 8 / sum(self.values.values())
 
+    @property
+    def dtypes(self) -> list[str]:
+        """Types of what is not packed, as safetensors spells them."""
+        return sorted({parameter.dtype for parameter in self.parameters})
+
+    @property
+    def dtype(self) -> str:
+        """What the output computes in, as config.json spells it."""
+        dtypes = {parameter.path: parameter.dtype for parameter in self.parameters}
+        return BY_CODE[dtypes["decoder.norm.weight"]].name
+
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        """The entry of config.json as mlx-lm reads it; empty if nothing is quantized.
+
+        The format of most weights stands at the top. Each layer that differs has an entry under
+        its path: its own format, or false for none.
+        """
+        layers = {
+            parameter.path.removesuffix(".weight"): parameter
+            for parameter in self.parameters
+            if parameter.path.removesuffix(".weight") in self.layers
+        }
+        weights: Counter[Quantization] = Counter()
+        for parameter in layers.values():
+            if parameter.quantization:
+                weights[parameter.quantization] += parameter.values
+        if not weights:
+            return {}
+        common = weights.most_common(1)[0][0]
+        entries: dict[str, Any] = asdict(common)
+        for path, parameter in layers.items():
+            if parameter.quantization != common:
+                entries[path] = asdict(parameter.quantization) if parameter.quantization else False
+        return entries
+
 
 def plan_conversion(
-    source: Source,
+    source: Checkpoint,
     options: ConversionOptions,
     *,
     unpadded_mlp_size: int | None = None,
@@ -191,19 +197,21 @@ def plan_conversion(
                 quantization=quantization,
             )
         )
-    tensors = source.reader.tensors
-    used = set(source.used_tensors())
+    tensors = source.files.tensors
+    used = {
+        part.name for parts in source.parts.values() for part in parts if part.name in tensors
+    }
     if zero_decoder_biases:
         used -= {
             part.name
-            for path, parts in source.checkpoint.parts.items()
+            for path, parts in source.parts.items()
             if is_decoder_bias(path)
             for part in parts
         }
     source_bytes: dict[str, int] = {}
     for name, tensor in tensors.items():
         part = part_of(name) or name
-        source_bytes[part] = source_bytes.get(part, 0) + stored_bytes(tensor)
+        source_bytes[part] = source_bytes.get(part, 0) + tensor.nbytes
     return Plan(
         parameters=tuple(parameters),
         layers=frozenset(source.input_sizes),
@@ -213,16 +221,11 @@ def plan_conversion(
         decoder_biases=any(is_decoder_bias(parameter.path) for parameter in parameters),
         unfit=tuple(unfit),
         source_bytes=source_bytes,
-        same_layout=source.checkpoint.layout.name == OWN,
+        same_layout=source.layout.name == OWN,
     )
 
 
-def is_decoder_bias(path: str) -> bool:
-    """Return whether a parameter is a bias of the decoder's queries, keys and values."""
-    return path.startswith("decoder.") and path.endswith(".attention.qkv.bias")
-
-
-def _wanted(source: Source, options: ConversionOptions) -> dict[str, Quantization | None]:
+def _wanted(source: Checkpoint, options: ConversionOptions) -> dict[str, Quantization | None]:
     """Return how each layer's weight shall be quantized, whether it can be or not."""
     wanted: dict[str, Quantization | None] = {}
     for layer in source.input_sizes:
@@ -232,7 +235,7 @@ def _wanted(source: Source, options: ConversionOptions) -> dict[str, Quantizatio
             wanted[path] = have
             continue
         wanted[path] = choose_quantization(
-            options.rules,
+            RECIPES[options.recipe_name],
             layer,
             options.quantization,
             last_layer=source.config.decoder.num_hidden_layers - 1,
@@ -240,17 +243,17 @@ def _wanted(source: Source, options: ConversionOptions) -> dict[str, Quantizatio
         )
         if have not in (None, wanted[path]):
             raise RequestError(
-                f"{source.checkpoint.files.folder}: {layer} is quantized already, and in another"
+                f"{source.files.folder}: {layer} is quantized already, and in another"
                 " way; convert the original, or add dequantize to quantize it a second time"
             )
     return wanted
 
 
 def _mlp_sizes(
-    source: Source, wanted: dict[str, Quantization | None], unpadded_size: int | None
+    source: Checkpoint, wanted: dict[str, Quantization | None], unpadded_size: int | None
 ) -> tuple[int, int]:
     """Return the width of the tower's MLP in the output, and its width without padding."""
-    config: ModelConfig = source.config
+    config = source.config
     size = config.tower.block.mlp.intermediate_size
     unpadded = unpadded_size or size
     if not 0 < unpadded <= size:

@@ -8,8 +8,11 @@ from typing import Any
 from ..checkpoint.hub import locate_checkpoint
 from ..checkpoint.loader import load, read_config
 from ..checkpoint.names import PARTS
+from ..checkpoint.reader import CheckpointFiles
+from ..checkpoint.weights import Checkpoint
 from ..errors import RequestError
 from ..progress import Progress
+from .comparison import TensorError, compare_weights, relative_error, severity
 from .outputs import (
     Agreement,
     Observation,
@@ -19,8 +22,6 @@ from .outputs import (
     observe,
     questions_of,
 )
-from .source import open_source
-from .weight_error import TensorError, compare_weights, relative_error, severity
 
 DEFAULT_IMAGE_PROMPT = "Describe this image."
 
@@ -34,7 +35,7 @@ class Bounds:
     max_kl: float | None = None
     """On the mean divergence over all steps of all answers, in nats."""
     min_top1: float | None = None
-    """On the share of steps with the same likeliest token."""
+    """On the fraction of steps with the same most probable token."""
     min_cosine: float | None = None
     """On the mean cosine of image features."""
 
@@ -78,7 +79,7 @@ class Verification:
 
     @property
     def top1(self) -> float | None:
-        """Share of steps with the same likeliest token."""
+        """Fraction of steps with the same most probable token."""
         return self._mean([(answer.top1, answer.tokens) for answer in self.answers])
 
     @property
@@ -96,6 +97,16 @@ class Verification:
     def _mean(weighted: list[tuple[float, int]]) -> float | None:
         count = sum(weight for _, weight in weighted)
         return sum(value * weight for value, weight in weighted) / count if count else None
+
+    def quality(self) -> dict[str, Any]:
+        """Return the figures that a model card shows."""
+        return {
+            "questions": len(self.answers),
+            "tokens": self.tokens,
+            "kl_mean": self.kl_mean,
+            "top1": self.top1,
+            "feature_cosine": self.feature_cosine,
+        }
 
     def violations(self) -> list[str]:
         """Return what exceeds the bounds, in words. What is no number (NaN) holds none."""
@@ -170,9 +181,10 @@ def verify(
         locate_checkpoint(source, revision=revision, show_progress=show_progress),
         locate_checkpoint(converted, show_progress=show_progress),
     ]
-    config = [read_config(folder).model for folder in folders]
-    with open_source(folders[0], config[0]) as ours, open_source(folders[1], config[1]) as its:
-        weights = compare_weights(ours, its, progress)
+    ours, its = (
+        Checkpoint.open(CheckpointFiles(folder), read_config(folder).model) for folder in folders
+    )
+    weights = compare_weights(ours, its, progress)
     answers: list[Agreement] = []
     if questions:
         expected: list[Observation] | None = None
@@ -184,8 +196,8 @@ def verify(
                 expected = observations
         assert expected is not None
         answers = [
-            agreement(question.name, ours, theirs)
-            for question, ours, theirs in zip(questions, expected, observations, strict=True)
+            agreement(question.name, one, other)
+            for question, one, other in zip(questions, expected, observations, strict=True)
         ]
     return Verification(str(source), str(converted), tuple(weights), tuple(answers), bounds)
 

@@ -12,10 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
-from ..checkpoint.copied_files import CARD, CONFIG, config_text, copy_files
-from ..checkpoint.record import KEY
-from ..checkpoint.row_reader import as_bytes
-from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from ..checkpoint.saving import CONFIG
 from ..config.dtypes import BY_MLX
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig

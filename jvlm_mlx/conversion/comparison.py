@@ -2,24 +2,23 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..checkpoint.names import part_of
-from ..checkpoint.row_reader import as_float, row_blocks
+from ..checkpoint.reader import row_blocks
+from ..checkpoint.weights import Checkpoint, as_float
 from ..errors import RequestError
-from ..progress import Progress, ProgressEvent
-from .source import Source
-from .workers import device_lock, work_through
+from ..progress import Progress, ProgressEvent, no_progress
 
-BLOCK_VALUES = 2**20
+MAX_BLOCK_VALUES = 2**22
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one parameter is from its original."""
+    """How far one parameter is from its source."""
 
     path: str
     part: str
@@ -28,7 +27,7 @@ class TensorError:
     squared_error: float
     """Sum of squares of the differences."""
     squared_values: float
-    """Sum of squares of the original's values."""
+    """Sum of squares of the source's values."""
 
     @property
     def relative(self) -> float:
@@ -56,7 +55,7 @@ def severity(error: float) -> float:
 
 
 def compare_weights(
-    source: Source, converted: Source, progress: Progress | None = None
+    source: Checkpoint, converted: Checkpoint, progress: Progress | None = None
 ) -> list[TensorError]:
     """Return the error of each parameter. A few megabytes of both are in memory at a time.
 
@@ -65,29 +64,17 @@ def compare_weights(
     Raises:
         RequestError: the two are not the same model.
     """
+    progress = progress or no_progress
     shapes = _common_shapes(source, converted)
-    computing = device_lock()
-
-    def blocks() -> Iterator[tuple[str, int, int]]:
-        for path, shape in shapes.items():
-            for start, stop in row_blocks(shape, BLOCK_VALUES):
-                yield path, start, stop
-
-    def compare(block: tuple[str, int, int]) -> tuple[str, int, float, float]:
-        path, start, stop = block
-        with computing:
-            shape = (stop - start, *shapes[path][1:])
-            expected, found = (_rows(one, path, start, shape) for one in (source, converted))
-            difference = mx.square(found - expected).sum()
-            values = mx.square(expected).sum()
-            return path, math.prod(shape), as_float(difference), as_float(values)
-
     sums: dict[str, list[tuple[float, float]]] = {path: [] for path in shapes}
     done, total = 0, sum(math.prod(shape) for shape in shapes.values())
-    for path, count, difference, values in work_through(blocks(), compare):
-        sums[path].append((difference, values))
-        done += count
-        if progress:
+    for path, shape in shapes.items():
+        for start, stop in row_blocks(shape, MAX_BLOCK_VALUES):
+            block = (stop - start, *shape[1:])
+            expected, found = (_rows(one, path, start, block) for one in (source, converted))
+            difference = as_float(mx.square(found - expected).sum())
+            sums[path].append((difference, as_float(mx.square(expected).sum())))
+            done += math.prod(block)
             # In bytes of the float32 that both are compared in.
             progress(ProgressEvent("comparing", 4 * done, 4 * total, "B"))
     return [
@@ -102,7 +89,7 @@ def compare_weights(
     ]
 
 
-def _rows(source: Source, path: str, start: int, shape: tuple[int, ...]) -> mx.array:
+def _rows(source: Checkpoint, path: str, start: int, shape: tuple[int, ...]) -> mx.array:
     """Return rows in float32; of a bias that one of the two does without, zeros."""
     if path not in source.shapes:
         return mx.zeros(shape)
@@ -110,7 +97,7 @@ def _rows(source: Source, path: str, start: int, shape: tuple[int, ...]) -> mx.a
     return rows[tuple(slice(size) for size in shape)]
 
 
-def _common_shapes(source: Source, converted: Source) -> dict[str, tuple[int, ...]]:
+def _common_shapes(source: Checkpoint, converted: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter of either; where one is padded, the smaller one."""
     shapes = {}
     for path in dict.fromkeys((*source.shapes, *converted.shapes)):

@@ -1,0 +1,172 @@
+"""What convert, verify and inspect print: tables for the terminal, JSON for programs."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from ..checkpoint.names import PARTS
+from ..conversion.comparison import severity
+from ..conversion.converter import Conversion
+from ..conversion.inspection import CACHE_TOKENS, Inspection
+from ..conversion.verification import Verification
+from ..units import bytes_text, count_text
+from .formatting import table
+
+
+def conversion_text(conversion: Conversion) -> str:
+    """Return what a conversion did, or would do, for the terminal."""
+    plan = conversion.plan
+    rows = []
+    for part in PARTS:
+        if part in plan.values:
+            values, size = plan.values[part], plan.output_bytes[part]
+            error = conversion.weight_error.get(part)
+            rows.append((
+                part, count_text(values), bytes_text(plan.source_bytes.get(part, 0)),
+                bytes_text(size), f"{size * 8 / values:.2f}",
+                "" if error is None else f"{100 * error:.2g} %",
+            ))  # fmt: skip
+    rows.append((
+        "all", count_text(sum(plan.values.values())), bytes_text(sum(plan.source_bytes.values())),
+        bytes_text(sum(plan.output_bytes.values())), f"{plan.bits_per_weight:.2f}", "",
+    ))  # fmt: skip
+    head = ("part", "weights", "before", "after", "bits/weight", "weight error")
+    if conversion.path is None:  # nothing was rounded, so there is nothing to measure
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    lines = [table(head, rows)]
+    if plan.dropped:
+        lines.append(f"dropped: {len(plan.dropped)} tensors that nothing needs")
+    if plan.mlp_size != plan.unpadded_mlp_size:
+        lines.append(f"tower's MLP: {plan.unpadded_mlp_size} padded to {plan.mlp_size}")
+    lines.append(f"written: {conversion.path}" if conversion.path else "nothing was written")
+    return "\n".join(lines)
+
+
+def verification_text(verification: Verification) -> str:
+    """Return tables for the terminal."""
+    worst = {
+        part: max((one for one in verification.weights if one.part == part),
+                  key=lambda error: severity(error.relative))
+        for part in verification.weight_errors()
+    }  # fmt: skip
+    sections = [
+        table(
+            ("part", "weight error", "largest", "in"),
+            [
+                (part, _percent(error), _percent(worst[part].relative), worst[part].path)
+                if error else (part, "0", "0", "")
+                for part, error in verification.weight_errors().items()
+            ],
+            left=(0, 3),
+        )
+    ]  # fmt: skip
+    if verification.answers:
+        rows = [
+            (
+                answer.name,
+                str(answer.tokens),
+                f"{answer.kl_mean:.3g}",
+                f"{answer.kl_max:.3g}",
+                _percent(answer.top1),
+                "never" if answer.first_divergence is None else str(answer.first_divergence),
+                "" if answer.feature_cosine is None else f"{answer.feature_cosine:.5f}",
+            )
+            for answer in verification.answers
+        ]
+        cosine = verification.feature_cosine
+        rows.append((
+            "all", str(verification.tokens), f"{verification.kl_mean:.3g}",
+            f"{max((answer.kl_max for answer in verification.answers), key=severity):.3g}",
+            _percent(verification.top1 or 0.0), "", "" if cosine is None else f"{cosine:.5f}",
+        ))  # fmt: skip
+        head = ("question", "tokens", "KL mean", "KL max", "top-1", "diverges at", "cosine")
+        sections.append(table(head, rows))
+    return "\n\n".join(sections)
+
+
+def verification_json(verification: Verification) -> dict[str, Any]:
+    """Return everything that was measured; None for what is no finite number."""
+    report: dict[str, Any] = _finite({
+        "source": verification.source,
+        "converted": verification.converted,
+        "weight_error": verification.weight_errors(),
+        "tensors": [
+            {"path": one.path, "part": one.part, "layer": one.layer, "error": one.relative}
+            for one in verification.weights
+        ],
+        "answers": [asdict(answer) for answer in verification.answers],
+        "kl_mean": verification.kl_mean,
+        "top1": verification.top1,
+        "feature_cosine": verification.feature_cosine,
+        "bounds": asdict(verification.bounds),
+        "violations": verification.violations(),
+    })  # fmt: skip
+    return report
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """Return a description for the terminal."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "?" if value is None else f"{value:.{digits}f}"
+
+    def count(value: int | None) -> str:
+        return "?" if value is None else count_text(value)
+
+    rows = [
+        (
+            part.name,
+            str(part.tensors),
+            count(part.weights),
+            number(part.bits_per_weight),
+            bytes_text(part.bytes),
+            ", ".join(part.formats),
+        )
+        for part in inspection.parts
+    ]
+    rows.append(
+        (
+            "all",
+            str(sum(part.tensors for part in inspection.parts)),
+            count(inspection.weights),
+            number(inspection.bits_per_weight),
+            bytes_text(inspection.bytes),
+            "",
+        )
+    )
+    head = ("part", "tensors", "weights", "bits/weight", "size", "stored as")
+    lines = [
+        f"{inspection.path}: {inspection.layout} layout, {inspection.files} weight files",
+        table(head, rows, left=(0, 5)),
+        f"memory when loaded: {bytes_text(inspection.loaded_bytes)}",
+    ]
+    if inspection.cache_bytes is not None:
+        size = bytes_text(inspection.cache_bytes)
+        lines.append(f"KV cache for {CACHE_TOKENS:,} tokens: {size}")
+    if inspection.unused_bytes:
+        lines.append(f"never loaded: {bytes_text(inspection.unused_bytes)}")
+    if inspection.missing:
+        lines.append(f"missing here: {inspection.missing} tensors of the model")
+    return "\n".join(lines)
+
+
+def inspection_json(inspection: Inspection) -> dict[str, Any]:
+    """Return everything that was found."""
+    return asdict(inspection) | {
+        "bytes": inspection.bytes,
+        "weights": inspection.weights,
+        "bits_per_weight": inspection.bits_per_weight,
+    }
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
