@@ -25,14 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
-from jvlm_mlx.checkpoint.row_reader import row_blocks
-from jvlm_mlx.checkpoint.weights import parameter_parts, parameters
-from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
+from jvlm_mlx.checkpoint.reader import row_blocks
+from jvlm_mlx.checkpoint.weights import model_shapes, parameter_parts
+from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, Output, ShardWriter, split_into_shards
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.dtypes import BY_CODE, FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
-from jvlm_mlx.conversion.plan import Output
-from jvlm_mlx.model import Model
 
 RELEASED = Path(__file__).parent / "released"
 SMALL = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
@@ -123,11 +121,11 @@ def random_tensors(
     )
     if layout == ORIGINAL:
         whole = whole.with_decoder_biases()
-    shapes = {path: array.shape for path, array in parameters(Model(config))}
+    shapes, _ = model_shapes(config)
     # Only the connector is as wide as there are features.
     shapes = {
-        path: shapes[path] if path.startswith("connector.") else array.shape
-        for path, array in parameters(Model(whole))
+        path: shapes[path] if path.startswith("connector.") else shape
+        for path, shape in model_shapes(whole)[0].items()
     }
     return [
         (Output(part.name, part.shape, FLOAT_DTYPES[dtype].code), _distribution(path, shapes[path]))
@@ -217,7 +215,7 @@ def _write_json(file: Path, content: Any) -> None:
 
 def checkpoint_bytes(config: dict[str, Any], *, layout: str = ORIGINAL, dtype: str) -> int:
     """Return the size of all tensors that a random checkpoint would have."""
-    return sum(output.bytes for output, _ in random_tensors(config, layout=layout, dtype=dtype))
+    return sum(output.nbytes for output, _ in random_tensors(config, layout=layout, dtype=dtype))
 
 
 def main() -> None:

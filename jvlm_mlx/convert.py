@@ -6,14 +6,12 @@ the new folder appears when it is complete.
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
-from .cli.error_chart import check_plot, write_plot
-from .cli.main import EXIT_OK
-from .cli.progress_bars import ProgressBars, wants_progress
 from .cli.conversion_report import (
     conversion_text,
     inspection_json,
@@ -21,14 +19,18 @@ from .cli.conversion_report import (
     verification_json,
     verification_text,
 )
+from .cli.error_chart import check_plot, write_plot
+from .cli.main import EXIT_OK
+from .cli.progress_bars import ProgressBars, wants_progress
 from .config.dtypes import FLOAT_DTYPES
 from .conversion.converter import Conversion as Conversion
 from .conversion.converter import convert as convert
-from .conversion.conversion_card import check_card, update_card
 from .conversion.inspection import inspect as inspect
-from .conversion.recipes import MODES, QUANT_PREDICATES, RECIPES, from_quant_predicate
-from .conversion.verification import Bounds
+from .conversion.recipes import MODES, QUANT_PREDICATES, RECIPES
+from .conversion.verification import Bounds, check_card, update_card
 from .conversion.verification import verify as verify
+
+logger = logging.getLogger(__name__)
 
 EXIT_VIOLATION = 3
 """`verify` found that a bound does not hold."""
@@ -37,10 +39,13 @@ EXIT_VIOLATION = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand and of its subcommands."""
     parser.add_argument(
-        "--hf-path", "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
+        "--hf-path", "--model", "--hf-repo", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
         help="the source: folder, or repository on the Hugging Face Hub",
     )  # fmt: skip
-    parser.add_argument("--mlx-path", type=Path, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--mlx-path", type=Path, metavar="DIR", default=Path("mlx_model"),
+        help="the folder to write",
+    )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a repository")
     parser.add_argument(
         "--dtype", choices=FLOAT_DTYPES, help="of what is not quantized; else as stored"
@@ -55,9 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", choices=RECIPES,
         help="; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items()),
     )  # fmt: skip
-    parser.add_argument("--dequantize", action="store_true", help="unpack what is quantized")
+    parser.add_argument(
+        "--quant-predicate", metavar="NAME",
+        help=f"mlx-lm's name of a recipe and its bits: {', '.join(QUANT_PREDICATES)}",
+    )  # fmt: skip
+    parser.add_argument("-d", "--dequantize", action="store_true", help="unpack what is quantized")
     parser.add_argument("--upload-repo", metavar="REPO", help="upload the result to the Hub")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done")
+    parser.add_argument("--trust-remote-code", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--force", action="store_true", help="replace an existing checkpoint")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(work=_convert)
@@ -79,9 +89,9 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=FLOAT_DTYPES, default=unset, help="to load both in")
     parser.add_argument("--weights-only", action="store_true", help="ask no questions")
     group = parser.add_argument_group("bounds", "exit code 3 says that one does not hold")
-    group.add_argument("--max-weight-error", type=float, metavar="SHARE", help="of every part")
+    group.add_argument("--max-weight-error", type=float, metavar="FRACTION", help="of every part")
     group.add_argument("--max-kl", type=float, metavar="NATS", help="mean over all steps")
-    group.add_argument("--min-top1", type=float, metavar="SHARE", help="same likeliest token")
+    group.add_argument("--min-top1", type=float, metavar="FRACTION", help="same argmax token")
     group.add_argument("--min-cosine", type=float, metavar="COSINE", help="image features")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the error by layer")
@@ -104,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    if arguments.trust_remote_code:
+        logger.warning("--trust-remote-code has no effect: no code of a checkpoint is ever run")
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         conversion = convert(
             arguments.hf_path,
@@ -115,6 +127,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             q_group_size=arguments.q_group_size,
             q_mode=arguments.q_mode,
             recipe=arguments.recipe,
+            quant_predicate=arguments.quant_predicate,
             dequantize=arguments.dequantize,
             upload_repo=arguments.upload_repo,
             dry_run=arguments.dry_run,
@@ -163,7 +176,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         write_plot(verification, arguments.plot)
     if arguments.update_card:
-        update_card(arguments.converted, arguments.source, verification.quality())
+        update_card(verification)
     return EXIT_VIOLATION if violations else EXIT_OK
 
 

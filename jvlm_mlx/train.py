@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.adapters import CONFIG_NAME
-from .checkpoint.copied_files import CONFIG
 from .checkpoint.hub import DEMO, locate_checkpoint
 from .checkpoint.loader import load, load_processor, read_config
+from .checkpoint.saving import CONFIG
 from .cli.formatting import new_figure
 from .cli.loss_chart import write_chart
 from .cli.main import EXIT_INTERRUPTED, EXIT_OK

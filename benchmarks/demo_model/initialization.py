@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jvlm_mlx.checkpoint.folder_swap import check_target
+from jvlm_mlx.checkpoint.saving import check_target
+from jvlm_mlx.checkpoint.writer import write_weights
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.demo.phrases import PHRASES
@@ -20,7 +21,6 @@ from jvlm_mlx.demo.tasks import TASKS, examples
 from jvlm_mlx.errors import ConversionError
 from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.model import Model
-from jvlm_mlx.training.checkpoints import write_weights
 
 from .architecture import FEATURE_LAYERS, POOLING_SIZE, demo_config, demo_images
 from .initial_weights import random_weights

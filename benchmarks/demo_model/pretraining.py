@@ -23,15 +23,15 @@ from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
-from jvlm_mlx.checkpoint.folder_swap import check_target
 from jvlm_mlx.checkpoint.loader import load
-from jvlm_mlx.checkpoint.row_reader import as_float
+from jvlm_mlx.checkpoint.saving import check_target
+from jvlm_mlx.checkpoint.weights import as_float
+from jvlm_mlx.checkpoint.writer import write_model
 from jvlm_mlx.demo.phrases import COLORS
 from jvlm_mlx.errors import ConversionError
 from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.model import Model
 from jvlm_mlx.model.windows import window_patches
-from jvlm_mlx.training.checkpoints import write_model
 from jvlm_mlx.training.optimizer import flat
 from jvlm_mlx.training.processes import Processes
 

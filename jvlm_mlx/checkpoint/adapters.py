@@ -4,7 +4,9 @@ The layers are mlx-lm's, and so are the files: `adapters.safetensors`, and `adap
 whose `keys` name every adapted layer by its whole path in the model.
 """
 
+import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,11 +18,16 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .._mlx_lm import DoRALinear, LoRALinear
-from ..config.json_file import read_json
+from ..config.config_reader import ConfigReader, number, size, text
+from ..config.json_file import quoted, read_json
 from ..errors import CheckpointError
-from ..files import local_path
+from ..files import local_path, reason
 from ..model import Model
-from .reader import CheckpointFiles
+from .reader import CheckpointFiles, shown
+from .validation import FLOATING, check_values
+from .weights import as_bytes, unchanged_random_state
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME, CONFIG_NAME = "adapters.safetensors", "adapter_config.json"
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}
@@ -36,43 +43,47 @@ class AdapterConfig:
     scale: float
     """Factor on what an adapter adds."""
     dropout: float
-    """Share of an adapter's inputs left out in training."""
+    """Fraction of an adapter's inputs left out in training."""
     layers: tuple[str, ...]
     """Paths in the model."""
+
+    base_model: str | None = None
+    """Name of the model it was trained for, if that was recorded."""
+    base_digest: str | None = None
+    """`base_digest` of that model."""
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterConfig":
         """Read `adapter_config.json`.
 
         Raises:
-            CheckpointError: there is none, or it does not say what is needed.
+            CheckpointError: there is none, or a value is missing or of another kind.
         """
         file = folder / CONFIG_NAME
         if not file.is_file():
             raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG_NAME}")
-        content = read_json(file)
-        kind = content.get("fine_tune_type") if isinstance(content, dict) else None
+        reader = ConfigReader(read_json(file), str(file))
+        kind = reader.read("fine_tune_type", text)
         if kind not in KINDS:
             raise CheckpointError(
-                f"{file}: fine_tune_type is {kind!r}; expected {' or '.join(KINDS)}"
+                f"{file}: fine_tune_type is {quoted(kind)}; expected {' or '.join(KINDS)}"
             )
-        values = content.get("lora_parameters")
-        values = values if isinstance(values, dict) else {}
-        rank, scale, dropout = (values.get(name) for name in ("rank", "scale", "dropout"))
-        keys = values.get("keys")
-        if not isinstance(rank, int) or rank < 1:
-            raise CheckpointError(f"{file}: rank is {rank!r}; expected a whole number above 0")
-        if not isinstance(scale, int | float) or not isinstance(dropout, int | float):
-            raise CheckpointError(f"{file}: lora_parameters has no number for scale or dropout")
-        if not math.isfinite(scale):
-            raise CheckpointError(f"{file}: scale is {scale}; expected a finite number")
+        values = reader.section("lora_parameters")
+        layers = values.read("keys", _paths)
+        if len(set(layers)) < len(layers):
+            raise CheckpointError(f"{file}: keys names a layer twice")
+        dropout = values.read("dropout", number)
         if not 0 <= dropout < 1:
             raise CheckpointError(f"{file}: dropout is {dropout}; expected from 0 to below 1")
-        if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
-            raise CheckpointError(f"{file}: lora_parameters has no keys, the paths of layers")
-        if len(set(keys)) < len(keys):
-            raise CheckpointError(f"{file}: keys names a layer twice")
-        return cls(kind, rank, float(scale), float(dropout), tuple(keys))
+        return cls(
+            kind=kind,
+            rank=values.read("rank", size),
+            scale=values.read("scale", number),
+            dropout=dropout,
+            layers=layers,
+            base_model=reader.read("model", text, None),
+            base_digest=reader.read("base_digest", text, None),
+        )
 
     def write(self, folder: Path, **more: Any) -> None:
         """Write `adapter_config.json`.
@@ -86,6 +97,12 @@ class AdapterConfig:
         content = {"fine_tune_type": self.kind, "lora_parameters": values, **more}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise TypeError("a list of paths of layers")
+    return tuple(value)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,19 +135,45 @@ def add_adapters(model: Model, config: AdapterConfig, seed: int) -> None:
         CheckpointError: a layer does not exist, or cannot have an adapter of this kind.
     """
     layers = linear_layers(model)
+    _adapter_shapes(layers, config)
     added = []
     keys = mx.random.split(mx.random.key(seed), len(config.layers))
-    for path, key in zip(config.layers, keys, strict=True):
-        if path not in layers:
-            raise CheckpointError(f"the adapter is for a layer {path}, which this model has not")
-        added.append((path, _adapter(path, layers[path], config, key)))
+    with unchanged_random_state():
+        for path, key in zip(config.layers, keys, strict=True):
+            added.append((path, _adapter(path, layers[path], config, key)))
     model.update_modules(tree_unflatten(added))
 
 
-def _adapter(path: str, layer: Any, config: AdapterConfig, key: mx.array) -> nn.Module:
+def _adapter_shapes(layers: Mapping[str, Any], config: AdapterConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array that adapters have, before they are made.
+
+    Raises:
+        CheckpointError: a layer does not exist.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in config.layers:
+        if path not in layers:
+            raise CheckpointError(
+                f"the adapter is for a layer {shown(path)}, which this model has not"
+            )
+        outputs, inputs = _sizes(layers[path])
+        shapes[f"{path}.lora_a"] = (inputs, config.rank)
+        shapes[f"{path}.lora_b"] = (config.rank, outputs)
+        if config.kind == "dora":
+            shapes[f"{path}.m"] = (outputs,)
+    return shapes
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    """Return outputs and inputs of a linear layer, quantized or not."""
     outputs, inputs = layer.weight.shape
     if isinstance(layer, nn.QuantizedLinear):
         inputs = inputs * 32 // layer.bits
+    return outputs, inputs
+
+
+def _adapter(path: str, layer: Any, config: AdapterConfig, key: mx.array) -> nn.Module:
+    outputs, inputs = _sizes(layer)
     adapter = KINDS[config.kind](
         input_dims=inputs,
         output_dims=outputs,
@@ -164,8 +207,13 @@ def adapter_parameters(model: Model) -> dict[str, mx.array]:
     }
 
 
-def load_adapter(model: Model, folder: str | Path) -> None:
+def load_adapter(model: Model, folder: str | Path, *, check_weights: bool = False) -> None:
     """Give a model the adapters of a folder.
+
+    Args:
+        model: is changed.
+        folder: of the adapters.
+        check_weights: whether to refuse NaN and infinite values.
 
     Raises:
         CheckpointError: the adapter does not fit the model: names the first array that is
@@ -174,8 +222,18 @@ def load_adapter(model: Model, folder: str | Path) -> None:
     folder = local_path(folder, CheckpointError)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}; give the folder of an adapter")
-    add_adapters(model, AdapterConfig.read(folder), seed=0)
-    load_adapter_weights(model, folder)
+    config = AdapterConfig.read(folder)
+    # Compared first: what does not fit costs no memory.
+    files = _open(folder, _adapter_shapes(linear_layers(model), config))
+    if config.base_digest not in (None, base_digest(model)):
+        logger.warning(
+            "%s was trained for %s, and this is another model (its norms differ): answers may be"
+            " wrong",
+            folder,
+            quoted(config.base_model) if config.base_model else "other weights",
+        )
+    add_adapters(model, config, seed=0)
+    _fill(model, files, check_weights=check_weights)
 
 
 def load_adapter_weights(model: Model, folder: Path) -> None:
@@ -184,33 +242,62 @@ def load_adapter_weights(model: Model, folder: Path) -> None:
     Raises:
         CheckpointError: as `load_adapter`.
     """
+    expected = {path: tuple(array.shape) for path, array in adapter_parameters(model).items()}
+    _fill(model, _open(folder, expected), check_weights=True)
+
+
+def _open(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> CheckpointFiles:
+    """Open the weights of a folder, and compare them with what is expected."""
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}")
     files = CheckpointFiles(folder, only=file)
-    _check(file, files, adapter_parameters(model))
-    loaded = [(path, files.take(path)) for path in files.tensors]
-    model.load_weights(loaded, strict=False)
-    mx.eval([array for _, array in loaded])
-    model.eval()
-
-
-def _check(file: Path, files: CheckpointFiles, expected: Mapping[str, mx.array]) -> None:
     problems = [
-        f"{path} is missing; expected shape {tuple(array.shape)}"
-        for path, array in expected.items()
+        f"{path} is missing; expected shape {shape}"
+        for path, shape in expected.items()
         if path not in files.tensors
     ]
     for path, tensor in sorted(files.tensors.items()):
         if path not in expected:
-            problems.append(f"{path} of shape {tensor.shape} has no place in the model")
-        elif tensor.shape != tuple(expected[path].shape):
             problems.append(
-                f"{path} has shape {tensor.shape}; expected {tuple(expected[path].shape)}"
+                f"{shown(path)} of shape {quoted(tensor.shape)} has no place in the model"
             )
+        elif tensor.shape != expected[path]:
+            problems.append(f"{path} has shape {quoted(tensor.shape)}; expected {expected[path]}")
+        elif tensor.dtype not in FLOATING:
+            problems.append(f"{path} is stored as {tensor.dtype}; expected {', '.join(FLOATING)}")
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(f"{file}: {problems[0]}{more}")
+    return files
+
+
+def _fill(model: Model, files: CheckpointFiles, *, check_weights: bool) -> None:
+    if check_weights:
+        for tensor in files.tensors.values():
+            check_values(tensor, files.rows(tensor.name, 0, tensor.shape[0]))
+    loaded = [(path, files.take(path)) for path in files.tensors]
+    try:
+        mx.eval([array for _, array in loaded])
+    except RuntimeError as error:
+        raise CheckpointError(f"{files.folder} cannot be read: {reason(error)}") from None
+    model.load_weights(loaded, strict=False)
+    model.eval()
+
+
+def base_digest(model: Model) -> str:
+    """Return a digest of a model's norms, which neither adapters nor quantization change.
+
+    Computed in bfloat16, so that it is the same for a model that was stored with more bits.
+    """
+    digest = hashlib.sha256()
+    for path, array in sorted(floating(model)):
+        if "norm" in path:
+            rounded = array.astype(mx.bfloat16)
+            mx.eval(rounded)
+            digest.update(f"{path} {rounded.shape} ".encode())
+            digest.update(as_bytes(mx.contiguous(rounded)).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def floating(model: nn.Module) -> Iterable[tuple[str, mx.array]]:

@@ -8,7 +8,7 @@ from ..config.checkpoint_config import CheckpointConfig
 from ..config.dtypes import as_dtype
 from ..config.json_file import quoted, read_json
 from ..config.model_config import MODEL_TYPES
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError, PromptError, UnsupportedSettingError
 from ..model import Model
 from ..processing.chat_template import ChatTemplate
 from ..processing.image_processor import ImageProcessor
@@ -72,9 +72,9 @@ def read_config(folder: Path) -> CheckpointConfig:
     config_json = read_json(folder / "config.json")
     model_type = config_json.get("model_type") if isinstance(config_json, dict) else None
     if isinstance(model_type, str) and model_type not in MODEL_TYPES:
-        raise CheckpointError(
-            f"{folder} is a model of type {quoted(model_type)}; this package runs Jina-VLM"
-            f" ({' or '.join(MODEL_TYPES)})"
+        raise UnsupportedSettingError(
+            f"{folder} is another model: config.json.model_type = {quoted(model_type)}; this"
+            f" package runs Jina-VLM ({' or '.join(MODEL_TYPES)})"
         )
     files = {name: folder / name for name in CONFIG_FILES[1:] if (folder / name).exists()}
     return CheckpointConfig.read(

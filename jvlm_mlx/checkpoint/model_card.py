@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 _KEPT_METADATA = ("license", "license_name", "license_link", "language", "base_model")
+_USE = """## Use
+
+    pip install jvlm-mlx
+    jvlm generate --model THIS_FOLDER_OR_REPOSITORY -i photo.jpg -p "What is this?\""""
 _MAX_CARD_BYTES = 2**20
 _MAX_CHARACTERS = 500  # of a value that is kept
 
@@ -73,19 +77,7 @@ def model_card(
         tags=["mlx", "jina-vlm", "vision-language-model"],
         **kept,
     )
-    return (
-        "\n\n".join(
-            (
-                f"---\n{data.to_yaml()}\n---",
-                f"# {title}",
-                *sections,
-                "## Use",
-                "    pip install jvlm-mlx\n"
-                '    jvlm generate --model THIS_FOLDER_OR_REPOSITORY -i photo.jpg -p "What is this?"',
-            )
-        )
-        + "\n"
-    )
+    return "\n\n".join((f"---\n{data.to_yaml()}\n---", f"# {title}", *sections, _USE)) + "\n"
 
 
 def trained_card(source: Path, how: str) -> str:

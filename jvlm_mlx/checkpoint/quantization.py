@@ -44,9 +44,7 @@ class Quantization:
         rows, inputs = shape
         groups = (rows, inputs // self.group_size)
         packed = (rows, inputs * self.bits // 32)
-        return {
-            f"{layer}.{kind}": packed if kind == "weight" else groups for kind in self.tensors
-        }
+        return {f"{layer}.{kind}": packed if kind == "weight" else groups for kind in self.tensors}
 
 
 def infer_quantization(

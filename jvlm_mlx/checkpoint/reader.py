@@ -87,7 +87,7 @@ class CheckpointFiles:
                 )
             if not _is_file(file):
                 raise CheckpointError(
-                    f"{self.folder} has no {_shown(name)}, which {index.name} names;"
+                    f"{self.folder} has no {shown(name)}, which {index.name} names;"
                     " download it again or copy the missing file"
                 )
             files[name] = file
@@ -214,7 +214,7 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise _damaged(file, f"{quoted(name)} has no type, shape or place")
     if dtype not in BY_CODE:
         raise CheckpointError(
-            f"{file}: {_shown(name)} is stored as {_shown(dtype)}; supported: {', '.join(BY_CODE)}"
+            f"{file}: {shown(name)} is stored as {shown(dtype)}; supported: {', '.join(BY_CODE)}"
         )
     if any(side > _MAX_SIDE for side in shape):
         raise _damaged(file, f"{quoted(name)} has shape {quoted(tuple(shape))}")
@@ -226,8 +226,7 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
 
 def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(number, int) and not isinstance(number, bool) and number >= 0
-        for number in value
+        isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in value
     )
 
 
@@ -244,8 +243,6 @@ def _is_file(file: Path) -> bool:
         return False
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Return a name as messages quote it: plain where it is short."""
     return name if len(name) <= 80 and name.isprintable() else quoted(name)
-
-

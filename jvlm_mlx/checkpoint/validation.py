@@ -12,9 +12,8 @@ from ..config.json_file import quoted, read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from .hub import TOKENIZER_FILES
-from .names import Layout
 from .quantization import Quantization
-from .reader import CheckpointFiles, StoredTensor
+from .reader import CheckpointFiles, StoredTensor, shown
 
 FLOATING = tuple(dtype.code for dtype in FLOAT_DTYPES.values())
 MAX_TOKENIZER_BYTES = 64 * 2**20
@@ -114,7 +113,7 @@ def check_tensors(
                     f" expected {', '.join(allowed)}"
                 )
     problems += [
-        f"{quoted(name)} in {tensor.file.name} of shape {quoted(tensor.shape)} has no place in"
+        f"{shown(name)} in {tensor.file.name} of shape {quoted(tensor.shape)} has no place in"
         " the model"
         for name, tensor in sorted(tensors.items())
         if name not in expected and not unused(name)
@@ -224,9 +223,19 @@ def weight_problem(
         magnitude = float(np.uint32(wide).view(np.float32))
         if magnitude >= _FLOAT16_LIMIT:
             return (
-                f"has values up to {magnitude:.4g}, too large for float16;"
-                " use bfloat16 or float32"
+                f"has values up to {magnitude:.4g}, too large for float16; use bfloat16 or float32"
             )
     return None
 
 
+def check_values(
+    tensor: StoredTensor, values: npt.NDArray[Any], mode: str = "", *, float16: bool = False
+) -> None:
+    """Refuse stored values with a problem; arguments as for `weight_problem`.
+
+    Raises:
+        CheckpointError: names the tensor and its file.
+    """
+    problem = weight_problem(values, tensor.dtype, mode, float16=float16)
+    if problem:
+        raise CheckpointError(f"{tensor.file}: {tensor.name} {problem}")

@@ -5,15 +5,14 @@ is in memory once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
-
 
 from ..config.json_file import quoted
 from ..config.model_config import ModelConfig
@@ -29,7 +28,7 @@ from .quantization import (
     unpack,
 )
 from .reader import CheckpointFiles, StoredTensor
-from .validation import check_sizes, check_tensors, weight_problem
+from .validation import check_sizes, check_tensors, check_values
 
 ValueCheck = Callable[[StoredTensor, npt.NDArray[Any]], None]
 """Called with stored values that were read."""
@@ -142,9 +141,7 @@ class Checkpoint:
             array = array.astype(dtype)
         return array
 
-    def rows(
-        self, path: str, start: int, stop: int, check: ValueCheck | None = None
-    ) -> mx.array:
+    def rows(self, path: str, start: int, stop: int, check: ValueCheck | None = None) -> mx.array:
         """Return rows of a parameter as they are stored, joined from its parts.
 
         Args:
@@ -179,9 +176,7 @@ class Checkpoint:
         if quantization is None:
             return self.rows(path, start, stop, check).astype(dtype)
         layer = path.removesuffix(".weight")
-        packed = [
-            self.rows(f"{layer}.{kind}", start, stop, check) for kind in quantization.tensors
-        ]
+        packed = [self.rows(f"{layer}.{kind}", start, stop, check) for kind in quantization.tensors]
         return unpack(packed, quantization, dtype)
 
     def value_check(self, *, float16: bool = False) -> ValueCheck:
@@ -196,10 +191,7 @@ class Checkpoint:
         }
 
         def check(tensor: StoredTensor, values: npt.NDArray[Any]) -> None:
-            mode = modes.get(tensor.name, "")
-            problem = weight_problem(values, tensor.dtype, mode, float16=float16)
-            if problem:
-                raise CheckpointError(f"{tensor.file}: {tensor.name} {problem}")
+            check_values(tensor, values, modes.get(tensor.name, ""), float16=float16)
 
         return check
 
@@ -281,14 +273,21 @@ def empty_model(config: ModelConfig, quantized: dict[str, Quantization] | None =
         config: of the model.
         quantized: layers that take packed weights, by path.
     """
-    # Modules draw their first weights, which nobody ever evaluates.
-    high, low = mx.random.state[0].tolist()
-    try:
+    with unchanged_random_state():
         model = Model(config)
         quantize_layers(model, quantized or {})
+    return model
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Keep the process's random numbers as they were: modules draw their first weights."""
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    try:
+        yield
     finally:
         mx.random.seed(high << 32 | low)
-    return model
 
 
 def model_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
@@ -309,7 +308,9 @@ def find_layout(files: CheckpointFiles) -> Layout:
     if layout is None:
         names = ", ".join(sorted(files.tensors)[:3])
         names = names if len(names) < 200 else quoted(names)
-        raise CheckpointError(f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ...")
+        raise CheckpointError(
+            f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ..."
+        )
     return layout
 
 
@@ -390,5 +391,3 @@ def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]
         )
 
     return is_unused
-
-

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from ..config.dtypes import BY_CODE, BY_MLX
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
-from .model_card import trained_card
+from .model_card import CARD, trained_card
 from .reader import INDEX_NAME, SINGLE_NAME
-from .saving import CARD, CONFIG, config_text, copy_files, updated_config
+from .saving import CONFIG, config_text, copy_files, updated_config
 from .weights import as_bytes
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ..checkpoint.names import PARTS
-from ..conversion.comparison import severity
 from ..conversion.converter import Conversion
 from ..conversion.inspection import CACHE_TOKENS, Inspection
 from ..conversion.verification import Verification
+from ..conversion.weight_error import severity
 from ..units import bytes_text, count_text
 from .formatting import table
 
@@ -31,9 +31,9 @@ def conversion_text(conversion: Conversion) -> str:
         bytes_text(sum(plan.output_bytes.values())), f"{plan.bits_per_weight:.2f}", "",
     ))  # fmt: skip
     head = ("part", "weights", "before", "after", "bits/weight", "weight error")
-    if conversion.path is None:  # nothing was rounded, so there is nothing to measure
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    lines = [table(head, rows)]
+    # In a dry run nothing was rounded, so there is no error to show.
+    columns = slice(None) if conversion.path else slice(-1)
+    lines = [table(head[columns], [row[columns] for row in rows])]
     if plan.dropped:
         lines.append(f"dropped: {len(plan.dropped)} tensors that nothing needs")
     if plan.mlp_size != plan.unpadded_mlp_size:

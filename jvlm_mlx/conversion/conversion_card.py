@@ -1,25 +1,15 @@
 """The model card of a conversion: sizes, rounding errors, and the quality that was measured."""
 
-import errno
-import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import DEMO, is_repository, origin
-from ..checkpoint.loader import read_config
-from ..checkpoint.model_card import CARD, card_metadata, markdown_table, model_card
+from ..checkpoint.hub import is_repository
+from ..checkpoint.model_card import markdown_table, model_card
 from ..checkpoint.names import PARTS
-from ..checkpoint.reader import CheckpointFiles
-from ..checkpoint.saving import CONFIG, RECORD_KEY, Record, config_text, read_record
-from ..checkpoint.weights import Checkpoint
-from ..config.json_file import read_json
-from ..errors import ConversionError, RequestError
-from ..files import atomic_file, local_path
+from ..checkpoint.saving import Record
 from ..units import bytes_text, count_text
-from .plan import Plan, plan_conversion
-from .recipes import RECIPES, ConversionOptions
+from .plan import Plan
+from .recipes import RECIPES
 
 
 def conversion_card(plan: Plan, record: Record, metadata: Mapping[str, Any]) -> str:
@@ -115,63 +105,3 @@ def _quality(quality: Mapping[str, Any]) -> str:
         rows.append(("mean cosine of image features", f"{quality['feature_cosine']:.5f}"))
     asked = f"{quality['questions']} questions, {quality['tokens']} tokens of answers"
     return markdown_table((f"compared with `{quality['reference']}`", asked), rows)
-
-
-def check_card(converted: str, *, weights_only: bool) -> None:
-    """Refuse a card that could not be updated, before anything is measured for it.
-
-    Args:
-        converted: the conversion, as `verify` is given it.
-        weights_only: whether no questions are to be asked.
-
-    Raises:
-        RequestError: the conversion is no local folder that this package wrote, or no
-            questions are asked.
-        ConversionError: the folder cannot be written to.
-    """
-    if weights_only:
-        raise RequestError("the card shows what answers were like: do not leave out the questions")
-    if converted == DEMO:
-        # What is measured under this name is never a folder of the user's.
-        raise RequestError(f"{DEMO} comes with this package, and its card stays as it is")
-    folder = local_path(converted, RequestError)
-    config_json = read_json(folder / CONFIG) if folder.is_dir() else {}
-    if not isinstance(config_json, dict) or read_record(config_json) is None:
-        raise RequestError(f"{folder} is no local folder that jvlm convert wrote; it has no card")
-    if not os.access(folder, os.W_OK):
-        raise ConversionError(f"{folder} cannot be written: {os.strerror(errno.EACCES)}")
-
-
-def update_card(converted: str, source: str, quality: dict[str, Any]) -> None:
-    """Write the measured quality into a conversion's model card and config.json.
-
-    Args:
-        converted: folder of the conversion.
-        source: what it was compared with.
-        quality: figures by name, None where nothing was measured.
-
-    Raises:
-        RequestError: as `check_card`.
-        ConversionError: the folder cannot be written to, or what was measured is no number.
-    """
-    check_card(converted, weights_only=not quality["questions"])
-    folder = local_path(converted, RequestError)
-    if not all(math.isfinite(value) for value in quality.values() if value is not None):
-        raise ConversionError(
-            f"the answers of {folder} are no numbers, so its card is left as it is"
-        )
-    reference = source.rstrip("/")
-    if Path(reference).expanduser().is_dir():
-        reference, _ = origin(Path(reference).expanduser())
-    config_json = read_json(folder / CONFIG)
-    config_json[RECORD_KEY]["quality"] = {"reference": reference, **quality}
-    record = read_record(config_json)
-    assert record is not None
-    checkpoint = Checkpoint.open(CheckpointFiles(folder), read_config(folder).model)
-    plan = plan_conversion(
-        checkpoint, ConversionOptions(), unpadded_mlp_size=record.unpadded_mlp_size
-    )
-    with atomic_file(folder / CONFIG, ConversionError) as file:
-        file.write_text(config_text(config_json), encoding="utf-8")
-    with atomic_file(folder / CARD, ConversionError) as file:
-        file.write_text(conversion_card(plan, record, card_metadata(folder)), encoding="utf-8")

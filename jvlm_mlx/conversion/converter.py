@@ -33,7 +33,7 @@ from ..progress import Progress, ProgressEvent, no_progress
 from ..version import __version__
 from .conversion_card import conversion_card
 from .plan import Plan, plan_conversion
-from .recipes import ConversionOptions
+from .recipes import ConversionOptions, from_quant_predicate
 from .transform import Squares, relative_error, transform_rows
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def convert(
     q_group_size: int | None = None,
     q_mode: str | None = None,
     recipe: str | None = None,
+    quant_predicate: str | None = None,
     dequantize: bool = False,
     upload_repo: str | None = None,
     dry_run: bool = False,
@@ -91,6 +92,7 @@ def convert(
         q_group_size: 32, 64 or 128; None for 64, or for that of the mode.
         q_mode: `affine` (also for None), `mxfp4`, `mxfp8` or `nvfp4`.
         recipe: `uniform` (also for None), `mixed` or `language-only`.
+        quant_predicate: mlx-lm's name of a recipe and its bits, such as `mixed_4_6`.
         dequantize: whether what is quantized in the source becomes ordinary weights first.
         upload_repo: repository of the Hub to upload the result to, created if need be.
         dry_run: whether to plan only: nothing is written, and weights are not looked through.
@@ -102,6 +104,10 @@ def convert(
     Raises:
         JvlmError: with one line that says what is wrong with options, source or target.
     """
+    if quant_predicate is not None:
+        if (recipe, q_bits) != (None, None):
+            raise RequestError("quant_predicate gives recipe and q_bits: leave those two out")
+        recipe, q_bits = from_quant_predicate(quant_predicate)
     options = ConversionOptions(
         dtype=dtype,
         quantize=quantize,

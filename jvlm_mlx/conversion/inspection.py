@@ -11,8 +11,8 @@ from ..checkpoint.reader import CheckpointFiles, StoredTensor
 from ..checkpoint.saving import CONFIG, Record, read_record
 from ..checkpoint.validation import check_sizes
 from ..checkpoint.weights import find_layout, model_shapes, parameter_parts, unused_tensors
-from ..config.dtypes import BY_CODE
 from ..config.config_reader import ConfigReader
+from ..config.dtypes import BY_CODE
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError

@@ -198,9 +198,7 @@ def plan_conversion(
             )
         )
     tensors = source.files.tensors
-    used = {
-        part.name for parts in source.parts.values() for part in parts if part.name in tensors
-    }
+    used = {part.name for parts in source.parts.values() for part in parts if part.name in tensors}
     if zero_decoder_biases:
         used -= {
             part.name

@@ -93,7 +93,9 @@ class ConversionOptions:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
-            raise RequestError(f"dtype {quoted(self.dtype)} is not one of {', '.join(FLOAT_DTYPES)}")
+            raise RequestError(
+                f"dtype {quoted(self.dtype)} is not one of {', '.join(FLOAT_DTYPES)}"
+            )
         if not self.quantize:
             for name in ("q_bits", "q_group_size", "q_mode", "recipe"):
                 if getattr(self, name) is not None:
@@ -152,7 +154,9 @@ def base_quantization(bits: int | None, group_size: int | None, mode: str) -> Qu
     bits = DEFAULT_BITS if bits is None else bits
     group_size = DEFAULT_GROUP_SIZE if group_size is None else group_size
     if bits not in AFFINE_BITS:
-        raise RequestError(f"q_bits {quoted(bits)} is not one of {', '.join(map(str, AFFINE_BITS))}")
+        raise RequestError(
+            f"q_bits {quoted(bits)} is not one of {', '.join(map(str, AFFINE_BITS))}"
+        )
     if group_size not in AFFINE_GROUP_SIZES:
         choices = ", ".join(map(str, AFFINE_GROUP_SIZES))
         raise RequestError(f"q_group_size {quoted(group_size)} is not one of {choices}")

@@ -1,18 +1,25 @@
 """`verify`: what a conversion cost, in weights and in answers."""
 
+import errno
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import locate_checkpoint
+from ..checkpoint.hub import DEMO, locate_checkpoint, origin
 from ..checkpoint.loader import load, read_config
+from ..checkpoint.model_card import CARD, card_metadata
 from ..checkpoint.names import PARTS
 from ..checkpoint.reader import CheckpointFiles
+from ..checkpoint.saving import CONFIG, RECORD_KEY, config_text, read_record
 from ..checkpoint.weights import Checkpoint
-from ..errors import RequestError
+from ..config.json_file import read_json
+from ..errors import ConversionError, RequestError
+from ..files import atomic_file, local_path
 from ..progress import Progress
-from .comparison import TensorError, compare_weights, relative_error, severity
+from .conversion_card import conversion_card
 from .outputs import (
     Agreement,
     Observation,
@@ -22,6 +29,9 @@ from .outputs import (
     observe,
     questions_of,
 )
+from .plan import plan_conversion
+from .recipes import ConversionOptions
+from .weight_error import TensorError, compare_weights, relative_error, severity
 
 DEFAULT_IMAGE_PROMPT = "Describe this image."
 
@@ -230,3 +240,59 @@ def _observe(
         stage=stage,
         progress=progress,
     )
+
+
+def check_card(converted: str, *, weights_only: bool) -> None:
+    """Refuse a card that could not be updated, before anything is measured for it.
+
+    Args:
+        converted: the conversion, as `verify` is given it.
+        weights_only: whether no questions are to be asked.
+
+    Raises:
+        RequestError: the conversion is no local folder that this package wrote, or no
+            questions are asked.
+        ConversionError: the folder cannot be written to.
+    """
+    if weights_only:
+        raise RequestError("the card shows what answers were like: do not leave out the questions")
+    if converted == DEMO:
+        # What is measured under this name is never a folder of the user's.
+        raise RequestError(f"{DEMO} comes with this package, and its card stays as it is")
+    folder = local_path(converted, RequestError)
+    config_json = read_json(folder / CONFIG) if folder.is_dir() else {}
+    if not isinstance(config_json, dict) or read_record(config_json) is None:
+        raise RequestError(f"{folder} is no local folder that jvlm convert wrote; it has no card")
+    if not os.access(folder, os.W_OK):
+        raise ConversionError(f"{folder} cannot be written: {os.strerror(errno.EACCES)}")
+
+
+def update_card(verification: Verification) -> None:
+    """Write the measured quality into the conversion's model card and config.json.
+
+    Raises:
+        RequestError: as `check_card`.
+        ConversionError: the folder cannot be written to, or what was measured is no number.
+    """
+    check_card(verification.converted, weights_only=not verification.answers)
+    folder = local_path(verification.converted, RequestError)
+    quality = verification.quality()
+    if not all(math.isfinite(value) for value in quality.values() if value is not None):
+        raise ConversionError(
+            f"the answers of {folder} are no numbers, so its card is left as it is"
+        )
+    reference = verification.source.rstrip("/")
+    if Path(reference).expanduser().is_dir():
+        reference, _ = origin(Path(reference).expanduser())
+    config_json = read_json(folder / CONFIG)
+    config_json[RECORD_KEY]["quality"] = {"reference": reference, **quality}
+    record = read_record(config_json)
+    assert record is not None
+    checkpoint = Checkpoint.open(CheckpointFiles(folder), read_config(folder).model)
+    plan = plan_conversion(
+        checkpoint, ConversionOptions(), unpadded_mlp_size=record.unpadded_mlp_size
+    )
+    with atomic_file(folder / CONFIG, ConversionError) as file:
+        file.write_text(config_text(config_json), encoding="utf-8")
+    with atomic_file(folder / CARD, ConversionError) as file:
+        file.write_text(conversion_card(plan, record, card_metadata(folder)), encoding="utf-8")

@@ -8,20 +8,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.adapters import adapted_layers
-from ..checkpoint.copied_files import check_template
-from ..checkpoint.folder_swap import check_target
 from ..checkpoint.hub import locate_checkpoint
-from ..checkpoint.loader import load
-from ..checkpoint.padding import resized_shape
-from ..checkpoint.quantization import Quantization, unpack
-from ..checkpoint.record import read_record
+from ..checkpoint.loader import check_template, load
+from ..checkpoint.quantization import Quantization, resized_shape, unpack
+from ..checkpoint.saving import check_target, read_record
+from ..checkpoint.writer import write_model
 from ..config.json_file import read_json
 from ..conversion.converter import convert
 from ..errors import CheckpointError, ConversionError, RequestError
 from ..files import atomic_folder, local_path
 from ..model import Model
 from ..progress import Progress
-from .checkpoints import write_model
 from .optimizer import Arrays, flat
 
 

@@ -6,7 +6,7 @@ is one process and nothing here does anything.
 
 import mlx.core as mx
 
-from ..checkpoint.row_reader import as_float
+from ..checkpoint.weights import as_float
 
 Arrays = dict[str, mx.array]
 

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint.row_reader import as_float
+from ..checkpoint.weights import as_float
 from ..config.dtypes import FLOAT_DTYPES
 from ..errors import TrainingError
 from ..model import Model

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.adapters import AdapterConfig, adapted_layers
+from ..checkpoint.writer import write_model
 from ..config.dtypes import FLOAT_DTYPES
 from ..errors import TrainingError
 from ..model import Model
@@ -21,7 +22,6 @@ from .checkpoints import (
     saved_steps,
     step_folder,
     write_adapter,
-    write_model,
 )
 from .data_feed import AHEAD, Feed
 from .loss import prepare

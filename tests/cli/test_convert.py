@@ -1,6 +1,7 @@
 """The terminal: `python -m convert`, its subcommands, uploads, and the model card."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import metadata_load
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_OK, run_subcommand
 from jvlm_mlx.conversion.converter import convert
@@ -64,20 +65,42 @@ def test_every_flag_arrives(monkeypatch, capsys):
     run(
         capsys, "--hf-path", "a/b", "--mlx-path", "out", "--revision", "v1", "--dtype", "float16",
         "--quantize", "--q-bits", 5, "--q-group-size", 128, "--q-mode", "mxfp8", "--recipe",
-        "mixed", "--dequantize", "--upload-repo", "c/d", "--dry-run", "--force", "--quiet",
+        "mixed", "-d", "--quant-predicate", "mixed_4_6", "--upload-repo", "c/d", "--dry-run",
+        "--force", "--quiet",
     )  # fmt: skip
     assert given.pop("progress") is not None
     assert given == {
         "source": "a/b", "target": Path("out"), "revision": "v1", "dtype": "float16",
         "quantize": True, "q_bits": 5, "q_group_size": 128, "q_mode": "mxfp8", "recipe": "mixed",
-        "dequantize": True, "upload_repo": "c/d", "dry_run": True, "force": True,
-        "show_progress": False,
+        "quant_predicate": "mixed_4_6", "dequantize": True, "upload_repo": "c/d",
+        "dry_run": True, "force": True, "show_progress": False,
     }  # fmt: skip
 
 
+def test_the_folder_is_mlx_model_by_default(grouped, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    code, out, _ = run(capsys, "--hf-path", grouped)
+    assert (code, out.splitlines()[-1]) == (EXIT_OK, "written: mlx_model")
+    assert entries_of(Path.cwd()) == ["mlx_model"]
+
+
+def test_a_quant_predicate_is_a_recipe_with_its_bits(grouped, tmp_path):
+    options = {"quantize": True, "q_group_size": 32}
+    convert(grouped, tmp_path / "one", quant_predicate="mixed_4_6", **options)
+    convert(grouped, tmp_path / "two", recipe="mixed", q_bits=4, **options)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+
+
 def test_a_dry_run_prints_the_plan(grouped, tmp_path, capsys):
-    code, out, _ = run(capsys, "--hf-path", grouped, "-q", "--q-group-size", 32, "--dry-run")
+    convert(grouped, tmp_path / "half", dtype="float16")
+    code, out, _ = run(
+        capsys, "--hf-path", tmp_path / "half", "-q", "--q-group-size", 32, "--dry-run"
+    )
     assert code == EXIT_OK
+    # The source's own conversion has an error on record, which is none of this one.
+    assert "error" not in out
+    shutil.rmtree(tmp_path / "half")
     assert out.splitlines()[-1] == "nothing was written"
     assert out.splitlines()[2].split()[0] == "tower"
     assert entries_of(tmp_path) == []
@@ -85,7 +108,10 @@ def test_a_dry_run_prints_the_plan(grouped, tmp_path, capsys):
 
 def test_mistakes_are_one_line(grouped, tmp_path, capsys):
     for arguments, message in (
-        (["--hf-path", grouped], "mlx_path is missing"),
+        (["--hf-path", grouped, "-q", "--quant-predicate", "mixed_3_6"],
+         "no recipe means the same as quant-predicate 'mixed_3_6'; use mixed_4_6, or recipe"),
+        (["--hf-path", grouped, "-q", "--quant-predicate", "mixed_4_6", "--q-bits", 4],
+         "quant_predicate gives recipe and q_bits"),
         (["--hf-path", grouped, "--mlx-path", tmp_path / "out", "--recipe", "mixed"],
          "recipe is for quantization; add quantize (-q), too"),
         (["--hf-path", tmp_path / "nowhere", "--mlx-path", tmp_path / "out"], "there is no folder"),
@@ -207,16 +233,35 @@ def test_upload(grouped, tmp_path, hub):
     assert upload[2]["files"] == entries_of(tmp_path / "out")
 
 
-def test_an_upload_that_fails_leaves_the_conversion(grouped, tmp_path, hub, monkeypatch):
+def http_error(status):
     class Response:
         request = None
+        status_code = status
 
         def __init__(self):
             self.headers = {}
 
-    monkeypatch.setattr(hub, "refusal", HfHubHTTPError("no access\nsorry", response=Response()))
-    with pytest.raises(ConversionError, match="is complete, but cannot be uploaded to me/vlm: no"):
+    return HfHubHTTPError("no\nsorry", response=Response())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (http_error(403), "the Hub denies access (HTTP 403)"),
+        (http_error(429), "the Hub refuses more requests for now (HTTP 429)"),
+        (http_error(500), "the Hub itself has a problem (HTTP 500); try again later"),
+        (OfflineModeIsEnabled("offline"), "offline mode is on (HF_HUB_OFFLINE)"),
+        (LookupError("of the HTTP library"), "the Hub cannot be reached (of the HTTP library)"),
+    ],
+)
+def test_an_upload_that_fails_leaves_the_conversion(
+    grouped, tmp_path, hub, monkeypatch, error, said
+):
+    monkeypatch.setattr(hub, "refusal", error)
+    message = f"out is complete, but cannot be uploaded to me/vlm: {said}"
+    with pytest.raises(ConversionError, match=re.escape(message)) as caught:
         convert(grouped, tmp_path / "out", upload_repo="me/vlm")
+    assert "\n" not in str(caught.value)
     assert (tmp_path / "out" / "config.json").is_file()
 
 

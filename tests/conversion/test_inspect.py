@@ -17,10 +17,11 @@ from benchmarks.random_checkpoint import (
     released_config,
     write_config,
 )
-from jvlm_mlx.checkpoint.row_reader import RowReader
+from jvlm_mlx.checkpoint.reader import CheckpointFiles
 from jvlm_mlx.checkpoint.writer import ShardWriter
+from jvlm_mlx.cli.conversion_report import inspection_json, inspection_text
 from jvlm_mlx.conversion.converter import convert
-from jvlm_mlx.conversion.inspection import as_json, as_text, inspect
+from jvlm_mlx.conversion.inspection import inspect
 from jvlm_mlx.errors import CheckpointError
 
 
@@ -30,7 +31,7 @@ def no_reading(monkeypatch):
         raise AssertionError("weights are read")
 
     monkeypatch.setattr(mx, "load", refuse)
-    monkeypatch.setattr(RowReader, "read", refuse)
+    monkeypatch.setattr(CheckpointFiles, "rows", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def released(tmp_path_factory):
     with ShardWriter(folder, [outputs]):
         pass
     file = folder / "model.safetensors"
-    os.truncate(file, file.stat().st_size + sum(output.bytes for output in outputs))
+    os.truncate(file, file.stat().st_size + sum(output.nbytes for output in outputs))
     write_config(folder, config)
     return folder
 
@@ -73,7 +74,7 @@ def test_the_released_geometry(released, no_reading):
     assert inspection.cache_bytes == 1000 * 28 * 2 * 8 * 128 * 2
     biases = 28 * 4096 * 2
     assert inspection.unused_bytes == 2 * unused + biases
-    text = as_text(inspection)
+    text = inspection_text(inspection)
     assert "memory when loaded: 4.90 GB" in text
     assert "KV cache for 1,000 tokens: 115 MB" in text
 
@@ -160,7 +161,7 @@ def test_a_single_shard(grouped, no_reading):
     inspection = inspect(file)
     assert inspection.files == 1
     assert inspection.missing > 0
-    assert f"missing here: {inspection.missing} tensors" in as_text(inspection)
+    assert f"missing here: {inspection.missing} tensors" in inspection_text(inspection)
     total = sum(inspect(shard).bytes for shard in grouped.glob("*.safetensors"))
     assert total == inspect(grouped).bytes
 
@@ -174,8 +175,8 @@ def test_a_file_alone(grouped, tmp_path):
     assert inspection.weights is None
     assert inspection.cache_bytes is None
     assert {part.name: part.weights for part in inspection.parts}["head"] is None
-    assert "?" in as_text(inspection)
-    assert json.loads(json.dumps(as_json(inspection)))["layout"] == "own"
+    assert "?" in inspection_text(inspection)
+    assert json.loads(json.dumps(inspection_json(inspection)))["layout"] == "own"
 
 
 def test_the_demo_and_a_repository(grouped, monkeypatch):

@@ -12,7 +12,7 @@ from jvlm_mlx.checkpoint.loader import read_config
 from jvlm_mlx.checkpoint.quantization import Quantization, pack, unpack
 from jvlm_mlx.checkpoint.reader import CheckpointFiles
 from jvlm_mlx.checkpoint.weights import Checkpoint
-from jvlm_mlx.conversion import write_weights as weights_module
+from jvlm_mlx.conversion import converter as converter_module
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import RequestError
 from jvlm_mlx.model import Model
@@ -238,7 +238,7 @@ def test_a_tower_whose_first_projection_is_packed_already_is_padded(
 ):
     """As the existing conversion leaves the released tower: 4304 rows fit, 4304 inputs do not."""
     # Blocks of 7 rows, so that the last ones are nothing but padding.
-    monkeypatch.setattr(weights_module, "BLOCK_VALUES", 7 * 64)
+    monkeypatch.setattr(converter_module, "MAX_BLOCK_VALUES", 7 * 64)
     source = write_grouped(tmp_path / "source", layout="mlx")
     weights = tensors_of(source)
     for layer in range(5):

@@ -3,9 +3,9 @@
 import pytest
 
 from jvlm_mlx.checkpoint.quantization import Quantization
-from jvlm_mlx.conversion.conversion_options import ConversionOptions
 from jvlm_mlx.conversion.recipes import (
     RECIPES,
+    ConversionOptions,
     base_quantization,
     choose_quantization,
     more_quantization,
@@ -74,10 +74,10 @@ def test_defaults_are_four_bits_in_groups_of_64():
         ({"recipe": "mixed"}, "recipe is for quantization; add quantize"),
         ({"quantize": True, "q_bits": 7}, "q_bits 7 is not one of 2, 3, 4, 5, 6, 8"),
         ({"quantize": True, "q_group_size": 48}, "q_group_size 48 is not one of 32, 64, 128"),
-        ({"quantize": True, "q_mode": "fp8"}, "q_mode fp8 is not one of affine, mxfp4"),
+        ({"quantize": True, "q_mode": "fp8"}, "q_mode 'fp8' is not one of affine, mxfp4"),
         ({"quantize": True, "q_mode": "mxfp4", "q_bits": 8}, "mxfp4 has 4 bits in groups of 32"),
-        ({"quantize": True, "recipe": "best"}, "recipe best is not one of uniform, mixed"),
-        ({"dtype": "float64"}, "dtype float64 is not one of float32, float16, bfloat16"),
+        ({"quantize": True, "recipe": "best"}, "recipe 'best' is not one of uniform, mixed"),
+        ({"dtype": "float64"}, "dtype 'float64' is not one of float32, float16, bfloat16"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

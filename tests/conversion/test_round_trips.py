@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 import jvlm_mlx
 from benchmarks.random_checkpoint import small_config, write_random_checkpoint
 from jvlm_mlx.checkpoint.loader import read_config
-from jvlm_mlx.checkpoint.writer import file_header
-from jvlm_mlx.conversion import write_weights as weights_module
+from jvlm_mlx.checkpoint.writer import Output, file_header
+from jvlm_mlx.config.dtypes import BY_CODE
+from jvlm_mlx.conversion import converter as converter_module
 from jvlm_mlx.conversion.converter import convert
-from jvlm_mlx.conversion.plan import DTYPE_BYTES, Output
 from tests.helpers.converting import (
     answers,
     bytes_of,
@@ -100,7 +100,7 @@ def test_the_size_of_blocks_makes_no_difference(grouped, tmp_path, monkeypatch, 
     options = {"quantize": True, **mode}
     convert(grouped, tmp_path / "large", **options)
     # A block of 7 rows of 64: blocks end within parts, within padding, between sampled rows.
-    monkeypatch.setattr(weights_module, "BLOCK_VALUES", 7 * 64)
+    monkeypatch.setattr(converter_module, "MAX_BLOCK_VALUES", 7 * 64)
     convert(grouped, tmp_path / "small", **options)
     assert bytes_of(tmp_path / "small") == bytes_of(tmp_path / "large")
 
@@ -178,9 +178,9 @@ def test_tensors_are_aligned_whatever_their_sizes():
     ]
     data, starts = file_header(outputs)
     for output in outputs:
-        assert starts[output.name] % DTYPE_BYTES[output.dtype] == 0
+        assert starts[output.name] % BY_CODE[output.dtype].nbytes == 0
     # One behind the other, as the format demands.
-    places = sorted((starts[output.name], output.bytes) for output in outputs)
+    places = sorted((starts[output.name], output.nbytes) for output in outputs)
     assert places[0][0] == len(data)
     for (start, size), (following, _) in itertools.pairwise(places):
         assert start + size == following

@@ -146,7 +146,12 @@ def test_whole_numbers_where_weights_belong_are_refused(tiny_copy, tmp_path):
 
     spoil(tiny_copy, change)
     target = tmp_path / "targets" / "out"
-    refused(CheckpointError, tiny_copy, target, "lm_head.weight is stored as U8; expected F32")
+    refused(
+        CheckpointError,
+        tiny_copy,
+        target,
+        "lm_head.weight in model.safetensors is stored as U8; expected F32",
+    )
 
 
 def test_a_source_without_tokenizer_is_refused(tiny_copy, tmp_path):
@@ -367,10 +372,8 @@ def test_conversion_is_fast_enough_to_be_interrupted(golden_folder, tmp_path):
     """Guards the tests above: they rely on several reports of progress."""
     reports = []
     convert(golden_folder / "tiny", tmp_path / "out", progress=reports.append)
-    stages = [event.stage for event in reports]
-    assert stages.count("converting") > 50
-    assert stages.index("converting") > stages.count("checking") - 1
-    for stage in ("checking", "converting"):
-        done = [event.done for event in reports if event.stage == stage]
-        assert done == sorted(done)
-        assert done[-1] == next(event.total for event in reports if event.stage == stage)
+    assert {event.stage for event in reports} == {"converting"}
+    assert len(reports) > 50
+    done = [event.done for event in reports]
+    assert done == sorted(done)
+    assert done[-1] == reports[0].total

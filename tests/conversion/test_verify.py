@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
-from jvlm_mlx.cli.verify_report import as_json, as_text, update_card
+from jvlm_mlx.cli.conversion_report import verification_json, verification_text
 from jvlm_mlx.conversion import verification as verify_module
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.outputs import Observation, Question, agreement, observe
-from jvlm_mlx.conversion.verification import Bounds, verify
+from jvlm_mlx.conversion.verification import Bounds, update_card, verify
 from jvlm_mlx.errors import CheckpointError, RequestError
 from tests.helpers.converting import bytes_of, config_of, tensors_of, write_grouped
 
@@ -216,8 +216,8 @@ def test_weights_alone(grouped, quantized, monkeypatch):
     monkeypatch.setattr(verify_module, "load", None)
     result = verify(grouped, quantized, weights_only=True, bounds=Bounds(max_weight_error=0.5))
     assert result.answers == ()
-    assert "KL" not in as_text(result)
-    assert as_json(result)["kl_mean"] is None
+    assert "KL" not in verification_text(result)
+    assert verification_json(result)["kl_mean"] is None
 
 
 def test_a_damaged_layer_is_found(grouped, tmp_path):
@@ -230,15 +230,15 @@ def test_a_damaged_layer_is_found(grouped, tmp_path):
     wrong = [error for error in result.weights if error.relative]
     assert [(error.path, error.layer) for error in wrong] == [("decoder.layers.2.mlp.up.weight", 2)]
     assert wrong[0].relative == pytest.approx(2)
-    assert "decoder.layers.2.mlp.up.weight" in as_text(result)
+    assert "decoder.layers.2.mlp.up.weight" in verification_text(result)
 
 
 def test_reports_say_the_same(verification):
-    content = json.loads(json.dumps(as_json(verification)))
+    content = json.loads(json.dumps(verification_json(verification)))
     assert content["kl_mean"] == verification.kl_mean
     assert content["weight_error"] == verification.weight_errors()
     assert len(content["tensors"]) == len(verification.weights)
-    text = as_text(verification)
+    text = verification_text(verification)
     assert f"{verification.kl_mean:.3g}" in text
     assert f"{verification.feature_cosine:.5f}" in text
 
@@ -250,7 +250,7 @@ def test_the_card_takes_the_measured_quality_and_keeps_it(verification, quantize
     shutil.copytree(quantized, folder)
     update_card(dataclasses.replace(verification, converted=str(folder)))
     card = (folder / "README.md").read_text()
-    assert f"| same likeliest token | {100 * verification.top1:.2f} % |" in card
+    assert f"| same most probable token | {100 * verification.top1:.2f} % |" in card
     assert "1 questions, 6 tokens of answers" in card
     # Nothing else of the card has changed.
     assert set((quantized / "README.md").read_text().splitlines()) <= set(card.splitlines())

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jvlm_mlx.cli.conversion_report import verification_json, verification_text
 from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_OK, run_subcommand
-from jvlm_mlx.cli.verify_report import as_json, as_text, update_card
 from jvlm_mlx.conversion import verification as verify_module
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.outputs import Observation, agreement
-from jvlm_mlx.conversion.verification import Bounds, Verification, verify
+from jvlm_mlx.conversion.verification import Bounds, Verification, update_card, verify
 from jvlm_mlx.conversion.weight_error import TensorError
 from jvlm_mlx.convert import EXIT_VIOLATION
 from jvlm_mlx.errors import ConversionError, RequestError
@@ -50,7 +50,7 @@ def test_answers_that_are_no_numbers_stay_so(verification):
     assert np.isnan(verification.answers[0].kl_max)
     assert verification.top1 == 0
     assert np.isnan(verification.weight_errors()["decoder"])
-    text = as_text(verification)
+    text = verification_text(verification)
     assert text.count("nan %") == 2
     assert "decoder.norm.weight" in text
 
@@ -91,7 +91,7 @@ def test_the_worst_weights_are_those_without_numbers(order):
     ][::order]
     result = Verification("a", "b", tuple(errors), (), Bounds(max_weight_error=0.99))
     assert result.violations() == ["weight error of decoder is nan, above 0.99"]
-    (row,) = (line for line in as_text(result).splitlines() if line.startswith("decoder"))
+    (row,) = (line for line in verification_text(result).splitlines() if line.startswith("decoder"))
     assert row.split()[-1] == "decoder.c"
 
 
@@ -102,7 +102,7 @@ def test_a_bound_that_is_no_number_is_refused():
 
 
 def test_json_has_null_for_what_is_no_number(verification):
-    content = json.loads(json.dumps(as_json(verification), allow_nan=False))
+    content = json.loads(json.dumps(verification_json(verification), allow_nan=False))
     assert content["kl_mean"] is None
     assert content["weight_error"]["decoder"] is None
     assert content["weight_error"]["tower"] == 0

@@ -338,7 +338,7 @@ PATH = "decoder.layers.0.mlp.up.lora_b"
         ),
         (
             lambda arrays, config: (arrays, config | {"lora_parameters": {"rank": 4}}),
-            "no number for scale or dropout",
+            r"lora_parameters\.keys is missing",
         ),
     ],
 )
@@ -358,7 +358,7 @@ def test_an_adapter_that_does_not_fit_is_refused(bases, trained, tmp_path, chang
     [
         ({"scale": float("nan")}, "scale is nan; expected a finite number"),
         ({"dropout": 1.0}, r"dropout is 1\.0; expected from 0 to below 1"),
-        ({"dropout": -1}, "dropout is -1; expected from 0 to below 1"),
+        ({"dropout": -1}, r"dropout is -1\.0; expected from 0 to below 1"),
         ({"keys": ["decoder.layers.0.mlp.up"] * 2}, "keys names a layer twice"),
     ],
 )

@@ -8,9 +8,9 @@ from huggingface_hub import metadata_load
 import jvlm_mlx
 from jvlm_mlx.checkpoint.adapters import AdapterConfig, adapter_parameters, add_adapters
 from jvlm_mlx.checkpoint.hub import DEMO, locate_checkpoint
+from jvlm_mlx.checkpoint.model_card import trained_card
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import CheckpointError, ConversionError
-from jvlm_mlx.training.adapter_card import trained_card
 from jvlm_mlx.training.checkpoints import RUN_FOLDER, step_folder, write_adapter
 from jvlm_mlx.training.fusing import fuse
 from tests.helpers.converting import config_of, entries_of
