@@ -26,11 +26,12 @@ import numpy.typing as npt
 
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
 from jvlm_mlx.checkpoint.reader import row_blocks
-from jvlm_mlx.checkpoint.weights import model_shapes, parameter_parts
+from jvlm_mlx.checkpoint.structure import parameter_parts
 from jvlm_mlx.checkpoint.writer import MAX_SHARD_BYTES, Output, ShardWriter, split_into_shards
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.dtypes import BY_CODE, FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.model import parameter_shapes
 
 RELEASED = Path(__file__).parent / "released"
 SMALL = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
@@ -121,11 +122,11 @@ def random_tensors(
     )
     if layout == ORIGINAL:
         whole = whole.with_decoder_biases()
-    shapes, _ = model_shapes(config)
+    shapes = dict(parameter_shapes(config))
     # Only the connector is as wide as there are features.
     shapes = {
         path: shapes[path] if path.startswith("connector.") else shape
-        for path, shape in model_shapes(whole)[0].items()
+        for path, shape in parameter_shapes(whole)
     }
     return [
         (Output(part.name, part.shape, FLOAT_DTYPES[dtype].code), _distribution(path, shapes[path]))

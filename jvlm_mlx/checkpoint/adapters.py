@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..files import local_path, reason
 from ..model import Model
 from .reader import CheckpointFiles, shown
 from .validation import FLOATING, check_values
-from .weights import as_bytes, unchanged_random_state
+from .weights import as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def add_adapters(model: Model, config: AdapterConfig, seed: int) -> None:
     _adapter_shapes(layers, config)
     added = []
     keys = mx.random.split(mx.random.key(seed), len(config.layers))
-    with unchanged_random_state():
+    with _unchanged_random_state():
         for path, key in zip(config.layers, keys, strict=True):
             added.append((path, _adapter(path, layers[path], config, key)))
     model.update_modules(tree_unflatten(added))
@@ -194,6 +195,17 @@ def _adapter(path: str, layer: Any, config: AdapterConfig, key: mx.array) -> nn.
     bound = 1 / math.sqrt(inputs)
     adapter.lora_a = mx.random.uniform(-bound, bound, (inputs, config.rank), key=key)
     return adapter
+
+
+@contextmanager
+def _unchanged_random_state() -> Iterator[None]:
+    """Keep the process's random numbers as they were: mlx-lm's layers draw their first weights."""
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)
 
 
 def adapter_parameters(model: Model) -> dict[str, mx.array]:

@@ -5,16 +5,17 @@ size is known from the config, so packed width and number of scales give bits an
 a config that says otherwise cannot mislead.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 from ..config.json_file import quoted
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
+from ..model.layers import quantized_layer
 from .reader import StoredTensor
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -72,19 +73,9 @@ def infer_quantization(
 
 def quantize_layers(model: nn.Module, layers: dict[str, Quantization]) -> None:
     """Replace the named layers of a model by quantized ones, ready to take packed weights."""
-
-    def parameters(path: str, _: nn.Module) -> bool | dict[str, Any]:
-        return asdict(layers[path]) if path in layers else False
-
-    if layers:
-        nn.quantize(model, class_predicate=parameters)
-
-
-def quantizable_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear | nn.Embedding]]:
-    """Yield path and layer of every linear layer and embedding."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            yield path, module
+    modules = dict(model.named_modules())
+    quantized = [(path, quantized_layer(modules[path], **asdict(layers[path]))) for path in layers]
+    model.update_modules(tree_unflatten(quantized))
 
 
 def pack(values: mx.array, quantization: Quantization) -> list[mx.array]:

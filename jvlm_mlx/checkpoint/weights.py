@@ -4,45 +4,28 @@ Loading is strict: every name, shape and type is checked before any data is read
 is in memory once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten
 
-from ..config.json_file import quoted
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
-from ..model import Model
+from ..files import reason
+from ..model import Model, parameter_shapes
+from ..model.parameters import is_quantizable
 from ..progress import Progress, ProgressEvent
-from .names import Layout, detect_layout
-from .quantization import (
-    Quantization,
-    infer_quantization,
-    quantizable_layers,
-    quantize_layers,
-    unpack,
-)
+from .names import Layout
+from .quantization import Quantization, infer_quantization, quantize_layers, unpack
 from .reader import CheckpointFiles, StoredTensor
+from .structure import Part, find_layout, has_decoder_biases, parameter_parts, unused_tensors
 from .validation import check_sizes, check_tensors, check_values
 
 ValueCheck = Callable[[StoredTensor, npt.NDArray[Any]], None]
 """Called with stored values that were read."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One stored piece of a parameter."""
-
-    name: str
-    shape: tuple[int, ...]
-    """What the piece must look like."""
-    optional: bool
-    """Whether zeros take its place where it is absent."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +55,14 @@ class Checkpoint:
         """
         layout = find_layout(files)
         check_sizes(files, config)
-        if _has_decoder_biases(files, config, layout):
+        if has_decoder_biases(files, config, layout):
             config = config.with_decoder_biases()
-        shapes, input_sizes = model_shapes(config)
+        shapes = dict(parameter_shapes(config))
+        input_sizes = {
+            path.removesuffix(".weight"): shape[-1]
+            for path, shape in shapes.items()
+            if is_quantizable(path, shape)
+        }
         quantized = {}
         for path, inputs in input_sizes.items():
             weight, scales, biases = (
@@ -212,7 +200,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a file cannot be read any more, or holds what is no number.
         """
-        model = empty_model(self.config, self.quantized)
+        model = Model(self.config)
+        quantize_layers(model, self.quantized)
         check = self.value_check(float16=dtype == mx.float16) if check_weights else None
         total = sum(self._stored_bytes(path) for path in self.parts)
         done = 0
@@ -226,7 +215,7 @@ class Checkpoint:
             except RuntimeError as error:
                 files = ", ".join(sorted({one.file.name for one in self._stored(path)}))
                 raise CheckpointError(
-                    f"{self.files.folder}: {path} cannot be read from {files}: {error}"
+                    f"{self.files.folder}: {path} cannot be read from {files}: {reason(error)}"
                 ) from None
             if check:
                 for tensor in self._stored(path):
@@ -235,9 +224,7 @@ class Checkpoint:
             done += self._stored_bytes(path)
             if progress:
                 progress(ProgressEvent("loading", done, total, "B"))
-        # RoPE tables are no parameters, and what is not evaluated cannot be used from another
-        # thread.
-        mx.eval([list(module.values()) for module in model.modules()])
+        model.prepare()
         return model
 
     def _stored(self, path: str) -> list[StoredTensor]:
@@ -264,130 +251,3 @@ def as_float(array: mx.array) -> float:
     value = array.item()
     assert isinstance(value, float)
     return value
-
-
-def empty_model(config: ModelConfig, quantized: dict[str, Quantization] | None = None) -> Model:
-    """Return a model whose weights are still to come; the process's random state stays.
-
-    Args:
-        config: of the model.
-        quantized: layers that take packed weights, by path.
-    """
-    with unchanged_random_state():
-        model = Model(config)
-        quantize_layers(model, quantized or {})
-    return model
-
-
-@contextmanager
-def unchanged_random_state() -> Iterator[None]:
-    """Keep the process's random numbers as they were: modules draw their first weights."""
-    state: Any = mx.random.state
-    high, low = state[0].tolist()
-    try:
-        yield
-    finally:
-        mx.random.seed(high << 32 | low)
-
-
-def model_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """Return the shape of each parameter, and the inputs of each layer that may be quantized."""
-    model = empty_model(config)
-    flattened: Any = tree_flatten(model.parameters())
-    shapes = {path: tuple(array.shape) for path, array in flattened}
-    return shapes, {path: layer.weight.shape[-1] for path, layer in quantizable_layers(model)}
-
-
-def find_layout(files: CheckpointFiles) -> Layout:
-    """Return the layout of a checkpoint's tensors.
-
-    Raises:
-        CheckpointError: it is none of a Jina-VLM's.
-    """
-    layout = detect_layout(files.tensors)
-    if layout is None:
-        names = ", ".join(sorted(files.tensors)[:3])
-        names = names if len(names) < 200 else quoted(names)
-        raise CheckpointError(
-            f"{files.folder} holds no Jina-VLM: its tensors are named {names}, ..."
-        )
-    return layout
-
-
-def parameter_parts(
-    path: str, shape: tuple[int, ...], config: ModelConfig, layout: Layout
-) -> tuple[Part, ...]:
-    """Return the stored pieces of a parameter of a shape, in order along its first axis."""
-    names = layout.sources(path)
-    if len(names) == 1:
-        return (Part(names[0], shape, optional=False),)
-    rows, biases = _part_rows(path, config)
-    return tuple(
-        # A projection whose bias is switched off, beside one whose bias is on.
-        Part(name, (count, *shape[1:]), optional=not bias)
-        for name, count, bias in zip(names, rows, biases, strict=True)
-        if count
-    )
-
-
-def _part_rows(path: str, config: ModelConfig) -> tuple[Sequence[int], Sequence[bool]]:
-    """Return the rows of each part of a joined parameter, and whether it must be there."""
-    if path == "decoder.embedding.weight":
-        decoder = config.decoder
-        return (decoder.embedding_size, decoder.additional_vocab_size), (True, True)
-    if path.startswith("connector."):
-        pooling = config.connector.pooling
-        return (pooling.key_value_size,) * 2, pooling.projection_biases[1:]
-    block = config.tower.block if path.startswith("vision_tower.") else config.decoder.block
-    sizes = (block.attention.query_size, *(block.attention.key_value_size,) * 2)
-    return sizes, block.attention.projection_biases
-
-
-def is_decoder_bias(path: str) -> bool:
-    """Return whether a parameter is a bias of the decoder's queries, keys and values."""
-    return path.startswith("decoder.") and path.endswith(".attention.qkv.bias")
-
-
-def _decoder_biases(config: ModelConfig, layout: Layout) -> Iterator[str]:
-    for layer in range(config.decoder.num_hidden_layers):
-        yield from layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
-
-
-def _has_decoder_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> bool:
-    """Return whether the decoder has query, key or value biases that are not all zero.
-
-    The released checkpoint carries zeros although its config says there are no biases.
-    """
-    if config.decoder.block.attention.has_projection_bias:
-        return False
-    return any(
-        np.any(files.rows(name, 0, tensor.shape[0]) != 0)
-        for name in _decoder_biases(config, layout)
-        if (tensor := files.tensors.get(name)) and tensor.shape
-    )
-
-
-def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]:
-    """Return what tells the names of tensors that may be there although nothing needs them."""
-    tower = config.tower
-    # Numbers are not listed: there may be as many as a config claims.
-    pattern = layout.sources("vision_tower.layers.0.")[0].removesuffix("0.")
-    norm = layout.sources("vision_tower.final_norm.")[0]
-    has_norm = tower.final_norm and not tower.uses_final_norm
-    biases = set()
-    if not config.decoder.block.attention.has_projection_bias:
-        biases = set(_decoder_biases(config, layout))
-
-    def is_unused(name: str) -> bool:
-        # Biases by whole name: `qkv.biases` belongs to a quantized weight.
-        if name in biases or (has_norm and name.startswith(norm)):
-            return True
-        number = name.removeprefix(pattern).partition(".")[0]
-        return (
-            name.startswith(pattern)
-            and number.isdecimal()
-            and len(number) < 10
-            and tower.num_used_layers <= int(number) < tower.num_hidden_layers
-        )
-
-    return is_unused

@@ -24,7 +24,8 @@ from ..checkpoint.saving import (
     read_record,
     updated_config,
 )
-from ..checkpoint.weights import Checkpoint, as_bytes, is_decoder_bias
+from ..checkpoint.structure import is_decoder_bias
+from ..checkpoint.weights import Checkpoint, as_bytes
 from ..checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from ..config.json_file import read_json
 from ..errors import ConversionError, RequestError

@@ -9,14 +9,15 @@ from ..checkpoint.names import PARTS, part_of
 from ..checkpoint.quantization import infer_quantization, resized_shape
 from ..checkpoint.reader import CheckpointFiles, StoredTensor
 from ..checkpoint.saving import CONFIG, Record, read_record
+from ..checkpoint.structure import find_layout, parameter_parts, unused_tensors
 from ..checkpoint.validation import check_sizes
-from ..checkpoint.weights import find_layout, model_shapes, parameter_parts, unused_tensors
 from ..config.config_reader import ConfigReader
 from ..config.dtypes import BY_CODE
 from ..config.json_file import read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..files import local_path
+from ..model.parameters import is_quantizable, parameter_shapes
 
 CACHE_TOKENS = 1000
 
@@ -101,7 +102,7 @@ def inspect(path: str | Path) -> Inspection:
             check_sizes(files, config)
         unused = unused_tensors(config, layout)
         used = {name: tensor for name, tensor in files.tensors.items() if not unused(name)}
-        parameters, input_sizes = model_shapes(config)
+        parameters = dict(parameter_shapes(config))
         needed = {
             part.name
             for path, shape in parameters.items()
@@ -111,8 +112,9 @@ def inspect(path: str | Path) -> Inspection:
         missing = len(needed - used.keys())
         # By stored name, as if nothing were packed.
         shapes = {
-            layout.sources(f"{path}.weight")[0]: parameters[f"{path}.weight"]
-            for path in input_sizes
+            layout.sources(path)[0]: shape
+            for path, shape in parameters.items()
+            if is_quantizable(path, shape)
         }
         record = read_record(config_json)
     groups: dict[str, list[StoredTensor]] = {}

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..checkpoint.names import OWN, part_of
 from ..checkpoint.quantization import Quantization, can_pad, padded_size, resized_shape
-from ..checkpoint.weights import Checkpoint, is_decoder_bias
+from ..checkpoint.structure import is_decoder_bias
+from ..checkpoint.weights import Checkpoint
 from ..checkpoint.writer import Output
 from ..config.dtypes import BY_CODE, FLOAT_DTYPES
 from ..errors import CheckpointError, RequestError
