@@ -1,4 +1,5 @@
 """How stored tensors make up the parameters of the model, and which of them are not needed."""
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
