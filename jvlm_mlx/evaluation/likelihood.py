@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._mlx_lm import KVCache
-from ..checkpoint.row_reader import as_float
+from ..checkpoint.weights import as_float
 from ..errors import PromptError, RequestError
 from ..generation import device
 from ..generation.caches import GenerationCaches
