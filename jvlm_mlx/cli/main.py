@@ -40,6 +40,7 @@ SUBCOMMANDS = {
     "batch": Subcommand("batch", "answer a file of requests, or one question about many images"),
     "read": Subcommand("read", "transcribe pages to Markdown"),
     "evaluate": Subcommand("evaluate", "run the paper's benchmarks, score, compare runs"),
+    "explain": Subcommand("explain", "show what an answer looked at, as an image"),
     "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
     "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),
     "fuse": Subcommand("fuse", "make one checkpoint of a model and its adapters"),

@@ -27,6 +27,24 @@ class AttentionPooling(nn.Module):
 
     def __call__(self, windows: mx.array) -> mx.array:
         """Map windows (W, p, input_size) of p patches each to (W, output_size)."""
+        queries, keys, values = self._heads(windows)
+        pooled = ops.attention(queries, keys, values, scale=self._config.scale)
+        # (W, H, 1, D) -> (W, H D)
+        return self.out(mx.flatten(pooled, 1))
+
+    def weights(self, windows: mx.array) -> mx.array:
+        """Return what each patch of windows (W, p, input_size) counts for, (W, H, p) float32.
+
+        Attention written out: for looking into a model, not for speed.
+        """
+        queries, keys, _ = self._heads(windows)
+        # (W, G, p, D) -> (W, H, p, D)
+        keys = mx.repeat(keys, queries.shape[1] // keys.shape[1], axis=1).astype(mx.float32)
+        scores = self._config.scale * (queries.astype(mx.float32) @ keys.swapaxes(-1, -2))
+        return mx.softmax(scores[:, :, 0], axis=-1)
+
+    def _heads(self, windows: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Return queries (W, H, 1, D), and keys and values (W, G, p, D), of windows."""
         config = self._config
         # Patches beyond the edge of the grid are zeros and count in the mean. In float32: four
         # float16 numbers have a sum that float16 may not hold.
@@ -36,9 +54,7 @@ class AttentionPooling(nn.Module):
         # (W, p, 2 H D) -> (W, p, 2, H, D) -> (2, W, H, p, D)
         shape = (2, config.num_key_value_heads, config.head_dim)
         keys, values = mx.unflatten(self.kv(windows), -1, shape).transpose(2, 0, 3, 1, 4)
-        pooled = ops.attention(queries, keys, values, scale=config.scale)
-        # (W, H, 1, D) -> (W, H D)
-        return self.out(mx.flatten(pooled, 1))
+        return queries, keys, values
 
 
 class Connector(nn.Module):
@@ -68,10 +84,10 @@ class Connector(nn.Module):
         )
         return next(floats, None)
 
-    def pool(
+    def windows(
         self, features: mx.array, image_masks: mx.array, patches: mx.array, inside: mx.array
     ) -> mx.array:
-        """Pool windows of patches.
+        """Return the patches of windows as they are pooled.
 
         Args:
             features: (T, P, feature_size) from the tower.
@@ -82,7 +98,7 @@ class Connector(nn.Module):
             inside: (W, p) False for what lies outside the grid and counts as zero.
 
         Returns:
-            (W, pooled size).
+            (W, p, feature_size).
         """
         # The tower may compute in another dtype.
         features = features.astype(self.dtype or features.dtype)
@@ -94,11 +110,16 @@ class Connector(nn.Module):
             embeddings = mx.concatenate([self.pad_embed, mx.zeros_like(self.pad_embed[:1])])
             windows = windows + embeddings[mx.where(masks == 0, 0, mx.where(masks < 1, 1, 2))]
         # The grid is extended by zeros only after the padding embedding was added.
-        windows = mx.where(inside[..., None], windows, mx.zeros((), windows.dtype))
-        return self.pooling(windows)
+        return mx.where(inside[..., None], windows, mx.zeros((), windows.dtype))
+
+    def pool(
+        self, features: mx.array, image_masks: mx.array, patches: mx.array, inside: mx.array
+    ) -> mx.array:
+        """Pool windows of patches: (W, pooled size). Arguments as `windows`."""
+        return self.pooling(self.windows(features, image_masks, patches, inside))
 
     def __call__(
         self, features: mx.array, image_masks: mx.array, patches: mx.array, inside: mx.array
     ) -> mx.array:
-        """Pool windows and project them to the decoder: (W, output_size). Arguments as `pool`."""
+        """Pool windows and project them to the decoder: (W, output_size); see `windows`."""
         return self.projector(self.pool(features, image_masks, patches, inside))

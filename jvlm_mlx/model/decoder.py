@@ -1,7 +1,7 @@
 """The decoder: Qwen3, with fused projections and mlx-lm's RoPE and caches."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -86,6 +86,20 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, mask, cache[index] if cache is not None else None, offset)
         return self.norm(x)
+
+    def attention_weights(self, embeddings: mx.array, first: int) -> Iterator[mx.array]:
+        """Yield who attends to what in each layer, (B, H, L - first, L) float32.
+
+        For looking into a model: a second pass beside the fast one.
+
+        Args:
+            embeddings: (B, L, hidden_size) of tokens, images merged in; no padding.
+            first: the first token whose attention is asked for.
+        """
+        x = embeddings if self._scale is None else embeddings * self._scale
+        for layer in self.layers:
+            yield layer.attention.weights(layer.attention_norm(x), first)
+            x = layer(x, "causal" if x.shape[1] > 1 else None)
 
 
 def padded_causal_mask(length: int, left_padding: mx.array) -> mx.array:

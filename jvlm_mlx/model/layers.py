@@ -123,6 +123,29 @@ class Attention(nn.Module):
         # (B, H, L, D) -> (B, L, H, D) -> (B, L, H D)
         return self.out(mx.flatten(x.transpose(0, 2, 1, 3), -2))
 
+    def weights(self, x: mx.array, first: int, offset: int = 0) -> mx.array:
+        """Return who attends to what, written out: for looking into a model, not for speed.
+
+        Args:
+            x: (B, L, hidden_size), as in a call with a causal mask and without a cache.
+            first: the first token whose attention is asked for.
+            offset: position of the first token of `x`.
+
+        Returns:
+            (B, H, L - first, L) float32; the weights of a token sum to 1.
+        """
+        config = self._config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        qkv = mx.unflatten(self.qkv(x), -1, (heads + 2 * groups, config.head_dim))
+        queries, keys = self._queries_and_keys(qkv, offset)
+        # (B, G, L, D) -> (B, H, L, D): each key head serves several query heads
+        keys = mx.repeat(keys, heads // groups, axis=1)
+        queries, keys = queries[:, :, first:].astype(mx.float32), keys.astype(mx.float32)
+        positions = mx.arange(x.shape[1])
+        scores = config.scale * (queries @ keys.swapaxes(-1, -2))
+        scores = mx.where(positions[first:, None] >= positions, scores, -mx.inf)
+        return mx.softmax(scores, axis=-1)
+
     def _queries_and_keys(self, qkv: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
         """Return queries (B, H, L, D) and keys (B, G, L, D), normalized and rotated.
 
