@@ -15,9 +15,10 @@ from PIL import Image
 
 from ..config.image_config import ImageConfig
 from ..errors import RequestError
+from ..generation import device
 from ..generation.answer import Answer
 from ..generation.encoded_image import EncodedImage
-from ..generation.memory import device_turns, wired_limit
+from ..generation.memory import keep_wired
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
 from ..generation.response import GenerationResult
@@ -25,6 +26,7 @@ from ..model import Model
 from ..model.model import TILE_GROUP_SIZE
 from ..model.windows import window_patches
 from ..processing.image_io import open_image
+from ..processing.image_processor import ProcessedImage
 from ..processing.processor import Processor
 from ..processing.tiling import ImageLayout
 
@@ -116,53 +118,56 @@ def explain(
     source = open_image(image)
     request = GenerationOptions(**options)
     prepared = prepare_prompt(processor, prompt, [source], None, request)
-    answer = GenerationResult.collect(
-        list(
-            Answer(
-                model, processor, prepared, request,
-                caches=None, progress=None, cancel=None, start=time.perf_counter(),
-            ).pieces()
-        )
+    answer = Answer(
+        model, processor, prepared, request,
+        caches=None, progress=None, cancel=None, start=time.perf_counter(),
     )  # fmt: skip
+    result = GenerationResult.collect(list(answer.responses()))
     (opened,) = prepared.images
     cut = opened.cut()
-    positions = cut.window_positions  # (T, W)
-    # (F, 2): tile and window of each feature, in the order of features
-    kept = np.argwhere(positions >= 0)
-    plan = model.plan(positions[None], opened.layout.num_tokens, TILE_GROUP_SIZE)
-    features, pooling = [], []
-    with wired_limit():
-        for group in plan.groups:
-            with device_turns:
-                towered = model.vision_tower(mx.array(cut.pixel_values[group.tiles]))
-                windows = model.connector.windows(
-                    towered,
-                    mx.array(cut.image_masks[group.tiles]),
-                    mx.array(group.patches),
-                    mx.array(group.inside),
-                )
-                features.append(model.connector.projector(model.connector.pooling(windows)))
-                pooling.append(model.connector.pooling.weights(windows).mean(1))  # (f, p)
-                mx.eval(features[-1], pooling[-1])
-        places = prepared.starts[0] + positions[positions >= 0]  # (F,) in the prompt
-        attention = _decoder_attention(
-            model, prepared.token_ids, mx.concatenate(features), places, answer.token_ids
-        )
+    kept = np.argwhere(cut.window_positions >= 0)  # (F, 2) tile and window of each feature
+
+    def look() -> tuple[Floats, Floats]:
+        features, pooling = _connector_weights(model, cut)
+        # (T, W) -> (F,) place of each feature in the prompt
+        places = prepared.starts[0] + cut.window_positions[tuple(kept.T)]
+        attention = _decoder_weights(model, prepared.token_ids, features, places, result.token_ids)
+        return pooling, attention
+
+    with keep_wired():
+        pooling, attention = device.run(look)
     boxes, inside = _patch_boxes(opened.config, opened.layout, source.size, kept)
     return Explanation(
-        text=answer.text,
-        tokens=tuple(processor.tokenizer.decode([token], False) for token in answer.token_ids),
+        text=result.text,
+        tokens=tuple(processor.tokenizer.decode([token], False) for token in result.token_ids),
         image=source,
         tile_boxes=_tile_boxes(opened.config, opened.layout, source.size),
         tile_of=kept[:, 0],
         window_boxes=_union(boxes, inside),
         patch_boxes=boxes,
-        pooling=np.array(mx.concatenate(pooling)),
+        pooling=pooling,
         attention=attention,
     )
 
 
-def _decoder_attention(
+def _connector_weights(model: Model, image: ProcessedImage) -> tuple[mx.array, Floats]:
+    """Return the features (F, hidden_size) of an image and its pooling weights (F, p)."""
+    plan = model.plan(image.window_positions[None], image.layout.num_tokens, TILE_GROUP_SIZE)
+    features, weights = [], []
+    for group in plan.groups:
+        windows = model.connector.windows(
+            model.vision_tower(mx.array(image.pixel_values[group.tiles])),
+            mx.array(image.image_masks[group.tiles]),
+            mx.array(group.patches),
+            mx.array(group.inside),
+        )
+        features.append(model.connector.projector(model.connector.pooling(windows)))
+        weights.append(model.connector.pooling.weights(windows).mean(1))  # (f, H, p) -> (f, p)
+        mx.eval(features[-1], weights[-1])
+    return mx.concatenate(features), np.array(mx.concatenate(weights))
+
+
+def _decoder_weights(
     model: Model,
     prompt: npt.NDArray[np.int32],
     features: mx.array,
@@ -175,13 +180,11 @@ def _decoder_attention(
     sources = np.full(ids.shape, -1, np.int32)
     sources[0, places] = np.arange(len(places))
     found = []
-    with device_turns:
-        embeddings = model.merge(model.decoder.embed(ids), features, sources)
-        for weights in model.decoder.attention_weights(embeddings, len(prompt) - 1):
-            # (1, H, A, L) -> (A, F)
-            found.append(weights[0].mean(0)[:, mx.array(places)])
-            mx.eval(found[-1])
-    return np.stack([np.array(layer) for layer in found], axis=1)
+    embeddings = model.merge(model.decoder.embed(ids), features, sources)
+    for weights in model.decoder.attention_weights(embeddings, len(prompt) - 1):
+        # (1, H, A, L) -> (A, F)
+        found.append(np.array(weights[0].mean(0)[:, mx.array(places)]))
+    return np.stack(found, axis=1)
 
 
 def _tile_boxes(config: ImageConfig, layout: ImageLayout, size: tuple[int, int]) -> Boxes:
