@@ -202,7 +202,8 @@ class Checkpoint:
         """
         model = Model(self.config)
         quantize_layers(model, self.quantized)
-        check = self.value_check(float16=dtype == mx.float16) if check_weights else None
+        float16 = dtype is not None and dtype == mx.float16
+        check = self.value_check(float16=float16) if check_weights else None
         total = sum(self._stored_bytes(path) for path in self.parts)
         done = 0
         if progress:
