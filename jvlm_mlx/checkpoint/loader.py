@@ -88,7 +88,7 @@ def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
     Raises:
         CheckpointError: the tokenizer is missing or does not fit the config.
     """
-    check_tokenizer_files(folder)
+    check_tokenizer_files(folder, config.model)
     tokenizer = Tokenizer.load(folder, config.stop_token_ids)
     tokenizer.check_image_ids(config.image_processor)
     check_token_ids(tokenizer.special_tokens, config.model)

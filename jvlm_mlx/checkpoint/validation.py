@@ -137,11 +137,12 @@ def _dtypes(quantization: Quantization | None, kind: str) -> tuple[str, ...]:
     return FLOATING if quantization.mode == "affine" else ("U8",)
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """Refuse tokenizer files that cost more memory or time than any tokenizer needs.
+def check_tokenizer_files(folder: Path, config: ModelConfig) -> None:
+    """Refuse tokenizer files of another model, or that cost more than any tokenizer needs.
 
     Raises:
-        CheckpointError: a file is too large or no JSON, or a token or pattern in it too long.
+        CheckpointError: a file is too large or no JSON, a token or pattern in it too long, or
+            there are tokens that the embedding has no rows for.
     """
     for name in TOKENIZER_FILES:
         file = folder / name
@@ -158,6 +159,12 @@ def check_tokenizer_files(folder: Path) -> None:
             content = read_json(file)
             if isinstance(content, dict):
                 _check_texts(file, {key: content[key] for key in content if key != "model"})
+                model = content.get("model")
+                vocab = model.get("vocab") if isinstance(model, dict) else None
+                check_token_ids(vocab if isinstance(vocab, dict) else {}, config)
+        elif name == "vocab.json":
+            vocab = read_json(file)
+            check_token_ids(vocab if isinstance(vocab, dict) else {}, config)
 
 
 def _check_texts(file: Path, content: Any) -> None:
@@ -180,7 +187,7 @@ def _check_texts(file: Path, content: Any) -> None:
                 )
 
 
-def check_token_ids(ids: Mapping[str, int], config: ModelConfig) -> None:
+def check_token_ids(ids: Mapping[str, Any], config: ModelConfig) -> None:
     """Refuse tokens that the embedding has no rows for.
 
     Raises:
@@ -188,10 +195,10 @@ def check_token_ids(ids: Mapping[str, int], config: ModelConfig) -> None:
     """
     rows = config.decoder.embedding_size + config.decoder.additional_vocab_size
     for token, token_id in ids.items():
-        if not 0 <= token_id < rows:
+        if not isinstance(token_id, int) or not 0 <= token_id < rows:
             raise CheckpointError(
-                f"the tokenizer has {quoted(token)} with id {token_id}, but the embedding has"
-                f" {rows} rows; the tokenizer is of another model"
+                f"the tokenizer has {quoted(token)} with id {quoted(token_id)}, but the embedding"
+                f" has {rows} rows; the tokenizer is of another model"
             )
 
 

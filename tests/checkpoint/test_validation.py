@@ -248,16 +248,28 @@ def test_a_tokenizer_file_that_is_too_large(checkpoint):
     assert "at most 67108864 are read" in refusal(checkpoint)
 
 
-def test_a_tokenizer_of_another_model(checkpoint):
-    def edit(content):
-        last = content["added_tokens"][-1]
-        content["added_tokens"] += [
-            last | {"content": f"<far-{number}>", "id": last["id"] + 1 + number}
-            for number in range(600)
-        ]
+def more_tokens(content):
+    last = content["added_tokens"][-1]
+    content["added_tokens"] += [
+        last | {"content": f"<far-{number}>", "id": last["id"] + 1 + number}
+        for number in range(600)
+    ]
 
-    edit_json(checkpoint / "tokenizer.json", edit)
-    assert "the embedding has 528 rows; the tokenizer is of another model" in refusal(checkpoint)
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        more_tokens,
+        lambda content: content["model"]["vocab"].update({"far": 2**31}),
+        lambda content: content["model"]["vocab"].update({"far": 528}),
+        lambda content: content["model"]["vocab"].update({"far": "x" * 1000}),
+        lambda content: content["model"]["vocab"].update({"far": -1}),
+    ],
+)
+def test_a_tokenizer_of_another_model(checkpoint, change):
+    edit_json(checkpoint / "tokenizer.json", change)
+    message = "the embedding has 528 rows; the tokenizer is of another model"
+    assert message in refusal(checkpoint)
 
 
 def test_loading_leaves_random_numbers_alone(golden_folder):

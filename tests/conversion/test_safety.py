@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -198,6 +199,54 @@ def test_the_target_is_checked_before_a_download(existing, monkeypatch):
     monkeypatch.setattr(conversion_module, "locate_checkpoint", download)
     with pytest.raises(ConversionError, match="out exists already"):
         convert("somebody/vlm", existing)
+
+
+def test_of_two_at_once_one_is_refused(golden_folder, tmp_path):
+    """Both before either is ready: the second waits in the first one's progress."""
+    target = tmp_path / "targets" / "out"
+    refusals = []
+
+    def second(event):
+        if not refusals:
+            with pytest.raises(ConversionError) as caught:
+                convert(golden_folder / "tiny", target)
+            refusals.append(str(caught.value))
+
+    convert(golden_folder / "tiny", target, progress=second)
+    assert refusals == [
+        f"{target} is being written by another process; wait for it, or give another path"
+    ]
+    assert entries_of(target.parent) == ["out"]
+
+
+def test_a_conversion_leaves_no_threads(golden_folder, tmp_path):
+    def threads():
+        tasks = Path("/proc/self/task")  # Linux counts those of libraries, too
+        return threading.active_count(), len(list(tasks.iterdir())) if tasks.exists() else None
+
+    options = {"quantize": True, "q_group_size": 32}
+    convert(golden_folder / "tiny", tmp_path / "one", **options)  # MLX starts its own, once
+    before = threads()
+    convert(golden_folder / "tiny", tmp_path / "two", **options)
+    assert threads() == before
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md"])
+def test_a_card_that_is_a_link_to_elsewhere_is_not_copied(tiny_copy, tmp_path, name):
+    (tmp_path / "secret").write_text("---\nlicense: secret\n---\nmy password")
+    (tiny_copy / name).symlink_to(tmp_path / "secret")
+    convert(tiny_copy, tmp_path / "out")
+    contents = b"".join(bytes_of(tmp_path / "out").values())
+    assert b"my password" not in contents
+    assert b"license: secret" not in contents
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_needed_file_that_is_a_link_to_elsewhere_is_refused(tiny_copy, tmp_path, name):
+    (tiny_copy / name).rename(tmp_path / "elsewhere")
+    (tiny_copy / name).symlink_to(tmp_path / "elsewhere")
+    target = tmp_path / "targets" / "out"
+    refused(CheckpointError, tiny_copy, target, f"{name} is a link to elsewhere; put the file")
 
 
 def test_force_replaces_a_checkpoint_as_a_whole(golden_folder, existing):
