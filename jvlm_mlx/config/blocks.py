@@ -92,7 +92,7 @@ class AttentionConfig:
         reader.only("clip_qkv", None)
         for key in ("v_lnorm", "o_lnorm", "inner_lnorm"):
             reader.only(key, False)
-        # Scores are always computed in float32 by fused attention, so `fp32` asks for nothing.
+        # Fused attention computes scores in float32 anyway, so `fp32` changes nothing.
         reader.harmless("fp32", "dropout")
         heads = reader.read("n_heads", size)
         head_dim = reader.read("head_dim", size, hidden_size // heads)

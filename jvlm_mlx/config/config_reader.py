@@ -1,8 +1,7 @@
-"""Reads one JSON object of a checkpoint key by key, and forgets nothing.
+"""Reads one JSON object of a checkpoint key by key, and keeps track of the keys that were read.
 
-A key that is asked for is known. A value that the implementation cannot honor is refused by
-name. What nobody asked for is left over, and `unread()` lists it, so that no setting is ever
-ignored in silence.
+A value that is not implemented is refused by name. `unread()` lists the keys that nobody read, so
+that no setting is ignored in silence.
 """
 
 import math
@@ -99,7 +98,7 @@ def numbers(value: Any) -> tuple[float, ...]:
 
 
 class ConfigReader:
-    """One JSON object `values`; `path` says where it stands, for messages (`config.json: ...`)."""
+    """One JSON object `values`; `path` is its file and the keys that lead to it, for messages."""
 
     def __init__(self, values: Any, path: str) -> None:
         if not isinstance(values, dict):
@@ -191,7 +190,7 @@ class ConfigReader:
         )
 
     def unread(self) -> list[str]:
-        """Full names of all keys, here and in nested objects, that nobody asked for."""
+        """Full names of all keys, here and in nested objects, that nobody read."""
         names = [self.name(key) for key in self._values if key not in self._known]
         for section in self._sections:
             names += section.unread()

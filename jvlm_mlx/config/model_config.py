@@ -152,7 +152,7 @@ class DecoderConfig:
     """Whether input embeddings are multiplied by the square root of the hidden size."""
     rope: RopeConfig
     context_size: int
-    """Most tokens of prompt and answer together."""
+    """Maximum number of tokens, prompt and answer together."""
 
     @property
     def embedding_rows(self) -> int:

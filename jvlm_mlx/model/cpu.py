@@ -149,7 +149,7 @@ def differentiable_attention(
         keys: (B, G, L, D), where G divides H.
         values: (B, G, L, D).
         scale: factor on the scores.
-        causal: whether a query sees only keys up to its own place.
+        causal: whether a query sees only keys up to its own position.
 
     Returns:
         (B, H, L, D).
@@ -185,12 +185,12 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     for tile in range(tiles):
         blocks: list[mx.array] = []
         for first in range(0, heads, step):
-            place = slice(tile, tile + 1), slice(first, first + step)
-            block = queries[place]
+            part = slice(tile, tile + 1), slice(first, first + step)
+            block = queries[part]
             if blocks or rows:
                 # One after the other: side by side they would all be in memory at once.
                 (block,) = mx.depends([block], [(blocks or rows)[-1]])
-            blocks.append(_block(block, keys[place], values[place], scale))
+            blocks.append(_block(block, keys[part], values[part], scale))
         rows.append(mx.concatenate(blocks, axis=1))
     return mx.concatenate(rows) if tiles > 1 else rows[0]
 

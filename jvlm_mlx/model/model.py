@@ -159,7 +159,7 @@ class Model(nn.Module):
             pixel_values: (B, T, P, patch values).
             image_masks: (B, T, P).
             image_input_idx: (B, T, W) position of each window's token, negative if dropped.
-            tile_group_size: most tiles in the tower at once; peak memory grows with it.
+            tile_group_size: tiles in the tower at once; peak memory grows with it.
 
         Returns:
             (N, hidden_size), ordered by row, tile and window.

@@ -17,11 +17,11 @@ class TileGroup:
     """A few tiles that go through tower and connector together."""
 
     tiles: Indices
-    """(t,) places of the tiles in the flattened batch of B T tiles."""
+    """(t,) indices of the tiles in the flattened batch of B T tiles."""
     patches: Indices
-    """(n, p) for each kept window the rows of its p patches in the group's t P patches."""
+    """(n, p) for each kept window the indices of its p patches in the group's t P patches."""
     inside: npt.NDArray[np.bool_]
-    """(n, p) False where a window hangs over the edge of the patch grid."""
+    """(n, p) False where a window extends beyond the patch grid."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WindowPlan:
 
     groups: tuple[TileGroup, ...]
     sources: Indices
-    """(B, L) for each token the row of its feature among all kept windows, or -1 for none; see
+    """(B, L) for each token the index of its feature among all kept windows, or -1 for none; see
     `feature_sources`."""
 
     @property
@@ -58,7 +58,7 @@ def window_patches(
     """
     rows, columns = (-(-side // step) for side, step in zip(patch_grid, pooling_size, strict=True))
     height, width = pooling_size
-    # (R, 1, h, 1) and (1, C, 1, w) broadcast to (R, C, h, w): the patch at that place
+    # (R, 1, h, 1) and (1, C, 1, w) broadcast to (R, C, h, w): the patch at that position
     row = (np.arange(rows)[:, None] * height + np.arange(height))[:, None, :, None]
     column = (np.arange(columns)[:, None] * width + np.arange(width))[None, :, None, :]
     inside = (row < patch_grid[0]) & (column < patch_grid[1])
@@ -100,16 +100,16 @@ def plan_windows(
     pooling_size: tuple[int, int],
     tile_group_size: int,
 ) -> WindowPlan:
-    """Plan the way of every window that reaches the decoder.
+    """Plan which windows are computed, and which token each feature belongs to.
 
-    Tiles without such a window, like the filling of a batch, are not computed at all.
+    Tiles without a window that reaches the decoder, like the padding of a batch, are not computed.
 
     Args:
         image_input_idx: (B, T, W) position of each window's token, negative if dropped.
         sequence_length: L, tokens of each prompt.
         patch_grid: rows and columns of patches in a tile.
         pooling_size: rows and columns of patches in a window.
-        tile_group_size: most tiles of a group.
+        tile_group_size: maximum number of tiles of a group.
 
     Raises:
         ValueError: a position is beyond the sequence, is taken twice, or W is not what the
