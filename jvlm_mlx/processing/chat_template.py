@@ -8,15 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
+import jinja2
 
 from ..config.json_file import read_json
 from ..config.prompt_config import PromptConfig
 from ..errors import CheckpointError, PromptError
 from .messages import Message, question, read_messages
+from .template_sandbox import TemplateSandbox
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+_SANDBOX = TemplateSandbox()
 
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -67,6 +70,7 @@ class ChatTemplate:
         named_tokens: Mapping[str, str],
     ) -> None:
         self.source = source
+        self._compiled: jinja2.Template | None = None
         self._variables = {
             **named_tokens,
             "always_start_with_space": config.always_start_with_space,
@@ -114,10 +118,14 @@ class ChatTemplate:
         # Lengths stay as they are, and the places are known again afterwards.
         disguise = self._disguise(conversation)
         try:
-            (text,), _ = render_jinja_template(
-                [[self._for_template(message, disguise) for message in conversation]],
-                chat_template=self.source,
+            if self._compiled is None:
+                self._compiled = _SANDBOX.from_string(self.source)
+            text = _SANDBOX.render(
+                self._compiled,
+                messages=[self._for_template(message, disguise) for message in conversation],
                 add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
                 **self._variables,
             )
         except Exception as error:  # whatever the template does wrong, of any kind
