@@ -249,7 +249,13 @@ class Processor:
                 f"the prompt has {placeholders} {IMAGE_PLACEHOLDER} placeholders,"
                 f" but {num_images} images were given"
             )
-        return np.array([self.tokenizer.bos_token_id, *ids], dtype=np.int32)
+        try:
+            return np.array([self.tokenizer.bos_token_id, *ids], dtype=np.int32)
+        except OverflowError:
+            raise PromptError(
+                f"the tokenizer has a token {max(ids)}, which no model has; take tokenizer and"
+                " weights from the same checkpoint"
+            ) from None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, by default without special tokens."""

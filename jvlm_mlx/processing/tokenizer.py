@@ -1,7 +1,7 @@
-"""Text to token ids and back, keeping words that only spell a special token apart from it."""
+"""Text to token ids and back, keeping text that only spells a special token apart from it."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from ..config.config_reader import ConfigReader, integer
+from ..config.json_file import quoted
 from ..errors import CheckpointError, PromptError, UnsupportedSettingError
 from .detokenizer import StreamingDetokenizer
 from .image_tokens import ImageTokenIds
@@ -26,6 +27,10 @@ _IMAGE_TOKENS = {
     "image": IMAGE_PLACEHOLDER,
 }
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+MAX_TOKEN_CHARACTERS = 1000
+"""Of a special token, of which all beginnings are looked for in messages."""
+_REFUSED = re.compile(rb'"type"\s*:\s*"(Precompiled|[^"]*\\)')
+"""The normalizer whose tables can end the process, or a type that is spelled to hide it."""
 
 
 class Tokenizer:
@@ -37,12 +42,18 @@ class Tokenizer:
 
     bos_token_id: int
     """The token every prompt starts with: the tokenizer's own, else its end of text."""
+    eos_token_id: int | None
+    """The end of text, if the tokenizer names one."""
+    pad_token_id: int | None
+    """What the tokenizer pads with, else the end of text; `ModelInputs` have -1 instead."""
+    vocab_size: int
+    """Tokens of the vocabulary, without those added to it; `len` counts all."""
     stop_token_ids: frozenset[int]
     """Ids that end an answer."""
     image_token_ids: ImageTokenIds
     """Ids of the tokens that an image is made of in a prompt."""
     special_tokens: dict[str, int]
-    """Spelling and id of every token that never stands for words."""
+    """Spelling and id of every token that never stands for text."""
     named_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... and their spelling, as chat templates know them."""
 
@@ -86,6 +97,11 @@ class Tokenizer:
         self.special_tokens = {}
         for token_id, token in backend.get_added_tokens_decoder().items():
             if token.special:
+                if len(token.content) > MAX_TOKEN_CHARACTERS:
+                    raise CheckpointError(
+                        f"the tokenizer has a special token of {len(token.content)} characters;"
+                        f" expected at most {MAX_TOKEN_CHARACTERS}"
+                    )
                 self.special_tokens[token.content] = token_id
                 self._flags[token.content] = token
         self._special_token_ids = frozenset(self.special_tokens.values())
@@ -100,6 +116,9 @@ class Tokenizer:
         if bos is None and eos is None:
             raise CheckpointError("tokenizer_config.json has neither a bos_token nor an eos_token")
         self.bos_token_id = eos if bos is None else bos
+        self.eos_token_id = eos
+        self.pad_token_id = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=False)
         self.stop_token_ids = (
             frozenset(stop_token_ids)
             | (frozenset() if eos is None else {eos})
@@ -123,12 +142,15 @@ class Tokenizer:
             if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
                 raise CheckpointError(f"{folder} has no tokenizer.json")
             kind = Qwen2Tokenizer
+        elif (found := _REFUSED.search(_read(folder / "tokenizer.json"))) is not None:
+            raise UnsupportedSettingError(
+                f"tokenizer.json: type {quoted(found[1].decode(errors='replace'))} is not supported"
+            )
         try:
             tokenizer = kind.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of many kinds, the Rust library's among them
-            summary = str(error).strip().splitlines() or [type(error).__name__]
+        except BaseException as error:  # of many kinds, the panics of the Rust library among them
             raise CheckpointError(
-                f"the tokenizer files in {folder} cannot be read: {summary[0]}"
+                f"the tokenizer files in {folder} cannot be read: {_summary(error)}"
             ) from error
         return cls(tokenizer, stop_token_ids)
 
@@ -172,7 +194,19 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; ids below 0, the padding of a batch, have none."""
         known = [int(token) for token in ids if token >= 0]
-        return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        text: str = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """Return the id of a token, or the ids of several; None of what is none."""
+        if isinstance(tokens, str):
+            return self._backend.token_to_id(tokens)
+        return [self._backend.token_to_id(token) for token in tokens]
+
+    def __len__(self) -> int:
+        """Count all tokens, added ones included."""
+        size: int = self._backend.get_vocab_size()
+        return size
 
     def detokenizer(self) -> StreamingDetokenizer:
         """Return a new detokenizer for one answer."""
@@ -204,7 +238,10 @@ class Tokenizer:
                 f"the text contains {words[error.start]!r}, half of a surrogate pair and no"
                 " character; remove it"
             ) from None
-        ids: list[int] = self._backend.encode(words, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._backend.encode(words, add_special_tokens=False).ids
+        except BaseException as error:  # as in `load`
+            raise PromptError(f"the tokenizer cannot read the text: {_summary(error)}") from error
         return ids
 
     def _pattern(self, tokens: Iterable[str]) -> re.Pattern[str]:
@@ -216,6 +253,23 @@ class Tokenizer:
                 spelling = rf"(?<!\w){spelling}(?!\w)"
             alternatives.append(spelling)
         return re.compile("|".join(alternatives) or "(?!)")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def _summary(error: BaseException) -> str:
+    """Return the first line of what an error says; what is none goes its way.
+
+    The Rust library's PanicException is no Exception.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _required_id(backend: tokenizers.Tokenizer, token: str) -> int:

@@ -381,3 +381,9 @@ def test_inputs_of_either_library_are_the_models_arguments(tiny):
     expected = model(**processor("<|image|>", image("dot")))
     logits = model(**processor("<|image|>", image("dot"), return_tensors="mlx"))
     assert mx.array_equal(logits, expected)
+
+
+def test_token_ids_beyond_any_model(processor, monkeypatch):
+    monkeypatch.setattr(processor.tokenizer, "encode", lambda *_, **__: [3, 2**31])
+    with pytest.raises(PromptError, match="the tokenizer has a token 2147483648"):
+        processor("a")

@@ -3,6 +3,7 @@ import random
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -340,3 +341,68 @@ def test_tokenizers_that_do_not_fit(edit, config, error, message, tmp_path):
     with pytest.raises(JvlmError, match=message) as caught:
         Tokenizer.load(edited(tmp_path, edit, **config), [])
     assert type(caught.value) is error
+
+
+def test_names_that_users_know(tokenizer, reference):
+    assert tokenizer.eos_token_id == reference.eos_token_id
+    assert tokenizer.bos_token_id == reference.eos_token_id  # there is no other
+    assert tokenizer.pad_token_id == reference.pad_token_id
+    assert tokenizer.vocab_size == reference.vocab_size
+    assert len(tokenizer) == len(reference)
+    patch = tokenizer.image_token_ids.patch
+    assert tokenizer.convert_tokens_to_ids("<im_patch>") == patch
+    assert tokenizer.convert_tokens_to_ids(["<im_patch>", "no token"]) == [patch, None]
+    assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
+
+
+def test_without_tokens_of_those_names(tmp_path):
+    def load(**names):
+        folder = edited(tmp_path, eos_token=None, bos_token="<|endoftext|>", **names)
+        return Tokenizer.load(folder, [1])
+
+    tokenizer = load(pad_token=None)
+    assert tokenizer.eos_token_id is None
+    assert tokenizer.pad_token_id is None
+    assert load(pad_token="<|im_end|>").pad_token_id == tokenizer.special_tokens["<|im_end|>"]
+
+
+def test_a_special_token_without_end(tmp_path):
+    def lengthen(contents):
+        added_token(contents, "<|im_end|>")["content"] = "x" * 100_000
+
+    with pytest.raises(CheckpointError, match="a special token of 100000 characters"):
+        Tokenizer.load(edited(tmp_path, lengthen), [1])
+
+
+@pytest.mark.parametrize("spelling", ["Precompiled", "Pre\\u0063ompiled"])
+def test_normalizers_whose_tables_can_end_the_process(tmp_path, spelling):
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    contents = json.loads(file.read_text(encoding="utf-8"))
+    contents["normalizer"] = {"type": "KIND", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(contents).replace("KIND", spelling), encoding="utf-8")
+    with pytest.raises(UnsupportedSettingError, match=r"type 'Pre.* is not supported"):
+        Tokenizer.load(tmp_path, [1])
+
+
+class PanicException(BaseException):
+    pass
+
+
+def test_panics_of_the_library_are_errors(monkeypatch, tmp_path):
+    def panic(*arguments, **keywords):
+        raise PanicException("out of range")
+
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    tokenizer = Tokenizer.load(TINY, [1])
+    monkeypatch.setattr(tokenizer, "_backend", SimpleNamespace(encode=panic))
+    with pytest.raises(PromptError, match="cannot read the text: out of range"):
+        tokenizer.encode("a")
+    monkeypatch.setattr(tokenizer, "_backend", SimpleNamespace(encode=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("a")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", panic)
+    with pytest.raises(CheckpointError, match="cannot be read: out of range"):
+        Tokenizer.load(TINY, [1])
