@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import RequestError
 from ..evaluation.paired import Comparison, Side
 from ..files import atomic_file
-from .formatting import new_figure, table
+from .formatting import new_figure, save_figure, table
 
 _MAX_TEXT = 40
 _HEAD = ("run", "score", "95 %", "difference", "95 %", "better", "worse", "p")
@@ -87,9 +87,7 @@ def write_comparison(
         RequestError: a file cannot be written, or matplotlib is not installed.
     """
     if chart is not None:
-        figure = _draw(comparisons, published)
-        with atomic_file(chart, RequestError) as temporary:
-            figure.savefig(temporary, dpi=150)
+        save_figure(_draw(comparisons, published), chart, RequestError)
     if file is not None:
         content = [comparison.as_json() for comparison in comparisons]
         with atomic_file(file, RequestError) as temporary:

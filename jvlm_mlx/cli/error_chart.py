@@ -8,7 +8,7 @@ from ..conversion.verification import Verification
 from ..conversion.weight_error import relative_error
 from ..errors import ConversionError
 from ..files import local_path
-from .formatting import new_figure
+from .formatting import new_figure, save_figure, style_axes
 
 
 def check_plot(file: Path) -> None:
@@ -23,15 +23,15 @@ def check_plot(file: Path) -> None:
     kind = file.suffix[1:].lower()
     if kind and kind not in kinds:
         raise ConversionError(f"{file} cannot be written: no plot is a {file.suffix}; give a .png")
-    reason = None
+    problem = None
     if file.is_dir():
-        reason = errno.EISDIR
+        problem = errno.EISDIR
     elif not file.parent.is_dir():
-        reason = errno.ENOTDIR if file.parent.exists() else errno.ENOENT
+        problem = errno.ENOTDIR if file.parent.exists() else errno.ENOENT
     elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        reason = errno.EACCES
-    if reason is not None:
-        raise ConversionError(f"{file} cannot be written: {os.strerror(reason)}")
+        problem = errno.EACCES
+    if problem is not None:
+        raise ConversionError(f"{file} cannot be written: {os.strerror(problem)}")
 
 
 def write_plot(verification: Verification, file: Path) -> None:
@@ -55,13 +55,10 @@ def write_plot(verification: Verification, file: Path) -> None:
             layers.plot(numbers, by_layer, marker="o", label=part)
         else:
             rest.append((part, 100 * error))
-    layers.set(xlabel="layer", ylabel="relative error of weights in %")
-    layers.legend()
     others.bar([part for part, _ in rest], [error for _, error in rest])
     others.tick_params(axis="x", rotation=45)
+    style_axes(layers, xlabel="layer", ylabel="relative error of weights in %")
+    style_axes(others)
     layers.set_ylim(bottom=0)
     figure.suptitle(f"{Path(verification.converted).name} against {verification.source}")
-    try:
-        figure.savefig(local_path(file, ConversionError), dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{file} cannot be written: {error}") from error
+    save_figure(figure, local_path(file, ConversionError), ConversionError)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import JvlmError, RequestError
+from ..files import atomic_file
 from ..generation.response import Counts
 from ..units import plural
 
@@ -97,10 +98,8 @@ def save_figure(figure: Any, file: Path, error_type: type[JvlmError]) -> None:
     Raises:
         JvlmError: of the given type; the file cannot be written.
     """
-    try:
-        figure.savefig(file, dpi=_DPI)
-    except (OSError, ValueError) as error:
-        raise error_type(f"{file} cannot be written: {error}") from error
+    with atomic_file(file, error_type, suffix=file.suffix or ".png") as temporary:
+        figure.savefig(temporary, dpi=_DPI)
 
 
 def summarize(counts: Counts) -> str:
