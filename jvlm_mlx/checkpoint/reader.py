@@ -81,7 +81,7 @@ class CheckpointFiles:
         files: dict[Any, Path] = {}
         for name in set(map(str, weight_map.values())):
             file = self.folder / name
-            if Path(name).name != name or "\0" in name or not belongs_to(self.folder, file):
+            if Path(name).name != name or not belongs_to(self.folder, file):
                 raise CheckpointError(
                     f"{index} names {quoted(name)}; weights must lie in the folder itself"
                 )
@@ -167,7 +167,10 @@ def belongs_to(folder: Path, file: Path) -> bool:
 
     In the Hub's cache every file is a link, from `snapshots/COMMIT` into `blobs` beside it.
     """
-    folder, target = folder.resolve(), Path(os.path.realpath(file))
+    try:
+        folder, target = folder.resolve(), Path(os.path.realpath(file))
+    except (OSError, ValueError):  # no name that a file can have
+        return False
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     return target.parent in (folder, blobs)
 

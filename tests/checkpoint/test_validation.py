@@ -108,6 +108,7 @@ def test_headers_are_those_that_the_library_reads(checkpoint, golden_folder):
         "",
         "sub/model.safetensors",
         "zero\0byte",
+        "\ud800",
         "link.safetensors",
     ],
 )
