@@ -108,8 +108,8 @@ def detect_layout(names: Collection[str]) -> Layout | None:
     return layout
 
 
-PARTS = ("tower", "connector", "decoder", "embedding", "head")
-_PART_PATTERNS = (
+MODULES = ("tower", "connector", "decoder", "embedding", "head")
+_MODULE_PATTERNS = (
     ("connector", r"(^|\.)(vl_)?connector\."),
     ("tower", r"(^|\.)vision_(tower|model)\."),
     ("head", r"(^|\.)lm_head\."),
@@ -118,9 +118,9 @@ _PART_PATTERNS = (
 )
 
 
-def part_of(name: str) -> str | None:
-    """Return the part of the model, one of `PARTS`, that a tensor of any layout belongs to."""
-    for part, pattern in _PART_PATTERNS:
+def module_of(name: str) -> str | None:
+    """Return the module of the model, one of `MODULES`, that a tensor of any layout belongs to."""
+    for module, pattern in _MODULE_PATTERNS:
         if re.search(pattern, name):
-            return part
+            return module
     return None

@@ -44,7 +44,7 @@ class Record:
     unpadded_mlp_size: int
     """Width of the tower's MLP without padding."""
     weight_error: dict[str, float]
-    """Relative rounding error of weights by part, where anything was rounded: the root of the
+    """Relative rounding error of weights by module, where anything was rounded: the root of the
     sum of squares of differences, over that of the values."""
     quality: dict[str, Any] | None
     """What `verify` measured, if it was asked to write it down."""

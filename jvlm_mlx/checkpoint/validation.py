@@ -11,6 +11,7 @@ from ..config.dtypes import FLOAT_DTYPES
 from ..config.json_file import quoted, read_json
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
+from ..processing.tokenizer import MAX_TOKEN_CHARACTERS
 from .hub import TOKENIZER_FILES
 from .quantization import Quantization
 from .reader import CheckpointFiles, StoredTensor, shown
@@ -18,8 +19,6 @@ from .reader import CheckpointFiles, StoredTensor, shown
 FLOATING = tuple(dtype.code for dtype in FLOAT_DTYPES.values())
 MAX_TOKENIZER_BYTES = 64 * 2**20
 """Of each tokenizer file; Qwen3's tokenizer.json has 11 MB."""
-MAX_TOKEN_CHARACTERS = 1000
-"""Of an added token; the tokenizer library needs gigabytes for one of 100,000."""
 MAX_PATTERN_CHARACTERS = 10_000
 """Of every other text but templates: regular expressions and replacements among them."""
 _FLOAT16_LIMIT = 65520.0  # from here on, rounding gives infinity
@@ -179,6 +178,7 @@ def _check_texts(file: Path, content: Any) -> None:
             stack += [(one, key) for one in value]
         elif isinstance(value, str) and key != "chat_template":
             is_token = key == "content" or key.endswith("_token")
+            # The tokenizer library needs gigabytes for a token of 100,000 characters.
             limit = MAX_TOKEN_CHARACTERS if is_token else MAX_PATTERN_CHARACTERS
             if len(value) > limit:
                 raise CheckpointError(

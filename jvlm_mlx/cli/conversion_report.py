@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from ..checkpoint.names import PARTS
+from ..checkpoint.names import MODULES
 from ..conversion.converter import Conversion
 from ..conversion.inspection import CACHE_TOKENS, Inspection
 from ..conversion.verification import Verification
@@ -17,12 +17,12 @@ def conversion_text(conversion: Conversion) -> str:
     """Return what a conversion did, or would do, for the terminal."""
     plan = conversion.plan
     rows = []
-    for part in PARTS:
-        if part in plan.values:
-            values, size = plan.values[part], plan.output_bytes[part]
-            error = conversion.weight_error.get(part)
+    for module in MODULES:
+        if module in plan.values:
+            values, size = plan.values[module], plan.output_bytes[module]
+            error = conversion.weight_error.get(module)
             rows.append((
-                part, count_text(values), bytes_text(plan.source_bytes.get(part, 0)),
+                module, count_text(values), bytes_text(plan.source_bytes.get(module, 0)),
                 bytes_text(size), f"{size * 8 / values:.2f}",
                 "" if error is None else f"{100 * error:.2g} %",
             ))  # fmt: skip
@@ -30,7 +30,7 @@ def conversion_text(conversion: Conversion) -> str:
         "all", count_text(sum(plan.values.values())), bytes_text(sum(plan.source_bytes.values())),
         bytes_text(sum(plan.output_bytes.values())), f"{plan.bits_per_weight:.2f}", "",
     ))  # fmt: skip
-    head = ("part", "weights", "before", "after", "bits/weight", "weight error")
+    head = ("module", "weights", "before", "after", "bits/weight", "weight error")
     # In a dry run nothing was rounded, so there is no error to show.
     columns = slice(None) if conversion.path else slice(-1)
     lines = [table(head[columns], [row[columns] for row in rows])]
@@ -45,17 +45,17 @@ def conversion_text(conversion: Conversion) -> str:
 def verification_text(verification: Verification) -> str:
     """Return tables for the terminal."""
     worst = {
-        part: max((one for one in verification.weights if one.part == part),
+        module: max((one for one in verification.weights if one.module == module),
                   key=lambda error: severity(error.relative))
-        for part in verification.weight_errors()
+        for module in verification.weight_errors()
     }  # fmt: skip
     sections = [
         table(
-            ("part", "weight error", "largest", "in"),
+            ("module", "weight error", "largest", "in"),
             [
-                (part, _percent(error), _percent(worst[part].relative), worst[part].path)
-                if error else (part, "0", "0", "")
-                for part, error in verification.weight_errors().items()
+                (module, _percent(error), _percent(worst[module].relative), worst[module].path)
+                if error else (module, "0", "0", "")
+                for module, error in verification.weight_errors().items()
             ],
             left=(0, 3),
         )
@@ -91,7 +91,7 @@ def verification_json(verification: Verification) -> dict[str, Any]:
         "converted": verification.converted,
         "weight_error": verification.weight_errors(),
         "tensors": [
-            {"path": one.path, "part": one.part, "layer": one.layer, "error": one.relative}
+            {"path": one.path, "module": one.module, "layer": one.layer, "error": one.relative}
             for one in verification.weights
         ],
         "answers": [asdict(answer) for answer in verification.answers],
@@ -124,26 +124,26 @@ def inspection_text(inspection: Inspection) -> str:
 
     rows = [
         (
-            part.name,
-            str(part.tensors),
-            count(part.weights),
-            number(part.bits_per_weight),
-            bytes_text(part.bytes),
-            ", ".join(part.formats),
+            module.name,
+            str(module.tensors),
+            count(module.weights),
+            number(module.bits_per_weight),
+            bytes_text(module.bytes),
+            ", ".join(module.formats),
         )
-        for part in inspection.parts
+        for module in inspection.modules
     ]
     rows.append(
         (
             "all",
-            str(sum(part.tensors for part in inspection.parts)),
+            str(sum(module.tensors for module in inspection.modules)),
             count(inspection.weights),
             number(inspection.bits_per_weight),
             bytes_text(inspection.bytes),
             "",
         )
     )
-    head = ("part", "tensors", "weights", "bits/weight", "size", "stored as")
+    head = ("module", "tensors", "weights", "bits/weight", "size", "stored as")
     lines = [
         f"{inspection.path}: {inspection.layout} layout, {inspection.files} weight files",
         table(head, rows, left=(0, 5)),

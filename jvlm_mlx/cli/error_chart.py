@@ -44,18 +44,18 @@ def write_plot(verification: Verification, file: Path) -> None:
     figure = new_figure("plot")
     layers, others = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     rest = []
-    for part, error in verification.weight_errors().items():
-        errors = [one for one in verification.weights if one.part == part]
+    for module, error in verification.weight_errors().items():
+        errors = [one for one in verification.weights if one.module == module]
         numbers = sorted({one.layer for one in errors if one.layer is not None})
         if numbers:
             by_layer = [
                 100 * relative_error([one for one in errors if one.layer == number])
                 for number in numbers
             ]
-            layers.plot(numbers, by_layer, marker="o", label=part)
+            layers.plot(numbers, by_layer, marker="o", label=module)
         else:
-            rest.append((part, 100 * error))
-    others.bar([part for part, _ in rest], [error for _, error in rest])
+            rest.append((module, 100 * error))
+    others.bar([module for module, _ in rest], [error for _, error in rest])
     others.tick_params(axis="x", rotation=45)
     style_axes(layers, xlabel="layer", ylabel="relative error of weights in %")
     style_axes(others)

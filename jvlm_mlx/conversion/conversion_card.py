@@ -5,7 +5,7 @@ from typing import Any
 
 from ..checkpoint.hub import is_repository
 from ..checkpoint.model_card import markdown_table, model_card
-from ..checkpoint.names import PARTS
+from ..checkpoint.names import MODULES
 from ..checkpoint.saving import Record
 from ..units import bytes_text, count_text
 from .plan import Plan
@@ -34,8 +34,8 @@ def conversion_card(plan: Plan, record: Record, metadata: Mapping[str, Any]) -> 
                 ("width of the tower's MLP", _padding(plan)),
             ],
         ),
-        "## Parts",
-        _parts(plan, record),
+        "## Modules",
+        _modules(plan, record),
         "The error is that of the rounded weights, relative to what they were rounded from,"
         " measured on every 32nd row."
         if record.weight_error
@@ -82,17 +82,17 @@ def _padding(plan: Plan) -> str:
     return f"{plan.mlp_size}, padded with zeros from {plan.unpadded_mlp_size}, without effect"
 
 
-def _parts(plan: Plan, record: Record) -> str:
+def _modules(plan: Plan, record: Record) -> str:
     rows = []
-    for part in PARTS:
-        if part in plan.values:
-            values, size = plan.values[part], plan.output_bytes[part]
-            error = record.weight_error.get(part)
+    for module in MODULES:
+        if module in plan.values:
+            values, size = plan.values[module], plan.output_bytes[module]
+            error = record.weight_error.get(module)
             rows.append((
-                part, count_text(values), f"{size * 8 / values:.2f}", bytes_text(size),
+                module, count_text(values), f"{size * 8 / values:.2f}", bytes_text(size),
                 "0" if error is None else f"{100 * error:.2g} %",
             ))  # fmt: skip
-    return markdown_table(("part", "weights", "bits per weight", "size", "error"), rows)
+    return markdown_table(("module", "weights", "bits per weight", "size", "error"), rows)
 
 
 def _quality(quality: Mapping[str, Any]) -> str:

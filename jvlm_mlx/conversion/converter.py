@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..checkpoint.hub import DEMO, check_upload, locate_checkpoint, origin, upload
 from ..checkpoint.loader import check_template, load_processor, read_config
 from ..checkpoint.model_card import CARD, card_metadata
-from ..checkpoint.names import part_of
+from ..checkpoint.names import module_of
 from ..checkpoint.reader import CheckpointFiles, belongs_to, row_blocks
 from ..checkpoint.saving import (
     CONFIG,
@@ -54,7 +54,7 @@ class Conversion:
     plan: Plan
     record: Record
     weight_error: Mapping[str, float]
-    """Relative rounding error of this conversion by part; empty for a dry run."""
+    """Relative rounding error of this conversion by module; empty for a dry run."""
 
 
 def convert(
@@ -195,7 +195,7 @@ def _write_weights(
     float16: bool,
     progress: Progress,
 ) -> dict[str, float]:
-    """Write all tensors into a folder, and return the relative rounding error of each part.
+    """Write all tensors into a folder, and return the relative rounding error of each module.
 
     Raises:
         OSError: the disk is full.
@@ -213,12 +213,12 @@ def _write_weights(
                     writer.write(name, start, as_bytes(array))
                     done += array.nbytes
                 if errors[0]:
-                    part = part_of(parameter.path) or parameter.path
-                    squares.setdefault(part, []).append(errors)
+                    module = module_of(parameter.path) or parameter.path
+                    squares.setdefault(module, []).append(errors)
                 progress(ProgressEvent("converting", done, total, "B"))
         writer.finish()
     mx.clear_cache()
-    return {part: float(f"{relative_error(one):.3g}") for part, one in sorted(squares.items())}
+    return {module: float(f"{relative_error(one):.3g}") for module, one in sorted(squares.items())}
 
 
 def _target(mlx_path: str | Path | None, *, force: bool) -> Path:

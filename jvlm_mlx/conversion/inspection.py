@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.hub import locate_checkpoint
-from ..checkpoint.names import PARTS, part_of
+from ..checkpoint.names import MODULES, module_of
 from ..checkpoint.quantization import infer_quantization, resized_shape
 from ..checkpoint.reader import CheckpointFiles, StoredTensor
 from ..checkpoint.saving import CONFIG, Record, read_record
@@ -23,8 +23,8 @@ CACHE_TOKENS = 1000
 
 
 @dataclass(frozen=True)
-class PartSummary:
-    """One part of the model."""
+class ModuleSummary:
+    """One module of the model."""
 
     name: str
     tensors: int
@@ -47,7 +47,7 @@ class Inspection:
     path: str
     layout: str
     files: int
-    parts: tuple[PartSummary, ...]
+    modules: tuple[ModuleSummary, ...]
     unused_bytes: int
     """Of tensors that are never loaded, and not counted above."""
     missing: int | None
@@ -60,13 +60,13 @@ class Inspection:
     @property
     def bytes(self) -> int:
         """Size of all tensors that are loaded."""
-        return sum(part.bytes for part in self.parts)
+        return sum(module.bytes for module in self.modules)
 
     @property
     def weights(self) -> int | None:
         """Numbers of the model; None where they cannot be known."""
-        counts = [part.weights for part in self.parts if part.weights is not None]
-        return sum(counts) if len(counts) == len(self.parts) else None
+        counts = [module.weights for module in self.modules if module.weights is not None]
+        return sum(counts) if len(counts) == len(self.modules) else None
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -119,16 +119,16 @@ def inspect(path: str | Path) -> Inspection:
         record = read_record(config_json)
     groups: dict[str, list[StoredTensor]] = {}
     for name, tensor in used.items():
-        groups.setdefault(part_of(name) or "other", []).append(tensor)
+        groups.setdefault(module_of(name) or "other", []).append(tensor)
     mlp_size = record.unpadded_mlp_size if record else None
     return Inspection(
         path=str(path),
         layout=layout.name,
         files=len({tensor.file for tensor in files.tensors.values()}),
-        parts=tuple(
-            _part(part, groups[part], used, shapes, config, mlp_size)
-            for part in (*PARTS, "other")
-            if part in groups
+        modules=tuple(
+            _module(module, groups[module], used, shapes, config, mlp_size)
+            for module in (*MODULES, "other")
+            if module in groups
         ),
         unused_bytes=sum(
             tensor.nbytes for name, tensor in files.tensors.items() if name not in used
@@ -139,14 +139,14 @@ def inspect(path: str | Path) -> Inspection:
     )
 
 
-def _part(
+def _module(
     name: str,
     members: list[StoredTensor],
     tensors: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
     config: ModelConfig | None,
     mlp_size: int | None,
-) -> PartSummary:
+) -> ModuleSummary:
     counts: list[int | None] = []
     formats = set()
     for tensor in members:
@@ -165,10 +165,10 @@ def _part(
             shape = None
             formats.add("packed")
         if shape is not None and config and mlp_size is not None:
-            # Padding is no part of the model; only this package's own layout has it.
+            # Padding is no module of the model; only this package's own layout has it.
             shape = resized_shape(tensor.name, shape, mlp_size, config)
         counts.append(None if shape is None else math.prod(shape))
-    return PartSummary(
+    return ModuleSummary(
         name=name,
         tensors=len(members),
         weights=None if None in counts else sum(count or 0 for count in counts),
@@ -182,7 +182,7 @@ def _cache_bytes(config: ModelConfig, files: CheckpointFiles) -> int:
     norms = {
         BY_CODE[tensor.dtype].nbytes
         for name, tensor in files.tensors.items()
-        if part_of(name) == "decoder" and name.endswith("norm.weight")
+        if module_of(name) == "decoder" and name.endswith("norm.weight")
     }
     values = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return CACHE_TOKENS * values * max(norms, default=4)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from ..checkpoint.names import OWN, part_of
+from ..checkpoint.names import OWN, module_of
 from ..checkpoint.quantization import Quantization, can_pad, padded_size, resized_shape
 from ..checkpoint.structure import is_decoder_bias
 from ..checkpoint.weights import Checkpoint
@@ -83,7 +83,7 @@ class Plan:
     unfit: tuple[str, ...]
     """Layers that the recipe quantizes but whose inputs are no multiple of the group."""
     source_bytes: dict[str, int]
-    """Bytes of tensors in the source, by part."""
+    """Bytes of tensors in the source, by module."""
     same_layout: bool
     """Whether the source has this project's layout already."""
 
@@ -94,21 +94,21 @@ class Plan:
 
     @cached_property
     def output_bytes(self) -> dict[str, int]:
-        """Bytes of tensors in the output, by part."""
+        """Bytes of tensors in the output, by module."""
         sizes: dict[str, int] = {}
         for parameter in self.parameters:
-            part = part_of(parameter.path) or parameter.path
+            module = module_of(parameter.path) or parameter.path
             size = sum(output.nbytes for output in parameter.outputs)
-            sizes[part] = sizes.get(part, 0) + size
+            sizes[module] = sizes.get(module, 0) + size
         return sizes
 
     @cached_property
     def values(self) -> dict[str, int]:
-        """Numbers of the model, by part; padding left out."""
+        """Numbers of the model, by module; padding left out."""
         counts: dict[str, int] = {}
         for parameter in self.parameters:
-            part = part_of(parameter.path) or parameter.path
-            counts[part] = counts.get(part, 0) + parameter.values
+            module = module_of(parameter.path) or parameter.path
+            counts[module] = counts.get(module, 0) + parameter.values
         return counts
 
     @property
@@ -209,8 +209,8 @@ def plan_conversion(
         }
     source_bytes: dict[str, int] = {}
     for name, tensor in tensors.items():
-        part = part_of(name) or name
-        source_bytes[part] = source_bytes.get(part, 0) + tensor.nbytes
+        module = module_of(name) or name
+        source_bytes[module] = source_bytes.get(module, 0) + tensor.nbytes
     return Plan(
         parameters=tuple(parameters),
         layers=frozenset(source.input_sizes),

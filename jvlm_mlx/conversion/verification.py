@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.hub import DEMO, locate_checkpoint, origin
 from ..checkpoint.loader import load, read_config
 from ..checkpoint.model_card import CARD, card_metadata
-from ..checkpoint.names import PARTS
+from ..checkpoint.names import MODULES
 from ..checkpoint.reader import CheckpointFiles
 from ..checkpoint.saving import CONFIG, RECORD_KEY, config_text, read_record
 from ..checkpoint.weights import Checkpoint
@@ -41,7 +41,7 @@ class Bounds:
     """What a conversion may cost; None for no bound."""
 
     max_weight_error: float | None = None
-    """On the relative error of weights of every part."""
+    """On the relative error of weights of every module."""
     max_kl: float | None = None
     """On the mean divergence over all steps of all answers, in nats."""
     min_top1: float | None = None
@@ -73,9 +73,11 @@ class Verification:
     bounds: Bounds
 
     def weight_errors(self) -> dict[str, float]:
-        """Return the relative error of each part of the model."""
-        by_part = {part: [one for one in self.weights if one.part == part] for part in PARTS}
-        return {part: relative_error(errors) for part, errors in by_part.items() if errors}
+        """Return the relative error of each module of the model."""
+        by_module = {
+            module: [one for one in self.weights if one.module == module] for module in MODULES
+        }
+        return {module: relative_error(errors) for module, errors in by_module.items() if errors}
 
     @property
     def tokens(self) -> int:
@@ -121,9 +123,9 @@ class Verification:
     def violations(self) -> list[str]:
         """Return what exceeds the bounds, in words. What is no number (NaN) holds none."""
         bounds, found = self.bounds, []
-        part, worst = max(self.weight_errors().items(), key=lambda item: severity(item[1]))
+        module, worst = max(self.weight_errors().items(), key=lambda item: severity(item[1]))
         for name, value, low, high in (
-            (f"weight error of {part}", worst, None, bounds.max_weight_error),
+            (f"weight error of {module}", worst, None, bounds.max_weight_error),
             ("KL divergence", self.kl_mean, None, bounds.max_kl),
             ("top-1 agreement", self.top1, bounds.min_top1, None),
             ("feature cosine", self.feature_cosine, bounds.min_cosine, None),

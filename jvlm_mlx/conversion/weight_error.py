@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..checkpoint.names import part_of
+from ..checkpoint.names import module_of
 from ..checkpoint.reader import row_blocks
 from ..checkpoint.weights import Checkpoint, as_float
 from ..errors import RequestError
@@ -21,7 +21,7 @@ class TensorError:
     """How far one parameter is from its source."""
 
     path: str
-    part: str
+    module: str
     layer: int | None
     """Number of the tower's or the decoder's layer."""
     squared_error: float
@@ -80,7 +80,7 @@ def compare_weights(
     return [
         TensorError(
             path=path,
-            part=part_of(path) or path,
+            module=module_of(path) or path,
             layer=int(match.group(1)) if (match := re.search(r"layers\.(\d+)\.", path)) else None,
             squared_error=math.fsum(difference for difference, _ in blocks_of_path),
             squared_values=math.fsum(values for _, values in blocks_of_path),

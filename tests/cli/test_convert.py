@@ -129,7 +129,7 @@ def test_verify_and_inspect(grouped, tmp_path, capsys):
     convert(grouped, tmp_path / "out", quantize=True, q_group_size=32)
     code, out, error = run(capsys, "verify", grouped, tmp_path / "out", "--weights-only")
     assert (code, error) == (EXIT_OK, "")
-    assert out.splitlines()[0].split() == ["part", "weight", "error", "largest", "in"]
+    assert out.splitlines()[0].split() == ["module", "weight", "error", "largest", "in"]
     code, out, error = run(
         capsys, "verify", grouped, tmp_path / "out", "--prompts", "What?", "--max-tokens", 2,
         "--max-weight-error", 0.02, "--min-top1", 0, "--json", "--update-card",

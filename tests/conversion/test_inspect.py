@@ -51,7 +51,7 @@ def released(tmp_path_factory):
 def test_the_released_geometry(released, no_reading):
     inspection = inspect(released)
     assert inspection.layout == "original"
-    weights = {part.name: part.weights for part in inspection.parts}
+    weights = {module.name: module.weights for module in inspection.modules}
     # The tower's last two layers and its final norm are not counted: they are never loaded.
     whole = json.loads((RELEASED / "tensors.json").read_text())
     tower = sum(
@@ -131,7 +131,7 @@ def test_plans_for_the_released_geometry(released, options, expected, mlp_size):
     assert plan.unfit == ()
     assert plan.mlp_size == mlp_size
     assert sum(plan.output_bytes.values()) == expected_bytes(*expected, mlp_size)
-    assert plan.values == {part.name: part.weights for part in inspect(released).parts}
+    assert plan.values == {module.name: module.weights for module in inspect(released).modules}
     # Two layers of the tower with 14 tensors each, its final norm, and the decoder's biases.
     assert len(plan.dropped) == 2 * 14 + 2 + 28 * 3
 
@@ -139,9 +139,9 @@ def test_plans_for_the_released_geometry(released, options, expected, mlp_size):
 def test_a_conversion_of_this_project(grouped, tmp_path):
     convert(grouped, tmp_path / "out", quantize=True, q_group_size=32, recipe="mixed")
     inspection = inspect(tmp_path / "out")
-    parts = {part.name: part for part in inspection.parts}
-    assert parts["connector"].formats == ("F32", "affine 6 bits / 32")
-    assert parts["decoder"].formats == ("F32", "affine 4 bits / 32", "affine 6 bits / 32")
+    modules = {module.name: module for module in inspection.modules}
+    assert modules["connector"].formats == ("F32", "affine 6 bits / 32")
+    assert modules["decoder"].formats == ("F32", "affine 4 bits / 32", "affine 6 bits / 32")
     # Padding is not counted as weights: the same model has the same number of them.
     assert inspection.weights == inspect(grouped).weights
     size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
@@ -152,7 +152,9 @@ def test_the_existing_conversion(golden_folder, no_reading):
     inspection = inspect(golden_folder / "tiny-mlx-4bit")
     assert inspection.layout == "mlx"
     assert inspection.missing == 0
-    assert {part.name: part.formats for part in inspection.parts}["head"] == ("affine 4 bits / 32",)
+    assert {module.name: module.formats for module in inspection.modules}["head"] == (
+        "affine 4 bits / 32",
+    )
     assert inspection.weights == inspect(golden_folder / "tiny").weights
 
 
@@ -174,7 +176,7 @@ def test_a_file_alone(grouped, tmp_path):
     inspection = inspect(file)
     assert inspection.weights is None
     assert inspection.cache_bytes is None
-    assert {part.name: part.weights for part in inspection.parts}["head"] is None
+    assert {module.name: module.weights for module in inspection.modules}["head"] is None
     assert "?" in inspection_text(inspection)
     assert json.loads(json.dumps(inspection_json(inspection)))["layout"] == "own"
 
@@ -185,7 +187,7 @@ def test_the_demo_and_a_repository(grouped, monkeypatch):
         array.size for _, array in tree_flatten(model.parameters())
     )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(grouped))
-    assert inspect("someone/jina-vlm").parts == inspect(grouped).parts
+    assert inspect("someone/jina-vlm").modules == inspect(grouped).modules
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
