@@ -41,6 +41,7 @@ SUBCOMMANDS = {
     "read": Subcommand("read", "transcribe pages to Markdown"),
     "evaluate": Subcommand("evaluate", "run the paper's benchmarks, score, compare runs"),
     "explain": Subcommand("explain", "show what an answer looked at, as an image"),
+    "serve": Subcommand("serve", "answer other programs: an OpenAI-compatible API and a page"),
     "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
     "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),
     "fuse": Subcommand("fuse", "make one checkpoint of a model and its adapters"),

@@ -56,7 +56,7 @@ class StreamingDetokenizer:
     def add_token(self, token: int) -> None:
         """Add the next token id."""
         self.tokens.append(token)
-        self._append(self._bytes.decode(self._bytes_of(token)))
+        self._append(self._bytes.decode(self.bytes_of(token)))
 
     def finalize(self) -> None:
         """Add what is left: bytes of a character that was never completed show as U+FFFD."""
@@ -75,7 +75,8 @@ class StreamingDetokenizer:
             text = text.removeprefix(" ")
         self.text += text
 
-    def _bytes_of(self, token: int) -> bytes:
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a token stands for; nothing for special tokens and unknown ids."""
         if token in self._special_token_ids:
             return b""
         try:

@@ -212,6 +212,10 @@ class Tokenizer:
         """Return a new detokenizer for one answer."""
         return StreamingDetokenizer(self._backend, self._special_token_ids)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; none for special tokens and unknown ids."""
+        return self.detokenizer().bytes_of(token)
+
     def check_image_ids(self, config: ConfigReader) -> None:
         """Hold the token ids that preprocessor_config.json repeats against the tokenizer's.
 

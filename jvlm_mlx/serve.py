@@ -1,0 +1,192 @@
+"""Serve a model to other programs: an OpenAI-compatible API, and a page to drop an image on.
+
+Every flag may also be an environment variable: JVLM_MAX_QUEUE is --max-queue, and so on.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .cli.arguments import (
+    add_cache_argument,
+    add_generation_arguments,
+    add_model_arguments,
+    generation_options,
+    size,
+)
+from .cli.main import EXIT_ERROR, EXIT_OK
+from .errors import RequestError
+from .files import local_path
+from .generation.options import GenerationOptions
+from .model import Model
+from .processing.processor import Processor
+from .progress import ProgressEvent
+
+GRACE_SECONDS = 20
+"""For answers under way, after the server was told to end."""
+_PREFIX = "JVLM_"
+_SWITCHES = ("allow_image_urls", "quiet")
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this subcommand; their defaults may be environment variables."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than a"
+                        " loopback address needs a key")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8080, help="0 for any free one")
+    parser.add_argument("--api-key", metavar="KEY", help="that clients must send")
+    parser.add_argument(
+        "--served-model-name", metavar="NAME", help="what clients call the model; else jina-vlm"
+    )
+    parser.add_argument(
+        "--max-queue", type=int, default=16, metavar="REQUESTS", help="that wait; more are refused"
+    )
+    parser.add_argument(
+        "--max-concurrent", type=int, default=8, metavar="REQUESTS", help="answered together"
+    )
+    parser.add_argument(
+        "--max-body", type=size, default="20MB", metavar="SIZE", help="largest request"
+    )
+    parser.add_argument(
+        "--allow-image-urls", action="store_true", help="fetch images from public web addresses"
+    )
+    parser.add_argument(
+        "--allow-image-folder", type=Path, metavar="DIR",
+        help="folder whose files may be named by file: addresses",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        help="web page, like https://chat.example, that may ask; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="log no requests")
+    add_cache_argument(parser)
+    add_model_arguments(parser)
+    add_generation_arguments(parser)
+    parser.set_defaults(**_from_environment(os.environ))
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return defaults by names of flags; argparse reads texts as if they were arguments."""
+    found: dict[str, Any] = {}
+    for name, value in environment.items():
+        if not name.startswith(_PREFIX):
+            continue
+        flag = name.removeprefix(_PREFIX).lower()
+        if flag in _SWITCHES:
+            if value.lower() not in (*_ON, *_OFF):
+                raise RequestError(f"{name} is {value[:80]!r}; expected true or false")
+            found[flag] = value.lower() in _ON
+        elif flag in ("cors_origin", "stop"):
+            found[flag] = [one for one in value.split(",") if one]
+        elif value:
+            found[flag] = value
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the process is told to end, and return the exit code."""
+    try:
+        import uvicorn
+
+        from .serving.app import make_app
+        from .serving.guard import Guard
+        from .serving.image_policy import ImagePolicy
+        from .serving.service import Service, ServiceOptions
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"the server needs {error.name}: pip install 'jvlm-mlx[server]'"
+        ) from None
+    for name in ("max_queue", "max_concurrent", "max_body"):
+        if getattr(arguments, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{flag} is {getattr(arguments, name)}; it must be at least 1")
+    options = GenerationOptions.of(None, generation_options(arguments))
+    guard = Guard.for_address(
+        arguments.host, arguments.api_key, tuple(arguments.cors_origin), arguments.max_body
+    )
+    folder = arguments.allow_image_folder
+    if folder is not None:
+        folder = local_path(folder, RequestError)
+        if not folder.is_dir():
+            raise RequestError(f"--allow-image-folder: there is no folder {folder}")
+    service = Service(
+        ServiceOptions(
+            served_name=arguments.served_model_name or "jina-vlm",
+            defaults=options,
+            policy=ImagePolicy(allow_urls=arguments.allow_image_urls, folder=folder),
+            cache_bytes=arguments.cache_size,
+            max_concurrent=arguments.max_concurrent,
+            max_queue=arguments.max_queue,
+            max_memory=options.max_memory,
+        ),
+        _loader(arguments),
+    )
+    with _listen(arguments.host, arguments.port) as listener:
+        host, port = listener.getsockname()[:2]
+        print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
+        service.start()
+        config = uvicorn.Config(
+            make_app(service, guard),
+            log_level="warning" if arguments.quiet else "info",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            # Nothing of a request is logged but its line; prompts are not in it.
+            access_log=not arguments.quiet,
+            server_header=False,
+            lifespan="off",
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    if service.scheduler is not None:
+        service.scheduler.close(GRACE_SECONDS)
+    if service.error is not None:
+        print(f"error: {service.error}", file=sys.stderr)
+        return EXIT_ERROR
+    return EXIT_OK
+
+
+def _loader(
+    arguments: argparse.Namespace,
+) -> Callable[[Callable[[ProgressEvent], None]], tuple[Model, Processor]]:
+    from .checkpoint.loader import load
+
+    def load_model(progress: Callable[[ProgressEvent], None]) -> tuple[Model, Processor]:
+        return load(
+            arguments.model,
+            revision=arguments.revision,
+            dtype=arguments.dtype,
+            adapter_path=arguments.adapter_path,
+            progress=progress,
+            show_progress=False,
+        )
+
+    return load_model
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        RequestError: the address is taken or is none of this machine.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port"
+        ) from None
+    return listener
+
+
+if __name__ == "__main__":
+    # The module that the package has imported does the work, not this second copy of it.
+    from .cli.main import run_subcommand
+
+    sys.exit(run_subcommand("serve"))

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: requests, responses, images of strangers, scheduling, routes."""

@@ -1,0 +1,36 @@
+"""Figures of the server in the text format of Prometheus."""
+
+import mlx.core as mx
+
+from .scheduler import Scheduler
+
+
+def as_text(scheduler: Scheduler) -> str:
+    """Return all figures, each with its help and type."""
+    counters = scheduler.counters
+    lines: list[str] = []
+
+    def add(name: str, kind: str, text: str, value: float, **labels: str) -> None:
+        full = f"jvlm_{name}"
+        if not lines or not any(line.startswith(f"# TYPE {full} ") for line in lines):
+            lines.extend((f"# HELP {full} {text}", f"# TYPE {full} {kind}"))
+        shown = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        lines.append(f"{full}{{{shown}}} {value:g}" if shown else f"{full} {value:g}")
+
+    for outcome in ("finished", "cancelled", "failed", "refused"):
+        add(
+            "requests_total", "counter", "Choices by how they ended.",
+            getattr(counters, outcome), outcome=outcome,
+        )  # fmt: skip
+    add("requests_queued", "gauge", "Choices that wait.", scheduler.queued)
+    add("requests_active", "gauge", "Choices in prefill or decoding.", scheduler.active)
+    add("prompt_tokens_total", "counter", "Tokens of prompts.", counters.prompt_tokens)
+    add(
+        "cached_tokens_total", "counter", "Tokens of prompts that were cached.",
+        counters.cached_tokens,
+    )  # fmt: skip
+    add("generated_tokens_total", "counter", "Tokens generated.", counters.generated_tokens)
+    for name, stats in scheduler.caches.stats().items():
+        add("cache_bytes", "gauge", "Device memory of caches.", stats.nbytes, cache=name)
+    add("memory_bytes", "gauge", "Device memory in use.", mx.get_active_memory())
+    return "\n".join(lines) + "\n"
