@@ -19,6 +19,7 @@ from .cli.arguments import (
     size,
 )
 from .cli.main import EXIT_ERROR, EXIT_OK
+from .config.json_file import quoted
 from .errors import RequestError
 from .files import local_path
 from .generation.options import GenerationOptions
@@ -76,15 +77,22 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(_PREFIX):
             continue
         flag = name.removeprefix(_PREFIX).lower()
-        if flag in _SWITCHES:
-            if value.lower() not in (*_ON, *_OFF):
-                raise RequestError(f"{name} is {value[:80]!r}; expected true or false")
-            found[flag] = value.lower() in _ON
-        elif flag in ("cors_origin", "stop"):
+        if flag in ("cors_origin", "stop"):
             found[flag] = [one for one in value.split(",") if one]
         elif value:
             found[flag] = value
     return found
+
+
+def _switch(name: str, value: bool | str) -> bool:
+    """Return a switch that may come from the environment.
+
+    Raises:
+        RequestError: it is neither on nor off.
+    """
+    if isinstance(value, str) and value.lower() not in (*_ON, *_OFF):
+        raise RequestError(f"{_PREFIX}{name.upper()} is {quoted(value)}; expected true or false")
+    return value.lower() in _ON if isinstance(value, str) else value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise RequestError(f"{flag} is {getattr(arguments, name)}; it must be at least 1")
+    for name in _SWITCHES:
+        setattr(arguments, name, _switch(name, getattr(arguments, name)))
     options = GenerationOptions.of(None, generation_options(arguments))
     guard = Guard.for_address(
         arguments.host, arguments.api_key, tuple(arguments.cors_origin), arguments.max_body
@@ -171,13 +181,14 @@ def _listen(host: str, port: int) -> socket.socket:
     Raises:
         RequestError: the address is taken or is none of this machine.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host.strip("[]"), port))
         listener.listen(128)
     except (OSError, OverflowError) as error:
+        listener.close()
         reason = getattr(error, "strerror", None) or error
         raise RequestError(
             f"cannot listen on {host}:{port}: {reason}; choose another --port"

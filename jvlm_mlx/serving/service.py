@@ -1,6 +1,7 @@
 """The model behind the routes: loaded in the background, then asked by every request."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ from .chat_request import ChatRequest
 from .chat_response import TokenLogprob
 from .image_policy import ImagePolicy
 from .scheduler import Job, Scheduler
+
+logger = logging.getLogger(__name__)
 
 LOADING_SECONDS = 30
 """After which a client that came too early should try again."""
@@ -92,6 +95,9 @@ class Service:
             )
         except JvlmError as error:
             self.error = str(error)
+        except Exception as error:
+            logger.exception("the model could not be loaded")
+            self.error = f"{type(error).__name__}: {error}"
 
     def ready(self) -> tuple[Scheduler, Processor]:
         """Return scheduler and processor.

@@ -40,9 +40,9 @@ def user(text, *uris):
 
 def check_schema(content, name):
     """Hold an answer against the published schema of its kind."""
-    jsonschema.Draft202012Validator(
-        {"$ref": f"#/components/schemas/{name}", **SCHEMAS}
-    ).validate(content)
+    jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **SCHEMAS}).validate(
+        content
+    )
 
 
 class Client:
