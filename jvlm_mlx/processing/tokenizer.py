@@ -216,6 +216,10 @@ class Tokenizer:
         """Return the bytes that a token stands for; none for special tokens and unknown ids."""
         return self.detokenizer().bytes_of(token)
 
+    def to_json(self) -> str:
+        """Return the whole tokenizer as the text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
     def check_image_ids(self, config: ConfigReader) -> None:
         """Hold the token ids that preprocessor_config.json repeats against the tokenizer's.
 

@@ -103,7 +103,7 @@ class Scheduler:
         max_memory: int | None,
     ) -> None:
         device.take_over(model)
-        self._model = model
+        self.model = model
         self._processor = processor
         self.caches = caches
         self.counters = Counters()
@@ -152,12 +152,12 @@ class Scheduler:
             ApiError: the prompt does not fit into the context or the memory.
         """
         try:
-            check_fit(self._model, job.prompt)
-            job.max_tokens = answer_length(self._model, len(job.prompt.token_ids), job.options)
+            check_fit(self.model, job.prompt)
+            job.max_tokens = answer_length(self.model, len(job.prompt.token_ids), job.options)
         except JvlmError as error:
             raise invalid(str(error), "messages", "context_length_exceeded") from None
         tokens = len(job.prompt.token_ids) + job.max_tokens
-        job.reserved = kv_bytes(self._model.config, tokens, self._model.dtype.size)
+        job.reserved = kv_bytes(self.model.config, tokens, self.model.dtype.size)
         if self._room is not None and job.reserved > self._room:
             raise too_large(
                 f"the request needs {job.reserved / 1e9:.1f} GB of KV cache, and"
@@ -236,14 +236,12 @@ class Scheduler:
             # What the others may come to need is not this one's.
             options = replace(options, max_memory=max(1, self._explicit_limit - others))
         builder = ResponseBuilder(self._processor, job.prompt, options, job.max_tokens, job.start)
-        prefill = Prefill(
-            self._model, job.prompt, options, self.caches, builder, no_progress, check
-        )
+        prefill = Prefill(self.model, job.prompt, options, self.caches, builder, no_progress, check)
         logits = prefill.run(job.prompt)
 
         def join() -> Row:
             prefill.keep()
-            row = make_row(self._model, job.prompt, options, job.max_tokens)
+            row = make_row(self.model, job.prompt, options, job.max_tokens)
             self._engine.add([row], prefill.cache, logits)
             return row
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import JvlmError
+from ..errors import JvlmError, RequestError
 from ..generation.caches import GenerationCaches
+from ..generation.json_grammar import JsonGrammar, JsonGrammars
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
 from ..generation.response import GenerationResponse
@@ -68,6 +69,7 @@ class Service:
     scheduler: Scheduler | None = None
     processor: Processor | None = None
     _thread: threading.Thread | None = field(default=None, repr=False)
+    _grammars: JsonGrammars | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Load the model in a thread of its own; until it is there, requests are refused."""
@@ -139,8 +141,9 @@ class Service:
             raise invalid(str(error), "messages") from None
         choices = []
         for index in range(request.choices):
-            seed = options.seed
-            one = options if seed is None else replace(options, seed=(seed + index) % 2**64)
+            one = replace(options, grammar=self._grammar(request))
+            if options.seed is not None:
+                one = replace(one, seed=(options.seed + index) % 2**64)
             queue: asyncio.Queue[GenerationResponse | ApiError] = asyncio.Queue()
 
             def emit(
@@ -153,6 +156,18 @@ class Service:
             scheduler.check(job)
             choices.append(Choice(index, job, queue))
         return choices
+
+    def _grammar(self, request: ChatRequest) -> JsonGrammar | None:
+        """Return the grammar of one choice, if the request asks for JSON."""
+        if request.response_format is None or self.processor is None:
+            return None
+        try:
+            if self._grammars is None:
+                vocab_size = self.ready()[0].model.config.decoder.vocab_size
+                self._grammars = JsonGrammars(self.processor.tokenizer, vocab_size)
+            return self._grammars.make(request.response_format.schema)
+        except RequestError as error:
+            raise invalid(str(error), "response_format", "invalid_schema") from None
 
     def _generation_options(self, request: ChatRequest) -> GenerationOptions:
         wanted: dict[str, Any] = dict(request.options)

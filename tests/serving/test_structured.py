@@ -1,0 +1,90 @@
+"""Answers by a JSON schema: valid JSON, or a finish reason that says it was cut."""
+
+import json
+
+import jsonschema
+import pytest
+
+pytest.importorskip("llguidance")
+
+import jvlm_mlx
+from jvlm_mlx.generation.json_grammar import JsonGrammars
+from tests.serving.conftest import image_uri, user
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "number": {"type": "integer", "minimum": 0, "maximum": 99},
+        "color": {"enum": ["red", "blue"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    },
+    "required": ["number", "color", "tags"],
+    "additionalProperties": False,
+}
+
+
+def by_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}])
+def test_the_answer_satisfies_the_schema(client, sampling):
+    for image in ("dot", "shapes"):
+        _, body = client.chat(
+            [user("What is this?", image_uri(image))], max_tokens=200,
+            response_format=by_schema(SCHEMA), **sampling,
+        )  # fmt: skip
+        (choice,) = body["choices"]
+        assert choice["finish_reason"] == "stop"
+        jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+
+
+def test_any_object(client):
+    for seed in range(4):
+        _, body = client.chat(
+            [user("Hi")], max_tokens=60, temperature=1.0, seed=seed,
+            response_format={"type": "json_object"},
+        )  # fmt: skip
+        (choice,) = body["choices"]
+        text = choice["message"]["content"]
+        assert text.startswith("{")
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(text), dict)
+        else:
+            assert choice["finish_reason"] == "length"
+
+
+def test_rows_with_and_without_a_grammar_do_not_disturb_each_other(client, tiny):
+    plain = jvlm_mlx.generate(*tiny, "Hi", max_tokens=24).text
+    chunks = client.stream([user("Hi")], n=2, response_format=by_schema(SCHEMA), max_tokens=100)
+    texts = ["", ""]
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts[0] == texts[1]
+    jsonschema.validate(json.loads(texts[0]), SCHEMA)
+    assert client.chat([user("Hi")])[1]["choices"][0]["message"]["content"] == plain
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "#/nowhere"},
+        {"type": "string", "pattern": "("},
+        {"not": {}},
+        {"type": "string", "enum": ["x" * 200_000]},
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused(client, schema):
+    wrapped = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    status, body = client.chat([user("Hi")], response_format=by_schema(wrapped))
+    assert (status, body["error"]["param"]) == (400, "response_format")
+    assert "schema" in body["error"]["message"]
+    assert len(body["error"]["message"]) < 300
+
+
+def test_without_the_library_one_line_says_what_to_install(tiny, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    with pytest.raises(jvlm_mlx.RequestError, match="structured"):
+        JsonGrammars(tiny[1].tokenizer, 10)
