@@ -26,6 +26,9 @@ from .chat_response import DONE, KEEP_ALIVE, Completion, TokenLogprob, event
 from .guard import Guard
 from .metrics import as_text
 from .service import Choice, Service, cancel
+from .text_completion import TextRequest
+from .text_completion import choice as text_choice
+from .text_completion import whole as whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def make_app(service: Service, guard: Guard) -> Starlette:
     for prefix in ("/v1", ""):
         api += [
             Route(f"{prefix}/chat/completions", routes.guarded(routes.chat), methods=["POST"]),
+            Route(f"{prefix}/completions", routes.guarded(routes.complete), methods=["POST"]),
             Route(f"{prefix}/models", routes.guarded(routes.models), methods=["GET"]),
             Route(f"{prefix}/models/{{name:path}}", routes.guarded(routes.model), methods=["GET"]),
             Route(f"{prefix}/image-layout", routes.guarded(routes.image_layout), methods=["GET"]),
@@ -145,6 +149,31 @@ class Routes:
         finally:
             cancel(scheduler, choices)
         return JSONResponse(completion.whole(answered, counts))
+
+    async def complete(self, request: Request) -> Response:
+        """Continue plain texts, or score them."""
+        self._service.ready()
+        asked = TextRequest.read(await self._guard.read_json(request))
+        self._service.check_model(asked.model)
+        prepare = partial(self._service.prepare_text, asked, asyncio.get_running_loop())
+        prompts, scores, choices = await anyio.to_thread.run_sync(prepare)
+        scheduler, processor = self._service.ready()
+        responses: list[list[GenerationResponse]] = [[] for _ in prompts]
+        scheduler.submit([choice.job for choice in choices])
+        try:
+            for choice in choices:
+                generated = responses[choice.index]
+                while not generated or generated[-1].finish_reason is None:
+                    generated.append(await _next_or_left(choice, request))
+        finally:
+            cancel(scheduler, choices)
+        answered = [
+            text_choice(processor, index, asked, *parts)
+            for index, parts in enumerate(zip(prompts, scores, responses, strict=True))
+        ]
+        return JSONResponse(
+            whole_text(self._service.options.served_name, answered, prompts, responses)
+        )
 
     async def _stream(
         self, completion: Completion, choices: Sequence[Choice], with_logprobs: bool

@@ -71,10 +71,10 @@ class ChatRequest:
         """
         if not isinstance(body, dict):
             raise invalid("the body must be a JSON object")
-        reader = _Reader(body)
+        reader = Reader(body)
         if reader.read("messages", _messages) is None:
             raise invalid("messages is missing; give at least one", "messages")
-        stream = bool(reader.read("stream", _boolean))
+        stream = bool(reader.read("stream", boolean))
         stream_options = reader.read("stream_options", _mapping)
         if stream_options is not None and not stream:
             raise invalid("stream_options needs stream: true", "stream_options")
@@ -82,12 +82,12 @@ class ChatRequest:
         request = cls(
             model=reader.read("model", _text) or "",
             messages=reader.read("messages", _messages) or [],
-            options=_options(reader),
+            options=generation_options(reader),
             logit_bias=reader.read("logit_bias", _logit_bias) or {},
-            max_crops=reader.read("max_crops", _integer(1, 1000)),
+            max_crops=reader.read("max_crops", integer(1, 1000)),
             stream=stream,
             include_usage=bool((stream_options or {}).get("include_usage")),
-            choices=reader.read("n", _integer(1, MAX_CHOICES)) or 1,
+            choices=reader.read("n", integer(1, MAX_CHOICES)) or 1,
             top_logprobs=top_logprobs,
             response_format=reader.read("response_format", _response_format),
         )
@@ -96,7 +96,7 @@ class ChatRequest:
         return request
 
 
-class _Reader:
+class Reader:
     """Reads parameters by name; null is as good as missing. Remembers what nobody asked for."""
 
     def __init__(self, body: dict[str, Any]) -> None:
@@ -104,6 +104,7 @@ class _Reader:
         self._read: set[str] = set()
 
     def read(self, name: str, check: Callable[[Any, str], Any]) -> Any:
+        """Return a checked parameter; None for null or nothing."""
         self._read.add(name)
         value = self._body.get(name)
         return None if value is None else check(value, name)
@@ -122,16 +123,16 @@ class _Reader:
             )  # fmt: skip
 
 
-def _options(reader: _Reader) -> dict[str, Any]:
+def generation_options(reader: Reader) -> dict[str, Any]:
     """Read what `GenerationOptions` has under the same or another name."""
-    tokens = reader.read("max_tokens", _integer(1, 2**31 - 1))
-    longer_name = reader.read("max_completion_tokens", _integer(1, 2**31 - 1))
-    seed = reader.read("seed", _integer(-(2**63), 2**64 - 1))
+    tokens = reader.read("max_tokens", integer(1, 2**31 - 1))
+    longer_name = reader.read("max_completion_tokens", integer(1, 2**31 - 1))
+    seed = reader.read("seed", integer(-(2**63), 2**64 - 1))
     options = {
         "max_tokens": tokens if longer_name is None else longer_name,
         "temperature": reader.read("temperature", _number(0, 2)),
         "top_p": reader.read("top_p", _number(0, 1)),
-        "top_k": reader.read("top_k", _integer(0, 2**31 - 1)),
+        "top_k": reader.read("top_k", integer(0, 2**31 - 1)),
         "min_p": reader.read("min_p", _number(0, 1)),
         "presence_penalty": reader.read("presence_penalty", _number(-2, 2)),
         "frequency_penalty": reader.read("frequency_penalty", _number(-2, 2)),
@@ -143,15 +144,15 @@ def _options(reader: _Reader) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _top_logprobs(reader: _Reader) -> int | None:
-    wanted = reader.read("logprobs", _boolean)
-    count: int | None = reader.read("top_logprobs", _integer(0, MAX_TOP_LOGPROBS))
+def _top_logprobs(reader: Reader) -> int | None:
+    wanted = reader.read("logprobs", boolean)
+    count: int | None = reader.read("top_logprobs", integer(0, MAX_TOP_LOGPROBS))
     if count is not None and not wanted:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     return (count or 0) if wanted else None
 
 
-def _refuse_tools(reader: _Reader) -> None:
+def _refuse_tools(reader: Reader) -> None:
     tools = reader.read("tools", lambda value, _: value)
     choice = reader.read("tool_choice", lambda value, _: value)
     if tools and choice != "none":
@@ -245,7 +246,8 @@ def _stop(value: Any, name: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _boolean(value: Any, name: str) -> bool:
+def boolean(value: Any, name: str) -> bool:
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise invalid(f"{name} is {quoted(value)}; expected true or false", name)
     return value
@@ -263,7 +265,9 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def _integer(low: int, high: int) -> Callable[[Any, str], int]:
+def integer(low: int, high: int) -> Callable[[Any, str], int]:
+    """Return what accepts a whole number of a range."""
+
     def check(value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise _out_of_range(value, name, "a whole number", low, high)

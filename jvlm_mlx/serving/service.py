@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import JvlmError, RequestError
 from ..generation.caches import GenerationCaches
@@ -16,6 +17,8 @@ from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
 from ..generation.response import GenerationResponse
 from ..model import Model
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from ..progress import ProgressEvent
 from .api_error import ApiError, invalid, loading, unknown_model
@@ -23,6 +26,7 @@ from .chat_request import ChatRequest
 from .chat_response import TokenLogprob
 from .image_policy import ImagePolicy
 from .scheduler import Job, Scheduler
+from .text_completion import PromptScores, TextRequest, score_prompt, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +133,7 @@ class Service:
         Raises:
             ApiError: anything is wrong with the request.
         """
-        scheduler, processor = self.ready()
+        _, processor = self.ready()
         try:
             options = self._generation_options(request)
         except JvlmError as error:
@@ -144,18 +148,57 @@ class Service:
             one = replace(options, grammar=self._grammar(request))
             if options.seed is not None:
                 one = replace(one, seed=(options.seed + index) % 2**64)
-            queue: asyncio.Queue[GenerationResponse | ApiError] = asyncio.Queue()
-
-            def emit(
-                response: GenerationResponse | ApiError,
-                queue: "asyncio.Queue[GenerationResponse | ApiError]" = queue,
-            ) -> None:
-                loop.call_soon_threadsafe(queue.put_nowait, response)
-
-            job = Job(prompt, one, emit)
-            scheduler.check(job)
-            choices.append(Choice(index, job, queue))
+            choices.append(self._choice(index, prompt, one, loop))
         return choices
+
+    def prepare_text(
+        self, request: TextRequest, loop: asyncio.AbstractEventLoop
+    ) -> tuple[list[list[int]], list[PromptScores | None], list[Choice]]:
+        """Return the tokens of each prompt, its scores if they are asked for, and its choice.
+
+        Without anything to generate there are no choices. Takes device time: not on the loop.
+
+        Raises:
+            ApiError: anything is wrong with the request.
+        """
+        scheduler, processor = self.ready()
+        model = scheduler.model
+        vocab_size = model.config.decoder.vocab_size
+        wanted = {**request.options, "max_tokens": max(1, request.max_tokens)}
+        if request.logprobs is not None:
+            wanted["logprobs"] = request.logprobs
+        try:
+            options = GenerationOptions.of(self.options.defaults, wanted)
+        except JvlmError as error:
+            raise invalid(str(error)) from None
+        prompts = [token_ids(processor, one, vocab_size) for one in request.prompts]
+        bos = processor.tokenizer.bos_token_id
+        choices = []
+        for index, tokens in enumerate(prompts):
+            prompt: PreparedPrompt[PromptImage] = PreparedPrompt(
+                np.array([bos, *tokens], np.int32), (), ()
+            )
+            choices.append(self._choice(index, prompt, options, loop))
+        scores: list[PromptScores | None] = [None] * len(prompts)
+        if request.echo and request.logprobs is not None:
+            scores = [
+                score_prompt(model, tokens, bos, request.logprobs) if tokens else None
+                for tokens in prompts
+            ]
+        return prompts, scores, choices if request.max_tokens else []
+
+    def _choice(
+        self,
+        index: int,
+        prompt: PreparedPrompt[PromptImage],
+        options: GenerationOptions,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Choice:
+        """Return a checked choice whose responses reach the loop."""
+        queue: asyncio.Queue[GenerationResponse | ApiError] = asyncio.Queue()
+        job = Job(prompt, options, lambda one: _deliver(loop, queue, one))
+        self.ready()[0].check(job)
+        return Choice(index, job, queue)
 
     def _grammar(self, request: ChatRequest) -> JsonGrammar | None:
         """Return the grammar of one choice, if the request asks for JSON."""
@@ -199,6 +242,14 @@ class Service:
 
         alternatives = tuple((*spelled(token), logprob) for token, logprob in response.top_logprobs)
         return [TokenLogprob(*spelled(response.token), response.logprob, alternatives)]
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop,
+    queue: "asyncio.Queue[GenerationResponse | ApiError]",
+    response: GenerationResponse | ApiError,
+) -> None:
+    loop.call_soon_threadsafe(queue.put_nowait, response)
 
 
 @dataclass(frozen=True)

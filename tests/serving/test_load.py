@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mlx.utils import tree_flatten
 
 import jvlm_mlx
 from tests.serving.conftest import MODEL, Client, image_uri, running, user
@@ -114,7 +115,7 @@ def test_a_full_queue_refuses_and_recovers(tiny):
 
 
 def test_what_could_never_fit_is_refused(tiny):
-    weights = sum(array.nbytes for _, array in jvlm_mlx.checkpoint.weights.parameters(tiny[0]))
+    weights = sum(array.nbytes for _, array in tree_flatten(tiny[0].parameters()))
     with running(lambda _: tiny, max_memory=weights + 300_000) as (client, service):
         service.wait()
         status, body = client.chat([user("Hi")], max_tokens=2000)
