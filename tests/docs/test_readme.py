@@ -110,4 +110,4 @@ def test_example(clone, environment, language, text):
 
 
 def test_every_block_is_run_or_is_output():
-    assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json"}
+    assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json", "xml"}
