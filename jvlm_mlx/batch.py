@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from .cli.arguments import (
@@ -138,16 +139,18 @@ def answer_requests(
             if own:
                 model, processor = load_model(arguments, bars)
                 bars.show(ProgressEvent("requests", done, total, "request"))
+                responses = batch_generate(
+                    model,
+                    processor,
+                    checked(),
+                    batch_size=arguments.batch_size,
+                    caches=caches(arguments),
+                    **options,
+                )
                 try:
-                    for response in batch_generate(
-                        model,
-                        processor,
-                        checked(),
-                        batch_size=arguments.batch_size,
-                        caches=caches(arguments),
-                        **options,
-                    ):
-                        write(running.pop(response.index), response)
+                    with closing(responses):
+                        for response in responses:
+                            write(running.pop(response.index), response)
                 except KeyboardInterrupt:
                     interrupted = True
         if not interrupted:

@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk, and return the exit code."""
     if arguments.load and arguments.system is not None:
         raise RequestError("--load: the saved conversation has its own system message")
+    if "-" in arguments.image:
+        raise RequestError("--image -: standard input is the conversation; give a file")
     options = given_options(arguments)
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)

@@ -98,6 +98,11 @@ class ResponseFile:
             # Of a pipe or a terminal nothing can be read back; opening one may wait forever.
             if path.exists() and not path.is_file():
                 raise RequestError(f"{path} is no regular file: choose another output file")
+        if self._format is not None and self._output.exists() and not self._files():
+            raise RequestError(
+                f"{self._output} is there, but {self._all.name}, which it would be made of, is not:"
+                " choose another output file"
+            )
         self._stack.enter_context(output_lock(self._own, RequestError))
         if self._count > 1 and self._rank == 0:
             self._stack.enter_context(output_lock(self._all, RequestError))

@@ -1,4 +1,4 @@
-"""A prompt as caches see it."""
+"""What caches find a prompt by."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 
 class ImageSpan(NamedTuple):
-    """Where an image stands in a prompt."""
+    """The tokens of an image in a prompt."""
 
     start: int
-    """Its first token."""
+    """Index of its first token."""
     length: int
-    """Its tokens."""
+    """How many tokens it has."""
     digest: str
     """Of its pixels and config."""
 
 
 @dataclass(frozen=True)
 class PromptKey:
-    """Words by their tokens, images by their digests.
+    """Text by its tokens, images by their digests.
 
     An image is a single element however many tokens it has. So two images never share
     anything, though their tokens are the same, and nothing ever ends inside an image:
@@ -65,5 +65,5 @@ class PromptKey:
         return self.first(sum(end <= num_tokens for end in accumulate(self.lengths)))
 
     def extended(self, token_ids: Sequence[int]) -> "PromptKey":
-        """Return the key of this prompt with words behind it."""
+        """Return the key of this prompt with text tokens appended."""
         return PromptKey((*self.elements, *token_ids), (*self.lengths, *[1] * len(token_ids)))

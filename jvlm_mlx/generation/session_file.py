@@ -146,6 +146,8 @@ class _DamagedError(Exception):
 def _read_content(path: Path) -> dict[str, Any]:
     """Read the metadata. Opening the file also tells whether it has all its bytes."""
     try:
+        if path.exists() and not path.is_file():
+            raise SessionError(f"{path} is no regular file, so no saved conversation")
         with path.open("rb"):  # says more than the library, if it cannot be opened
             pass
         with safe_open(path, framework="numpy") as opened:

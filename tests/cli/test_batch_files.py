@@ -533,6 +533,15 @@ def test_images_are_resumed_and_made_a_table(golden_folder, scans, loaded, monke
     assert sorted(path.name for path in Path().iterdir()) == ["out.csv", "out.csv.jsonl", "scans"]
 
 
+def test_a_table_of_something_else_is_not_replaced(golden_folder, scans, monkeypatch, capsys):
+    monkeypatch.chdir(scans.parent)
+    Path("out.csv").write_text("precious")
+    assert ask_images(golden_folder, "out.csv", "-p", "What?", "--images", "scans/*.png") == 1
+    assert "out.csv is there, but out.csv.jsonl" in capsys.readouterr().err
+    assert Path("out.csv").read_text() == "precious"
+    assert not list(Path().glob(".out*"))
+
+
 def test_a_document_has_a_section_for_each_image(golden_folder, scans, loaded, monkeypatch):
     monkeypatch.chdir(scans.parent)
     assert ask_images(golden_folder, "out.md", "-p", "What?", "--images", "scans/*.png") == 0

@@ -97,3 +97,9 @@ def test_help_names_the_defaults():
     text = " ".join(parser.format_help().split())
     assert "most tokens of the answer (default: 256)" in text
     assert "enlarge images of a smaller area --max-pixels" in text
+
+
+def test_standard_input_is_no_image_of_a_chat(monkeypatch, capsys, golden_folder):
+    code, _, err, _ = chat(monkeypatch, capsys, golden_folder, ["Hello"], "--image", "-")
+    assert code == 1
+    assert err == "error: --image -: standard input is the conversation; give a file\n"

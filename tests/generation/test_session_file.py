@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import random
 import threading
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -116,6 +118,13 @@ def test_damaged_files_are_refused_by_name(tiny, file, whole, tmp_path):
     mx.save_safetensors(str(tmp_path / "other.safetensors"), {"a": mx.zeros(1)})
     with pytest.raises(SessionError, match="no saved conversation"):
         ChatSession.load(tmp_path / "other.safetensors", *tiny)
+
+
+def test_pipes_and_folders_are_no_saved_conversations(tiny, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(SessionError, match="is no regular file"):
+            ChatSession.load(path, *tiny)
 
 
 def rewrite(path, change):
