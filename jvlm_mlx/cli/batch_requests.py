@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +22,10 @@ from ..processing.image_io import is_address, source_name
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
-_OPTIONS = {field.name: field.type for field in dataclasses.fields(GenerationOptions)}
+_OPTIONS = {field.name for field in dataclasses.fields(GenerationOptions)} - {
+    "sampler", "logits_processors", "grammar",
+}  # fmt: skip
+"""Those that JSON can hold."""
 _KEYS = ("id", "prompt", "messages", "image", "images", "system")
 
 
@@ -65,18 +67,18 @@ class FileRequest:
             folder: that relative paths of images start from.
 
         Raises:
-            RequestError: a key is unknown or has a value of the wrong type.
+            RequestError: a key is unknown, or a value is of the wrong type or out of range.
         """
         parsed = _parse(self.number, self.text)
         content = {name: value for name, value in parsed.items() if value is not None}
-        for name, value in content.items():
-            if name in _OPTIONS:
-                _check_option(name, value)
-            elif name not in _KEYS:
+        options = {name: value for name, value in content.items() if name not in _KEYS}
+        for name in options:
+            if name not in _OPTIONS:
                 raise RequestError(
                     f"{quoted(name)} is no key of a request; expected {', '.join(_KEYS)} or an"
                     " option"
                 )
+        GenerationOptions.of(None, options)
         if ("prompt" in content) == ("messages" in content):
             raise RequestError("a request needs either prompt or messages")
         if "prompt" in content and not isinstance(content["prompt"], str):
@@ -95,7 +97,7 @@ class FileRequest:
             prompt=prompt,
             images=[_locate(image, folder) for image in images],
             system=content.get("system"),
-            options={name: content[name] for name in content if name in _OPTIONS},
+            options=options,
         )
 
 
@@ -193,35 +195,6 @@ def _parse(number: int, text: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"line {number} is no JSON object")
     return content
-
-
-def _check_option(name: str, value: Any) -> None:
-    """Refuse a value that is not of an option's type, which JSON can easily have."""
-    annotation: Any = _OPTIONS[name]
-    choices = [one for one in typing.get_args(annotation) if one is not type(None)]
-    if typing.get_origin(annotation) is tuple:
-        choices = [annotation]
-    for expected in choices or [annotation]:
-        origin = typing.get_origin(expected)
-        if origin is not None:  # several texts or numbers; a single text will do, too
-            of = typing.get_args(expected)[0]
-            values = [value] if isinstance(value, str) else value
-        else:
-            of, values = expected, [value]
-        accepted = (int, float) if of is float else (of,)
-        if isinstance(values, list) and all(
-            isinstance(one, accepted) and isinstance(one, bool) == (of is bool) for one in values
-        ):
-            return
-    raise RequestError(f"{name} is {quoted(value)}; expected {_type_name(annotation)}")
-
-
-def _type_name(annotation: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false"}
-    for kind, name in names.items():
-        if annotation is kind or kind in typing.get_args(annotation):
-            return name
-    return "a list of texts" if typing.get_origin(annotation) is tuple else "a list of token ids"
 
 
 def _with_paths(messages: Any, folder: Path) -> Any:

@@ -86,7 +86,7 @@ def test_a_file_of_questions(tiny, golden_folder, files, images, capsys):
         assert answers[key]["finish_reason"] == result.finish_reason
     for key, said in (
         ("7", "missing.png' cannot be opened"), (7, "'max_token' is no key of a request"),
-        (8, "max_tokens is 'three'; expected a whole number"), (9, "either prompt or messages"),
+        (8, "max_tokens must be an integer: found 'three'"), (9, "either prompt or messages"),
         (10, "line 10 is no JSON"), (11, "line 11 is no JSON object"),
     ):  # fmt: skip
         assert said in answers[key]["error"]
@@ -405,7 +405,7 @@ def test_reasons_are_counted_by_kind(golden_folder, written, capsys):
     assert lines[0] == "0 answered, 6 failed, 2 done before, of 8 requests"
     assert [re.sub("'.*'", "", line) for line in lines[1:]] == [
         "  3 failed:  cannot be opened: No such file or directory",
-        "  2 failed: max_tokens is -1; it must be at least 1",
+        "  2 failed: max_tokens is -1; it must be from 1 to 2147483647",
         "  1 failed:  is no key of a request; expected id, prompt, messages, image, images,"
         " system or an option",
     ]
