@@ -121,7 +121,7 @@ def random_tensors(
         config, tower=dataclasses.replace(tower, feature_layers=(states - 1,))
     )
     if layout == ORIGINAL:
-        whole = whole.with_decoder_biases()
+        whole = whole.with_biases("decoder")
     shapes = dict(parameter_shapes(config))
     # Only the connector is as wide as there are features.
     shapes = {

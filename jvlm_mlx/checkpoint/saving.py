@@ -104,10 +104,14 @@ def updated_config(
     config_json = copy.deepcopy(config_json)
     if mlp_size != config.tower.block.mlp.intermediate_size:
         config_json["vision_config"]["block_config"]["ffn_config"]["size"] = mlp_size
-    attention = config_json["text_config"]["block_config"]["attn_config"]
-    biases = config.decoder.block.attention.projection_biases
-    for key, bias in zip(("q_bias", "k_bias", "v_bias"), biases, strict=True):
-        attention[key] = bias and decoder_biases
+    vision, decoder = config_json["vision_config"], config.decoder.block.attention
+    for attention, read, stored in (
+        (config_json["text_config"]["block_config"]["attn_config"], decoder, decoder_biases),
+        (vision["block_config"]["attn_config"], config.tower.block.attention, True),
+        (vision["vl_connector_config"]["attn_pooling_config"], config.connector.pooling, True),
+    ):
+        for key, bias in zip(("q_bias", "k_bias", "v_bias"), read.projection_biases, strict=True):
+            attention[key] = bias and stored
     config_json["dtype" if "dtype" in config_json else "torch_dtype"] = dtype
     for key in ("quantization", "quantization_config"):
         config_json.pop(key, None)

@@ -73,23 +73,40 @@ def is_decoder_bias(path: str) -> bool:
     return path.startswith("decoder.") and path.endswith(".attention.qkv.bias")
 
 
-def _decoder_biases(config: ModelConfig, layout: Layout) -> Iterator[str]:
-    for layer in range(config.decoder.num_hidden_layers):
-        yield from layout.sources(f"decoder.layers.{layer}.attention.qkv.bias")
+def _undeclared_biases(config: ModelConfig, layout: Layout) -> Iterator[tuple[str, str]]:
+    """Yield module and stored names of query, key and value biases that config has not.
 
-
-def has_decoder_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> bool:
-    """Return whether the decoder has query, key or value biases that are not all zero.
-
-    The released checkpoint carries zeros although its config says there are no biases.
+    The reference implementation stores such biases for every attention, and adds them.
     """
-    if config.decoder.block.attention.has_projection_bias:
-        return False
-    return any(
-        np.any(files.rows(name, 0, tensor.shape[0]) != 0)
-        for name in _decoder_biases(config, layout)
-        if (tensor := files.tensors.get(name)) and tensor.shape
-    )
+    tower, decoder, pooling = config.tower, config.decoder, config.connector.pooling
+    paths = []
+    if not tower.block.attention.has_projection_bias:
+        layers = range(tower.num_used_layers)
+        paths += [("tower", f"vision_tower.layers.{n}.attention.qkv.bias") for n in layers]
+    if not decoder.block.attention.has_projection_bias:
+        layers = range(decoder.num_hidden_layers)
+        paths += [("decoder", f"decoder.layers.{n}.attention.qkv.bias") for n in layers]
+    if not pooling.projection_biases[0]:
+        paths.append(("pooling", "connector.pooling.q.bias"))
+    if not any(pooling.projection_biases[1:]):
+        paths.append(("pooling", "connector.pooling.kv.bias"))
+    for module, path in paths:
+        for name in layout.sources(path):
+            yield module, name
+
+
+def modules_with_biases(files: CheckpointFiles, config: ModelConfig, layout: Layout) -> set[str]:
+    """Return the modules with query, key or value biases that config has not and that are not 0.
+
+    The released checkpoint carries zeros for its decoder: they need not be added.
+    """
+    return {
+        module
+        for module, name in _undeclared_biases(config, layout)
+        if (tensor := files.tensors.get(name))
+        and tensor.shape
+        and np.any(files.rows(name, 0, tensor.shape[0]) != 0)
+    }
 
 
 def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]:
@@ -99,9 +116,7 @@ def unused_tensors(config: ModelConfig, layout: Layout) -> Callable[[str], bool]
     pattern = layout.sources("vision_tower.layers.0.")[0].removesuffix("0.")
     norm = layout.sources("vision_tower.final_norm.")[0]
     has_norm = tower.final_norm and not tower.uses_final_norm
-    biases = set()
-    if not config.decoder.block.attention.has_projection_bias:
-        biases = set(_decoder_biases(config, layout))
+    biases = {name for _, name in _undeclared_biases(config, layout)}
 
     def is_unused(name: str) -> bool:
         # Biases by whole name: `qkv.biases` belongs to a quantized weight.

@@ -21,7 +21,7 @@ from ..progress import Progress, ProgressEvent
 from .names import Layout
 from .quantization import Quantization, infer_quantization, quantize_layers, unpack
 from .reader import CheckpointFiles, StoredTensor
-from .structure import Part, find_layout, has_decoder_biases, parameter_parts, unused_tensors
+from .structure import Part, find_layout, modules_with_biases, parameter_parts, unused_tensors
 from .validation import check_sizes, check_tensors, check_values
 
 ValueCheck = Callable[[StoredTensor, npt.NDArray[Any]], None]
@@ -35,7 +35,7 @@ class Checkpoint:
     files: CheckpointFiles
     layout: Layout
     config: ModelConfig
-    """As in config.json, but with the decoder biases that the tensors really have."""
+    """As in config.json, but with the biases that the tensors really have."""
     quantized: dict[str, Quantization]
     """Paths of the model's layers that are stored quantized."""
     parts: dict[str, tuple[Part, ...]]
@@ -55,8 +55,7 @@ class Checkpoint:
         """
         layout = find_layout(files)
         check_sizes(files, config)
-        if has_decoder_biases(files, config, layout):
-            config = config.with_decoder_biases()
+        config = config.with_biases(*modules_with_biases(files, config, layout))
         shapes = dict(parameter_shapes(config))
         input_sizes = {
             path.removesuffix(".weight"): shape[-1]

@@ -1,6 +1,6 @@
 """Config of what tower, connector and decoder are built of: norms, attention, MLPs, blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
 from .config_reader import MAX_INTEGER, ConfigReader, boolean, number, positive, size
@@ -79,6 +79,10 @@ class AttentionConfig:
     def has_projection_bias(self) -> bool:
         """Whether any of query, key and value has a bias, and so the fused projection."""
         return any(self.projection_biases)
+
+    def with_biases(self) -> "AttentionConfig":
+        """Return a copy that adds biases to queries, keys and values."""
+        return replace(self, projection_biases=(True, True, True))
 
     @classmethod
     def read(cls, reader: ConfigReader, hidden_size: int) -> "AttentionConfig":

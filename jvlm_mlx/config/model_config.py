@@ -203,39 +203,29 @@ class ModelConfig:
     tie_word_embeddings: bool
     """Whether the head is the first embedding table."""
 
-    def with_biases(
-        self, *, tower: bool = False, pooling: bool = False, decoder: bool = False
-    ) -> "ModelConfig":
-        """Return a copy that adds biases to queries, keys and values where it is asked for.
+    def with_biases(self, *modules: str) -> "ModelConfig":
+        """Return a copy that adds biases to queries, keys and values in some modules.
 
         The reference implementation stores such biases, and adds them, although its config says
         there are none. They are zeros in the release, and dropped; a checkpoint whose biases
         are not needs this copy.
+
+        Args:
+            modules: of `tower`, `pooling` and `decoder`.
         """
+        tower, connector, decoder = self.tower, self.connector, self.decoder
+        replace = dataclasses.replace
 
-        def biased(attention: AttentionConfig) -> AttentionConfig:
-            return dataclasses.replace(attention, projection_biases=(True, True, True))
+        def biased(block: BlockConfig) -> BlockConfig:
+            return replace(block, attention=block.attention.with_biases())
 
-        def biased_block(block: BlockConfig) -> BlockConfig:
-            return dataclasses.replace(block, attention=biased(block.attention))
-
-        config = self
-        if tower:
-            changed = dataclasses.replace(config.tower, block=biased_block(config.tower.block))
-            config = dataclasses.replace(config, tower=changed)
-        if pooling:
-            connector = dataclasses.replace(
-                config.connector, pooling=biased(config.connector.pooling)
-            )
-            config = dataclasses.replace(config, connector=connector)
-        if decoder:
-            text = dataclasses.replace(config.decoder, block=biased_block(config.decoder.block))
-            config = dataclasses.replace(config, decoder=text)
-        return config
-
-    def with_decoder_biases(self) -> "ModelConfig":
-        """Return a copy whose decoder adds biases to queries, keys and values."""
-        return self.with_biases(decoder=True)
+        if "tower" in modules:
+            tower = replace(tower, block=biased(tower.block))
+        if "pooling" in modules:
+            connector = replace(connector, pooling=connector.pooling.with_biases())
+        if "decoder" in modules:
+            decoder = replace(decoder, block=biased(decoder.block))
+        return replace(self, tower=tower, connector=connector, decoder=decoder)
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "ModelConfig":

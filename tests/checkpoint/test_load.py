@@ -9,6 +9,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
@@ -133,6 +134,44 @@ def test_decoder_biases_that_are_not_zero_are_used(checkpoint, tiny):
 
     edit_weights(checkpoint, set_bias)
     assert np.abs(logits(jvlm_mlx.load(checkpoint)) - logits(tiny)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("section", "module"),
+    [
+        ("block_config.attn_config", "vision_tower.layers.0.attention.qkv"),
+        ("vl_connector_config.attn_pooling_config", "connector.pooling.kv"),
+    ],
+)
+@pytest.mark.parametrize("zeros", [True, False])
+def test_biases_that_config_has_not_are_added_unless_zero(
+    checkpoint, tiny, named_case, section, module, zeros
+):
+    """Of tower and pooling too: the reference implementation stores and adds them regardless."""
+
+    def switch_off(config):
+        attention = config["vision_config"]
+        for key in section.split("."):
+            attention = attention[key]
+        attention.update(q_bias=False, k_bias=False, v_bias=False)
+
+    def clear(tensors):
+        for name in tensors:
+            inside = ".pooling." in name if "pooling" in module else ".attn." in name
+            if inside and name.endswith(("q_b", "k_b", "v_b")):
+                tensors[name][:] = 0
+
+    inputs = dict(named_case("shapes").inputs(tiny[1]))
+    arguments = [inputs[name] for name in ("pixel_values", "image_masks", "image_input_idx")]
+    expected = tiny[0].encode_images(*arguments)
+    if zeros:
+        edit_weights(checkpoint, clear)
+        expected = jvlm_mlx.load(checkpoint)[0].encode_images(*arguments)
+    edit_json(checkpoint / "config.json", switch_off)
+    model, _ = jvlm_mlx.load(checkpoint)
+    found = model.encode_images(*arguments)
+    assert (f"{module}.bias" in dict(tree_flatten(model.parameters()))) == (not zeros)
+    np.testing.assert_allclose(found, expected, atol=0 if not zeros else 1e-5)
 
 
 def test_tied_head_is_the_first_embedding_table(checkpoint):
