@@ -1,11 +1,13 @@
 """Loads a model and its processor."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from ..config.checkpoint_config import CheckpointConfig
-from ..config.dtypes import as_dtype
+from ..config.dtypes import ModuleDtypes
 from ..config.json_file import quoted, read_json
 from ..config.model_config import MODEL_TYPES
 from ..errors import CheckpointError, PromptError, UnsupportedSettingError
@@ -26,7 +28,7 @@ def load(
     path_or_hf_repo: str | Path = DEFAULT_REPOSITORY,
     *,
     revision: str | None = None,
-    dtype: str | mx.Dtype | None = None,
+    dtype: str | mx.Dtype | Mapping[str, Any] | ModuleDtypes | None = None,
     adapter_path: str | Path | None = None,
     check_weights: bool = False,
     show_progress: bool | None = None,
@@ -41,7 +43,9 @@ def load(
         path_or_hf_repo: a local folder, or a repository of the Hugging Face Hub, which is
             downloaded into its cache first.
         revision: branch, tag or commit of a repository.
-        dtype: `float32`, `float16` or `bfloat16`; None keeps what is stored.
+        dtype: `float32`, `float16` or `bfloat16`; `auto` for what this machine is fastest in; a
+            mapping, or text like `tower=float16,decoder=bfloat16`, for single modules (`tower`,
+            `connector`, `decoder`). What is left open keeps the type that most weights have.
         adapter_path: folder of adapters that were trained for this model.
         check_weights: whether to look through all weights for NaN and infinite values.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
@@ -50,7 +54,7 @@ def load(
     Raises:
         CheckpointError: with one line that says what is wrong with checkpoint or adapter.
     """
-    wanted = as_dtype(dtype)
+    wanted = ModuleDtypes.read(dtype)
     folder = locate_checkpoint(path_or_hf_repo, revision=revision, show_progress=show_progress)
     config = read_config(folder)
     # Names, shapes and sizes first: what is no checkpoint costs no memory.

@@ -4,6 +4,8 @@ Loading is strict: every name, shape and type is checked before any data is read
 is in memory once.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..config.dtypes import BY_CODE, ModuleDtypes
 from ..config.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..files import reason
@@ -182,9 +185,18 @@ class Checkpoint:
 
         return check
 
+    def main_dtype(self) -> mx.Dtype:
+        """Return the type that most floating-point values are stored in."""
+        values: Counter[str] = Counter()
+        for path in self.parts:
+            for tensor in self._stored(path):
+                if BY_CODE[tensor.dtype].is_floating:
+                    values[tensor.dtype] += math.prod(tensor.shape)
+        return BY_CODE[values.most_common(1)[0][0]].mlx
+
     def build(
         self,
-        dtype: mx.Dtype | None = None,
+        dtypes: ModuleDtypes | None = None,
         progress: Progress | None = None,
         *,
         check_weights: bool = False,
@@ -192,7 +204,8 @@ class Checkpoint:
         """Return the model with all its weights in memory.
 
         Args:
-            dtype: as for `take`.
+            dtypes: what each module computes in. Where that is open, one type for all floating-
+                point values: a single float32 norm would make every activation behind it float32.
             progress: called after every parameter that has been read.
             check_weights: whether to refuse NaN and infinite values.
 
@@ -201,14 +214,15 @@ class Checkpoint:
         """
         model = Model(self.config)
         quantize_layers(model, self.quantized)
-        float16 = dtype is not None and dtype == mx.float16
-        check = self.value_check(float16=float16) if check_weights else None
+        dtypes, main = dtypes or ModuleDtypes(), self.main_dtype()
+        checks = {narrow: self.value_check(float16=narrow) for narrow in (False, True)}
         total = sum(self._stored_bytes(path) for path in self.parts)
         done = 0
         if progress:
             progress(ProgressEvent("loading", 0, total, "B"))
         for path in self.parts:
             # Evaluated one by one: what a parameter is made from is free before the next is read.
+            dtype = dtypes.of(path) or main
             array = self.take(path, dtype)
             try:
                 mx.eval(array)
@@ -217,7 +231,8 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.files.folder}: {path} cannot be read from {files}: {reason(error)}"
                 ) from None
-            if check:
+            if check_weights:
+                check = checks[bool(dtype == mx.float16)]
                 for tensor in self._stored(path):
                     check(tensor, self.files.rows(tensor.name, 0, tensor.shape[0]))
             model.load_weights([(path, array)], strict=False)

@@ -24,7 +24,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         " model in this package",
     )  # fmt: skip
     group.add_argument("--revision", help="branch, tag or commit of a repository")
-    group.add_argument("--dtype", choices=FLOAT_DTYPES, help="compute in this; else as stored")
+    group.add_argument(
+        "--dtype", metavar="TYPE",
+        help=f"compute in {', '.join(FLOAT_DTYPES)}, or auto for what this machine is fastest in;"
+        " or for single modules, as in tower=float16,decoder=bfloat16; else as stored",
+    )  # fmt: skip
     group.add_argument(
         "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
     )

@@ -489,6 +489,40 @@ def test_hub_downloads_only_what_is_needed(monkeypatch, golden_folder, tiny):
     assert {"config.json", "tokenizer.json", "*.safetensors"} <= set(asked["allow_patterns"])
 
 
+def test_one_type_for_all_floats(tmp_path, golden_folder, named_case):
+    """A single float32 norm would make all that follows it float32."""
+    folder = shutil.copytree(golden_folder / "tiny", tmp_path / "mixed")
+    tensors = {
+        name: tensor if name.endswith("layers.1.attn_lnorm.weight") else tensor.astype(mx.bfloat16)
+        for name, tensor in mx.load(str(folder / "model.safetensors")).items()
+    }
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    assert {tensor.dtype for tensor in tensors.values()} == {mx.float32, mx.bfloat16}
+    model, processor = jvlm_mlx.load(folder)
+    assert {str(array.dtype) for array in _leaves(model.parameters())} == {"mlx.core.bfloat16"}
+    assert model(**named_case("shapes").inputs(processor)).dtype == mx.bfloat16
+
+
+def test_modules_have_types_of_their_own(golden_folder):
+    dtype = {"tower": "float16", "decoder": "bfloat16"}
+    for given in (dtype, "tower=float16,decoder=bfloat16"):
+        model, _ = jvlm_mlx.load(golden_folder / "tiny-mlx-4bit", dtype=given)
+        found = {
+            module: {
+                array.dtype
+                for array in _leaves(model[module].parameters())
+                if mx.issubdtype(array.dtype, mx.floating)
+            }
+            for module in ("vision_tower", "connector", "decoder", "lm_head")
+        }
+        assert found == {
+            "vision_tower": {mx.float16},
+            "connector": {mx.float32},
+            "decoder": {mx.bfloat16},
+            "lm_head": {mx.bfloat16},
+        }
+
+
 def test_dtype_is_converted_and_checked(golden_folder):
     model, _ = jvlm_mlx.load(golden_folder / "tiny-mlx-4bit", dtype="float16")
     dtypes = {str(array.dtype) for array in _leaves(model.parameters())}
