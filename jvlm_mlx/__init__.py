@@ -34,6 +34,9 @@ from .errors import (  # noqa: E402
     TrainingError,
     UnsupportedSettingError,
 )
+from .evaluate import evaluate, score_predictions  # noqa: E402
+from .evaluation.likelihood import loglikelihood  # noqa: E402
+from .explain import Explanation, explain  # noqa: E402
 from .generate import generate, stream_generate  # noqa: E402
 from .generation.batching import batch_generate  # noqa: E402
 from .generation.caches import CacheStats, GenerationCaches  # noqa: E402
@@ -57,6 +60,7 @@ __all__ = [
     "ConversionError",
     "DataError",
     "EncodedImage",
+    "Explanation",
     "GenerationCaches",
     "GenerationOptions",
     "GenerationResponse",
@@ -75,7 +79,11 @@ __all__ = [
     "batch_generate",
     "convert",
     "encode_image",
+    "evaluate",
+    "explain",
     "generate",
     "load",
+    "loglikelihood",
+    "score_predictions",
     "stream_generate",
 ]

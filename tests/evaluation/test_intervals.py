@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-import jvlm_mlx.evaluate as evaluate
 from jvlm_mlx.errors import RequestError
+from jvlm_mlx.evaluate import compare, score_predictions
 from jvlm_mlx.evaluation.intervals import Combined, count, interval, percent, sign_test
 from tests.helpers.evaluation_files import SCORING, write_jsonl
 
@@ -63,7 +63,7 @@ def test_sign_test(better, worse, p):
 def score_run(folder, benchmark, rows, predictions):
     rows = [{**row, "prediction": said} for row, said in zip(rows, predictions, strict=True)]
     path = write_jsonl(folder.with_suffix(".jsonl"), rows)
-    evaluate.score_predictions(benchmark, path, folder)
+    score_predictions(benchmark, path, folder)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_runs_are_compared_question_by_question(tmp_path):
     other = score_run(tmp_path / "other", "AI2D_TEST", CHOICES, ["A"] * 25 + ["B"] * 14 + ["?"])
     less = score_run(tmp_path / "less", "AI2D_TEST", CHOICES[:39], ["B"] + ["A"] * 38)
 
-    (comparison,) = evaluate.compare([base, other, less])
+    (comparison,) = compare([base, other, less])
 
     assert (comparison.questions, comparison.left_out) == (39, 1)
     first, second, third = comparison.sides
@@ -95,7 +95,7 @@ def test_runs_are_compared_question_by_question(tmp_path):
 def test_a_run_equals_itself(tmp_path):
     run = score_run(tmp_path / "run", "AI2D_TEST", CHOICES, ["A", "B"] * 20)
 
-    (comparison,) = evaluate.compare([run, run])
+    (comparison,) = compare([run, run])
 
     side = comparison.sides[1]
     assert (side.difference, side.difference_interval, side.p) == (0, [0, 0], 1)
@@ -119,7 +119,7 @@ def test_every_kind_of_figure_is_compared_from_what_was_written(name, benchmark,
     base = score_run(tmp_path / "base", benchmark, rows, predictions)
     worse = score_run(tmp_path / "worse", benchmark, rows, ["?"] * 20 + predictions[20:])
 
-    (comparison,) = evaluate.compare([base, worse])
+    (comparison,) = compare([base, worse])
 
     written = [
         json.loads((folder / "scores.json").read_text("utf-8"))[figure] for folder in (base, worse)
@@ -133,7 +133,7 @@ def test_runs_of_several_benchmarks_are_grouped(tmp_path):
     one = score_run(tmp_path / "one", "AI2D_TEST", CHOICES, ["A"] * 40)
     two = score_run(tmp_path / "two", "RealWorldQA", CHOICES, ["A"] * 40)
 
-    comparisons = evaluate.compare([one, two])
+    comparisons = compare([one, two])
 
     assert [c.benchmark for c in comparisons] == ["AI2D_TEST", "RealWorldQA"]
     assert [c.published for c in comparisons] == [None, 68.2]
@@ -144,4 +144,4 @@ def test_runs_without_a_common_question_are_refused(tmp_path):
     two = score_run(tmp_path / "two", "AI2D_TEST", CHOICES[5:], ["A"] * 35)
 
     with pytest.raises(RequestError, match="no question of AI2D_TEST is in all of them"):
-        evaluate.compare([one, two])
+        compare([one, two])

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-import jvlm_mlx.evaluate as evaluate
 from jvlm_mlx.errors import RequestError
+from jvlm_mlx.evaluate import score_predictions
 from jvlm_mlx.evaluation.judge import Judge, exact_match
 from tests.helpers.evaluation_files import write_jsonl
 
@@ -56,7 +56,7 @@ def test_a_judge_scores_what_is_not_plainly_right(endpoint, tmp_path, monkeypatc
     path = write_jsonl(tmp_path / "p.jsonl", rows)
 
     judge = Judge.from_url(url, "some-model")
-    content = evaluate.score_predictions("CharXiv_reasoning_val", path, tmp_path / "o", judge=judge)
+    content = score_predictions("CharXiv_reasoning_val", path, tmp_path / "o", judge=judge)
 
     assert content["Overall"] == pytest.approx(200 / 3)
     assert content["run"]["judge"] == f"some-model at {url}"
@@ -79,7 +79,7 @@ def test_a_judge_that_fails_is_named(endpoint, prediction, message, tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [row(1, prediction)])
 
     with pytest.raises(RequestError, match=re.escape(message)):
-        evaluate.score_predictions(
+        score_predictions(
             "MathVista_MINI", path, tmp_path / "o", judge=Judge.from_url(endpoint[0], "m")
         )
     assert not (tmp_path / "o").exists()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import jvlm_mlx.evaluate as evaluate
 from jvlm_mlx.errors import DataError, RequestError
+from jvlm_mlx.evaluate import score_predictions
 from jvlm_mlx.evaluation.cells import list_of
 from jvlm_mlx.evaluation.prediction_files import read_rows
 from tests.helpers.evaluation_files import SCORING, WRITERS, write_jsonl, write_tsv, write_xlsx
@@ -69,7 +69,7 @@ def test_rows_of_any_file_get_the_published_score(benchmark, kind, tmp_path):
     rows, published = RULES[benchmark]
     path = WRITERS[kind](tmp_path / f"predictions.{kind}", rows)
 
-    evaluate.score_predictions(benchmark, path, tmp_path / "out")
+    score_predictions(benchmark, path, tmp_path / "out")
 
     written = rows_of(tmp_path / "out")
     assert [row["index"] for row in written] == [row["index"] for row in rows]
@@ -98,7 +98,7 @@ def test_rows_of_any_file_get_the_published_score(benchmark, kind, tmp_path):
 def test_totals_have_the_published_names_and_scale(name, benchmark, expected, tmp_path):
     path = write_tsv(tmp_path / "p.tsv", with_index(SCORING[name]["rows"]))
 
-    content = evaluate.score_predictions(benchmark, path, tmp_path / "out")
+    content = score_predictions(benchmark, path, tmp_path / "out")
 
     assert content == scores_of(tmp_path / "out")
     assert {name: content[name] for name in expected} == pytest.approx(expected, abs=TOLERANCE)
@@ -114,7 +114,7 @@ def test_predictions_alone_are_joined_with_the_benchmarks_file(tmp_path):
         tmp_path / "p.jsonl", [{"index": str(n), "prediction": "A"} for n in range(6)]
     )
 
-    content = evaluate.score_predictions("AI2D_TEST", predictions, tmp_path / "o", data=data)
+    content = score_predictions("AI2D_TEST", predictions, tmp_path / "o", data=data)
 
     assert content["Overall"] == 50
     assert content["run"]["notes"] == ["2 of 8 questions have no prediction and do not count"]
@@ -125,7 +125,7 @@ def test_a_judged_benchmark_without_a_judge_says_so(tmp_path):
         tmp_path / "p.jsonl", [{"index": 1, "question": "?", "answer": "4", "prediction": "four"}]
     )
 
-    content = evaluate.score_predictions("MathVista_MINI", path, tmp_path / "out")
+    content = score_predictions("MathVista_MINI", path, tmp_path / "out")
 
     assert "Overall" not in content
     assert "left out" in content["run"]["notes"][0]
@@ -210,7 +210,7 @@ def test_what_cannot_be_scored_is_named(name, content, message, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     with pytest.raises(DataError) as failure:
-        evaluate.score_predictions("AI2D_TEST", path, tmp_path / "out")
+        score_predictions("AI2D_TEST", path, tmp_path / "out")
 
     assert message in str(failure.value)
     assert not (tmp_path / "out").exists()
@@ -218,7 +218,7 @@ def test_what_cannot_be_scored_is_named(name, content, message, tmp_path):
 
 def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     with pytest.raises(RequestError, match="did you mean DocVQA_VAL"):
-        evaluate.score_predictions("DocVQA", tmp_path / "p.tsv", tmp_path / "out")
+        score_predictions("DocVQA", tmp_path / "p.tsv", tmp_path / "out")
 
 
 def test_missing_rotations_and_questions_are_named(tmp_path):
@@ -226,11 +226,9 @@ def test_missing_rotations_and_questions_are_named(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", rows)
 
     with pytest.raises(DataError, match=r"question 24: 3 options need 3 .*missing: 1000024"):
-        evaluate.score_predictions("MMBench_DEV_EN_V11", path, tmp_path / "out")
-    evaluate.score_predictions(
-        "MMBench_DEV_EN_V11", path, tmp_path / "out", allow_missing_rotations=True
-    )
+        score_predictions("MMBench_DEV_EN_V11", path, tmp_path / "out")
+    score_predictions("MMBench_DEV_EN_V11", path, tmp_path / "out", allow_missing_rotations=True)
 
     path = write_jsonl(tmp_path / "mme.jsonl", SCORING["mme"]["rows"][1:])
     with pytest.raises(DataError, match=r"image OCR/0\.png of category OCR has 1 questions"):
-        evaluate.score_predictions("MME", path, tmp_path / "out2")
+        score_predictions("MME", path, tmp_path / "out2")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import jvlm_mlx
-import jvlm_mlx.evaluate as evaluate
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.errors import DataError, RequestError
+from jvlm_mlx.evaluate import evaluate, run_benchmark
 from tests.helpers.evaluation_files import png, write_tsv
 from tests.helpers.processes import free_port
 
@@ -46,7 +46,7 @@ def data(tmp_path):
 
 def run(tiny, data, output, **options):
     options = {"benchmark": "AI2D_TEST", "model_name": "tiny", "max_tokens": 4, **options}
-    return evaluate.evaluate(*tiny, data=data, output=output, **options)
+    return evaluate(*tiny, data=data, output=output, **options)
 
 
 def rows_of(folder):
@@ -114,7 +114,7 @@ def test_nothing_runs_before_the_file_is_checked(tmp_path):
 
     data = write_tsv(tmp_path / "q.tsv", rows)
     with pytest.raises(DataError, match=r"line 4, column image: .* no image of a"):
-        evaluate.run_benchmark(load, "AI2D_TEST", data, tmp_path / "o")
+        run_benchmark(load, "AI2D_TEST", data, tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -145,9 +145,7 @@ def test_an_unchanged_run_is_not_made_again(tiny, data, tmp_path):
     def load():
         raise AssertionError("the model is loaded")
 
-    evaluate.run_benchmark(
-        load, "AI2D_TEST", data, tmp_path / "out", model_name="tiny", max_tokens=4
-    )
+    run_benchmark(load, "AI2D_TEST", data, tmp_path / "out", model_name="tiny", max_tokens=4)
     assert contents(tmp_path / "out") == before
 
 

@@ -6,8 +6,8 @@ from unittest.mock import Mock
 
 import pytest
 
-import jvlm_mlx.evaluate as evaluate
 from jvlm_mlx.errors import DataError
+from jvlm_mlx.evaluate import evaluate, run_benchmark, score_predictions
 from jvlm_mlx.evaluation import text_answers
 from jvlm_mlx.evaluation.benchmarks import find_benchmark
 from jvlm_mlx.evaluation.likelihood import loglikelihood
@@ -128,7 +128,7 @@ def score(name, rows, predictions, tmp_path):
         {**row, "index": n, "prediction": said}
         for n, (row, said) in enumerate(zip(rows, predictions, strict=True))
     ]
-    return evaluate.score_predictions(name, write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "o")
+    return score_predictions(name, write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "o")
 
 
 def test_acc_and_acc_norm(tmp_path):
@@ -171,7 +171,7 @@ def test_choices_are_compared_by_their_likelihoods(tiny, tmp_path):
     rows = [{**ROWS["ARC-C"], "id": f"q{n}", "question": f"Which {n}?"} for n in range(3)]
     path = write_jsonl(tmp_path / "arc.jsonl", rows)
 
-    content = evaluate.evaluate(*tiny, "ARC-C", path, tmp_path / "out")
+    content = evaluate(*tiny, "ARC-C", path, tmp_path / "out")
 
     written = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     expected = loglikelihood(
@@ -184,14 +184,14 @@ def test_choices_are_compared_by_their_likelihoods(tiny, tmp_path):
     assert content["run"]["prompts"] == "lm-eval"
     assert {"acc", "acc_norm"} <= content.keys()
     assert (tmp_path / "out/answers.jsonl").read_text().count("\n") == 3
-    again = evaluate.run_benchmark(Mock(), "ARC-C", path, tmp_path / "out")
+    again = run_benchmark(Mock(), "ARC-C", path, tmp_path / "out")
     assert again == content  # the model was not needed
 
 
 def test_other_answers_are_generated_until_the_next_question(tiny, tmp_path):
     path = write_jsonl(tmp_path / "gsm.jsonl", [ROWS["GSM-8K"]] * 2)
 
-    content = evaluate.evaluate(
+    content = evaluate(
         *tiny, "GSM-8K", path, tmp_path / "out", shots=1, examples=path, max_tokens=6
     )
 
