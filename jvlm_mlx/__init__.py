@@ -21,7 +21,7 @@ if sys.argv[:1] == ["-m"]:
     warnings.filterwarnings("ignore", r"'jvlm_mlx\.", RuntimeWarning, "runpy")
 
 from .checkpoint.loader import load  # noqa: E402
-from .convert import Conversion, convert  # noqa: E402
+from .convert import Conversion, convert, inspect, verify  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ConversionError,
@@ -82,8 +82,10 @@ __all__ = [
     "evaluate",
     "explain",
     "generate",
+    "inspect",
     "load",
     "loglikelihood",
     "score_predictions",
     "stream_generate",
+    "verify",
 ]

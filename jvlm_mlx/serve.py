@@ -168,6 +168,7 @@ def _loader(
             revision=arguments.revision,
             dtype=arguments.dtype,
             adapter_path=arguments.adapter_path,
+            check_weights=arguments.check_weights,
             progress=progress,
             show_progress=False,
         )

@@ -32,6 +32,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
     )
+    group.add_argument(
+        "--check-weights", action="store_true", help="refuse weights that are NaN or infinite"
+    )
 
 
 def size(text: str) -> int:
@@ -144,6 +147,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         revision=arguments.revision,
         dtype=arguments.dtype,
         adapter_path=arguments.adapter_path,
+        check_weights=arguments.check_weights,
         progress=bars.show,
         show_progress=None if bars.shown else False,
     )

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
 from jvlm_mlx.checkpoint.reader import CheckpointFiles, read_header
+from jvlm_mlx.cli.main import EXIT_ERROR, run_subcommand
 from jvlm_mlx.errors import CheckpointError, JvlmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -208,6 +209,17 @@ def test_values_that_are_no_numbers_are_found_on_request(checkpoint, value):
     jvlm_mlx.load(checkpoint)
     message = refusal(checkpoint, check_weights=True)
     assert "layers.2.ffn.down.weight has NaN or infinite values" in message
+
+
+def test_the_flag_that_looks_for_them(checkpoint, capsys):
+    tensors = load_file(checkpoint / WEIGHTS)
+    tensors[HEAD][0, 0] = np.nan
+    save_file(tensors, checkpoint / WEIGHTS)
+    flags = ["--model", str(checkpoint), "-p", "What?", "--check-weights"]
+    assert run_subcommand("generate", flags) == EXIT_ERROR
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {checkpoint / WEIGHTS}: {HEAD} has NaN or infinite values")
 
 
 def test_values_too_large_for_float16_are_found_on_request(checkpoint):
