@@ -15,17 +15,13 @@ from typing import IO, Any
 from ..config.json_file import MAX_BYTES, parse_json, quoted
 from ..errors import RequestError
 from ..files import reason
-from ..generation.options import GenerationOptions
+from ..generation.options import JSON_OPTIONS, GenerationOptions
 from ..generation.requests import BatchRequest
 from ..processing.image_formats import SUFFIXES
 from ..processing.image_io import is_address, source_name
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
-_OPTIONS = {field.name for field in dataclasses.fields(GenerationOptions)} - {
-    "sampler", "logits_processors", "grammar",
-}  # fmt: skip
-"""Those that JSON can hold."""
 _KEYS = ("id", "prompt", "messages", "image", "images", "system")
 
 
@@ -73,7 +69,7 @@ class FileRequest:
         content = {name: value for name, value in parsed.items() if value is not None}
         options = {name: value for name, value in content.items() if name not in _KEYS}
         for name in options:
-            if name not in _OPTIONS:
+            if name not in JSON_OPTIONS:
                 raise RequestError(
                     f"{quoted(name)} is no key of a request; expected {', '.join(_KEYS)} or an"
                     " option"

@@ -24,9 +24,9 @@ class EncodedImage(PromptImage):
     digest: str
     """Of its pixels and config."""
     model: str
-    """Fingerprint of the model that encoded it."""
+    """Key of the model that encoded it, see `model_key`."""
     config: ImageConfig
-    """How it was cut, limits included."""
+    """How it was tiled, options of the request included."""
     token_ids: ImageTokenIds
     layout: ImageLayout
     features: mx.array
@@ -37,14 +37,13 @@ class EncodedImage(PromptImage):
         """Device memory of the features."""
         return self.features.nbytes
 
-    def check_model(self, fingerprint: str) -> None:
+    def check_model(self, key: str) -> None:
         """Refuse an image of another model.
 
         Raises:
             ImageError: says so.
         """
-        if self.model != fingerprint:
+        if self.model != key:
             raise ImageError(
-                f"{self.name} was encoded by another model ({self.model[:12]}, not"
-                f" {fingerprint[:12]}); encode it again with the model in use"
+                f"{self.name} was encoded by another model; encode it again with the model in use"
             )

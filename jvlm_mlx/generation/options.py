@@ -206,6 +206,12 @@ _CAN_BE_NONE = {
 }
 
 
+JSON_OPTIONS = frozenset(field.name for field in dataclasses.fields(GenerationOptions)) - {
+    "sampler", "logits_processors", "grammar",
+}  # fmt: skip
+"""Names of the options that a file can hold."""
+
+
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options by their own names."""
     known = {}

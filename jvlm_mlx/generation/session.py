@@ -160,10 +160,10 @@ class ChatSession:
         request = dataclasses.replace(
             request, max_crops=None, min_pixels=None, max_pixels=None, do_resize=None
         )
+        prepared = self._prepare([*before, _with_images(question, images)], request)
         current = self._messages
 
-        def make_answer(images: Sequence[PromptImage]) -> Answer:
-            prepared = self._prepare([*before, _with_images(question, images)], request)
+        def make_answer(prepared: PreparedPrompt[PromptImage]) -> Answer:
             return Answer(
                 self._model,
                 self._processor,
@@ -175,11 +175,18 @@ class ChatSession:
                 start=start,
             )
 
-        first = make_answer(images)  # raises what there is to raise, before any work is done
+        first = make_answer(prepared)  # raises what there is to raise, before any work is done
 
         def check() -> None:
             if cancel is not None and cancel.is_set():
                 raise Cancelled
+
+        def encode() -> list[EncodedImage]:
+            size, shown = first.make_room(), progress or no_progress
+            return [
+                encode_opened_image(self._model, image, self.caches, size, shown, check)
+                for image in images
+            ]
 
         def responses() -> Generator[GenerationResponse, None, None]:
             self._check_idle()
@@ -191,32 +198,23 @@ class ChatSession:
             asked: Message | None = None
             try:
                 try:
-                    tile_group_size = first.make_room()
-                    encoded = [
-                        encode_opened_image(
-                            self._model,
-                            image,
-                            self.caches,
-                            tile_group_size,
-                            progress or no_progress,
-                            check,
-                        )
-                        for image in images
-                    ]
+                    encoded = encode()
                 except Cancelled:
                     # The flag is set, so this ends at once with the right response.
-                    yield from make_answer(images).responses()
+                    yield from first.responses()
                     return
                 asked = _with_images(question, encoded)
-                for response in make_answer(encoded).responses():
+                older = prepared.images[: len(prepared.images) - len(images)]
+                answer = make_answer(dataclasses.replace(prepared, images=(*older, *encoded)))
+                for response in answer.responses():
                     said.append(response.text)
                     ended = response.finish_reason in ("stop", "length", "repetition")
                     yield response
             finally:
                 self._answering = False
                 if asked is not None and (ended or any(said)):
-                    answer = {"role": "assistant", "content": "".join(said)}
-                    self._messages = [*before, asked, answer]
+                    reply = {"role": "assistant", "content": "".join(said)}
+                    self._messages = [*before, asked, reply]
 
         return responses()
 

@@ -1,48 +1,31 @@
 """A conversation as one safetensors file: text as JSON metadata, features and KV cache as tensors.
 
-A file may come from a stranger. Every field and every array is compared with what the model and
-its processor expect before it is used, and a message names saved images only, never a path or an
-address.
+A file may come from a stranger: nothing of it is used before `session_schema` has checked it.
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
-from ..config.image_config import ImageOptions
 from ..config.json_file import parse_json, quoted
 from ..errors import JvlmError, SessionError
 from ..files import atomic_file, reason
 from ..model import Model
 from ..processing.processor import Processor
-from ..processing.tiling import tile_layout
 from . import device
 from .caches import LayerState
 from .encoded_image import EncodedImage
-from .model_identity import model_key
-from .options import GenerationOptions
 from .prompt_key import PromptKey
+from .session_schema import DamagedError, read_conversation
 
 FORMAT = "jvlm-mlx session"
 VERSION = 1
-_MAX_SIDE = 2**20
-"""Pixels; far more than any image that is opened."""
-_Fields = dict[str, type | tuple[type, ...]]
-_CONTENT: _Fields = {
-    "format": str, "version": int, "fingerprint": str, "description": str,
-    "system": (str, NoneType), "options": dict, "messages": list, "images": list,
-    "key": (dict, NoneType), "num_layers": int,
-}  # fmt: skip
-_IMAGE: _Fields = {
-    "name": str, "digest": str, "settings": dict, "token_ids": dict, "layout": dict,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +118,8 @@ def read_session(
     try:
         return device.run(partial(_read, path, content, model, processor))
     # JvlmError: an option or a setting that is out of range.
-    except (_DamagedError, JvlmError, RuntimeError, TypeError, OverflowError) as error:
+    except (DamagedError, JvlmError, RuntimeError, TypeError, OverflowError) as error:
         raise SessionError(f"{path} is damaged: {reason(error)}") from error
-
-
-class _DamagedError(Exception):
-    """Says what is wrong with a file."""
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -175,26 +154,9 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, content: dict[str, Any], model: Model, processor: Processor) -> SavedSession:
-    _check_fields(content, _CONTENT, "the conversation")
-    GenerationOptions(**content["options"])
     tensors = mx.load(str(path), format="safetensors")  # nothing is read before it is evaluated
     assert isinstance(tensors, dict)
-    images = [
-        _read_image(described, tensors.pop(f"images.{index}", None), f"image {index + 1}",
-                    model, processor, model_key(model))
-        for index, described in enumerate(content["images"])
-    ]  # fmt: skip
-    messages = _read_messages(content["messages"], images)
-    key = _read_key(content["key"])
-    layers = _read_layers(content["num_layers"], key, tensors, model)
-    tensors.pop("empty", None)
-    if tensors:
-        raise _DamagedError(f"there is a tensor {quoted(min(tensors))} that nothing refers to")
-    arrays = [image.features for image in images] + [array for layer in layers for array in layer]
-    finite = [mx.isfinite(array).all() for array in arrays]
-    mx.eval(arrays, finite)
-    if not all(one.item() for one in finite):
-        raise _DamagedError("there is a tensor with numbers that are not finite")
+    messages, key, layers = read_conversation(content, tensors, model, processor)
     return SavedSession(
         fingerprint=content["fingerprint"],
         description=content["description"],
@@ -204,145 +166,6 @@ def _read(path: Path, content: dict[str, Any], model: Model, processor: Processo
         key=key,
         layers=layers,
     )
-
-
-def _check_fields(value: Any, fields: _Fields, where: str) -> None:
-    """Refuse what is no object with exactly these fields of these types."""
-    if not isinstance(value, dict):
-        raise _DamagedError(f"{where} is {quoted(value)}")
-    if value.keys() != fields.keys():
-        raise _DamagedError(f"{where} has fields {quoted(list(value))}; expected {list(fields)}")
-    for name, kinds in fields.items():
-        if not isinstance(value[name], kinds) or isinstance(value[name], bool):
-            raise _DamagedError(f"{name} of {where} is {quoted(value[name])}")
-        # JSON may hold halves of characters, which no tokenizer takes.
-        if isinstance(value[name], str) and any("\ud800" <= c <= "\udfff" for c in value[name]):
-            raise _DamagedError(f"{name} of {where} is no valid text")
-
-
-def _read_messages(messages: list[Any], images: list[EncodedImage]) -> list[dict[str, Any]]:
-    """Read questions and answers in turn, which refer to every saved image once and in order."""
-    used = 0
-
-    def read_part(part: Any, where: str) -> dict[str, Any]:
-        nonlocal used
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            _check_fields(part, {"type": str, "text": str}, where)
-            return {"type": "text", "text": part["text"]}
-        if kind != "image":
-            raise _DamagedError(f"{where} is {quoted(part)}, neither text nor a saved image")
-        _check_fields(part, {"type": str, "image": int}, where)
-        if used == len(images) or part["image"] != used:
-            raise _DamagedError(f"{where} is image {quoted(part['image'])}, not the next")
-        used += 1
-        return {"type": "image", "image": images[used - 1]}
-
-    read: list[dict[str, Any]] = []
-    for number, message in enumerate(messages, 1):
-        where = f"message {number}"
-        asked = number % 2
-        _check_fields(message, {"role": str, "content": list if asked else str}, where)
-        if message["role"] != ("user" if asked else "assistant"):
-            raise _DamagedError(f"{where} has role {quoted(message['role'])}")
-        content = message["content"]
-        if asked:
-            content = [read_part(part, f"part {n} of {where}") for n, part in enumerate(content, 1)]
-        read.append({"role": message["role"], "content": content})
-    if len(read) % 2:
-        raise _DamagedError("the last question has no answer")
-    if used < len(images):
-        raise _DamagedError("there is an image that no message refers to")
-    return read
-
-
-def _read_image(
-    described: Any,
-    features: mx.array | None,
-    where: str,
-    model: Model,
-    processor: Processor,
-    fingerprint: str,
-) -> EncodedImage:
-    """Read an image, if the processor in use would tile it in the same way."""
-    _check_fields(described, _IMAGE, where)
-    saved = described["settings"]
-    config = processor.image_processor.config.override(
-        ImageOptions(**{field.name: saved.get(field.name) for field in fields(ImageOptions)})
-    )
-    size = described["layout"].get("resized_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
-        raise _DamagedError(f"{where} has a resized_size of {quoted(size)}")
-    layout = tile_layout((size[0], size[1]), config)
-    token_ids = processor.image_processor.ids
-    for name, value in (("settings", config), ("token_ids", token_ids), ("layout", layout)):
-        expected = json.loads(json.dumps(dataclasses.asdict(value)))  # lists, no tuples
-        if described[name] != expected:
-            raise _DamagedError(
-                f"{where} has {name} {quoted(described[name])}, which the processor in use does"
-                " not have"
-            )
-    shape = (layout.num_patch_tokens, model.config.decoder.hidden_size)
-    return EncodedImage(
-        name=described["name"],
-        digest=described["digest"],
-        model=fingerprint,
-        config=config,
-        token_ids=token_ids,
-        layout=layout,
-        features=_checked(features, shape, model.dtype, f"the features of {where}"),
-    )
-
-
-def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIDE
-
-
-def _read_key(saved: dict[str, Any] | None) -> PromptKey | None:
-    """Read the key; whether it belongs to the messages is up to whoever uses it."""
-    if saved is None:
-        return None
-    _check_fields(saved, {"elements": list, "lengths": list}, "the key")
-    elements, lengths = saved["elements"], saved["lengths"]
-    if len(elements) != len(lengths) or not all(
-        type(element) in (int, str) and type(length) is int and length > 0
-        for element, length in zip(elements, lengths, strict=True)
-    ):
-        raise _DamagedError("the key is not one of tokens and images")
-    return PromptKey(tuple(elements), tuple(lengths))
-
-
-def _read_layers(
-    count: int, key: PromptKey | None, tensors: dict[str, mx.array], model: Model
-) -> list[LayerState]:
-    decoder = model.config.decoder
-    if count not in (0, decoder.num_hidden_layers) or (count and key is None):
-        raise _DamagedError(f"there are keys and values of {quoted(count)} layers")
-    if key is None or not count:
-        return []
-    attention = decoder.block.attention
-    shape = (1, attention.num_key_value_heads, key.num_tokens, attention.head_dim)
-    return [
-        LayerState(
-            *(
-                _checked(tensors.pop(name, None), shape, model.dtype, name)
-                for name in (f"layers.{index}.keys", f"layers.{index}.values")
-            )
-        )
-        for index in range(count)
-    ]
-
-
-def _checked(
-    array: mx.array | None, shape: tuple[int, ...], dtype: mx.Dtype, where: str
-) -> mx.array:
-    if array is None:
-        raise _DamagedError(f"{where} is missing")
-    if array.shape != shape or array.dtype != dtype:
-        raise _DamagedError(
-            f"{where} has shape {quoted(array.shape)} of {array.dtype}, expected {shape} of {dtype}"
-        )
-    return array
 
 
 def _number_images(message: dict[str, Any], images: list[EncodedImage]) -> dict[str, Any]:
