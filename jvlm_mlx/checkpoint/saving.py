@@ -7,9 +7,9 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,20 @@ def read_record(config_json: Mapping[str, Any]) -> Record | None:
     values = config_json.get(RECORD_KEY)
     if values is None:
         return None
-    names = {field.name for field in fields(Record)}
+    kinds = {
+        "version": _is_text,
+        "source": _is_text,
+        "revision": lambda value: value is None or _is_text(value),
+        "source_bytes": _is_size,
+        "recipe": lambda value: value is None or _is_text(value),
+        "unpadded_mlp_size": _is_size,
+        "weight_error": lambda value: _is_table(value, _is_number),
+        "quality": lambda value: value is None or _is_quality(value),
+    }
     if (
         not isinstance(values, dict)
-        or values.keys() != names
-        or not all(isinstance(values[name], str) for name in ("version", "source"))
-        or not all(isinstance(values[name], str | None) for name in ("revision", "recipe"))
-        or not all(_is_size(values[name]) for name in ("source_bytes", "unpadded_mlp_size"))
-        or not isinstance(values["weight_error"], dict)
-        or not all(isinstance(one, int | float) for one in values["weight_error"].values())
-        or not isinstance(values["quality"], dict | None)
+        or values.keys() != kinds.keys()
+        or not all(kind(values[name]) for name, kind in kinds.items())
     ):
         raise CheckpointError(
             f"{CONFIG}: {RECORD_KEY} was not written by this version; convert the original again"
@@ -76,8 +80,32 @@ def read_record(config_json: Mapping[str, Any]) -> Record | None:
     return Record(**values)
 
 
+def _is_text(value: Any) -> bool:
+    # Lone surrogates, which JSON can spell, cannot be written.
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_table(value: Any, kind: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(kind, value.values()))
+
+
+def _is_quality(value: Any) -> bool:
+    numbers = ("questions", "tokens", "kl_mean", "top1")
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"reference", *numbers, "feature_cosine"}
+        and _is_text(value["reference"])
+        and all(_is_number(value[name]) for name in numbers)
+        and (value["feature_cosine"] is None or _is_number(value["feature_cosine"]))
+    )
 
 
 def updated_config(
@@ -125,7 +153,10 @@ def updated_config(
 
 def config_text(config_json: dict[str, Any]) -> str:
     """Return config.json as it is written."""
-    return json.dumps(config_json, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(config_json, indent=2, ensure_ascii=False)
+    if not _is_text(text):
+        text = json.dumps(config_json, indent=2)
+    return text + "\n"
 
 
 def copy_files(source: Path, folder: Path) -> None:

@@ -17,6 +17,8 @@ from .quantization import Quantization
 from .reader import CheckpointFiles, StoredTensor, shown
 
 FLOATING = tuple(dtype.code for dtype in FLOAT_DTYPES.values())
+MAX_LAYERS = 10_000
+"""Where a single file of many is looked at, and its tensors do not limit their number."""
 MAX_TOKENIZER_BYTES = 64 * 2**20
 """Of each tokenizer file; Qwen3's tokenizer.json has 11 MB."""
 MAX_PATTERN_CHARACTERS = 10_000
@@ -32,8 +34,13 @@ _MAGNITUDES: dict[str, tuple[npt.DTypeLike, int, int]] = {
 _SCALES = {"mxfp4": (0xFF, 0xFF), "mxfp8": (0xFF, 0xFF), "nvfp4": (0x7F, 0x7F)}
 
 
-def check_sizes(files: CheckpointFiles, config: ModelConfig) -> None:
+def check_sizes(files: CheckpointFiles, config: ModelConfig, *, whole: bool = True) -> None:
     """Refuse sizes in config.json that the stored tensors cannot be of.
+
+    Args:
+        files: of the checkpoint.
+        config: of the model.
+        whole: whether the files are all there are; else only absurd numbers of layers are refused.
 
     Raises:
         CheckpointError: there are more layers than tensors, or a side is longer than any.
@@ -64,8 +71,8 @@ def check_sizes(files: CheckpointFiles, config: ModelConfig) -> None:
     }
     # Packed weights are up to 16 times shorter than what they stand for.
     for claimed, limit, what in (
-        (layers, len(files.tensors), "tensors there are"),
-        (sides, 16 * longest, "any stored tensor has place for"),
+        (layers, len(files.tensors) if whole else MAX_LAYERS, "there are tensors for"),
+        (sides if whole else {}, 16 * longest, "any stored tensor has place for"),
     ):
         for name, size in claimed.items():
             if size > limit:

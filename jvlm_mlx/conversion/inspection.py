@@ -98,8 +98,7 @@ def inspect(path: str | Path) -> Inspection:
     if (files.folder / CONFIG).is_file():
         config_json = read_json(files.folder / CONFIG)
         config = ModelConfig.read(ConfigReader(config_json, CONFIG))
-        if not place.is_file():  # one shard of many does not show how large the model is
-            check_sizes(files, config)
+        check_sizes(files, config, whole=not place.is_file())
         unused = unused_tensors(config, layout)
         used = {name: tensor for name, tensor in files.tensors.items() if not unused(name)}
         parameters = dict(parameter_shapes(config))

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from ..config.config_reader import ConfigReader, integer
 from ..config.json_file import quoted
 from ..errors import CheckpointError, PromptError, UnsupportedSettingError
+from ..files import reason
 from .detokenizer import StreamingDetokenizer
 from .image_tokens import ImageTokenIds
 
@@ -277,7 +278,7 @@ def _summary(error: BaseException) -> str:
     """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return reason(error)
 
 
 def _required_id(backend: tokenizers.Tokenizer, token: str) -> int:

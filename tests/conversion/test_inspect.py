@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import huggingface_hub
 import mlx.core as mx
@@ -23,6 +24,7 @@ from jvlm_mlx.cli.conversion_report import inspection_json, inspection_text
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.conversion.inspection import inspect
 from jvlm_mlx.errors import CheckpointError
+from tests.helpers.converting import edit_config
 
 
 @pytest.fixture
@@ -198,3 +200,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="holds no Jina-VLM"):
         inspect(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_absurd_numbers_of_layers_are_refused(grouped, tmp_path, single):
+    """Their names alone would take forever."""
+    folder = tmp_path / "copy"
+    shutil.copytree(grouped, folder)
+    edit_config(folder, lambda config: config["text_config"].update(n_layers=10**9))
+    with pytest.raises(CheckpointError, match=r"text_config\.n_layers gives 1000000000, more than"):
+        inspect(next(folder.glob("*.safetensors")) if single else folder)

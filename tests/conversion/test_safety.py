@@ -17,7 +17,13 @@ from jvlm_mlx import files as files_module
 from jvlm_mlx.conversion import converter as conversion_module
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import CheckpointError, ConversionError, JvlmError, RequestError
-from tests.helpers.converting import bytes_of, entries_of, write_grouped
+from tests.helpers.converting import (
+    bytes_of,
+    config_of,
+    edit_config,
+    entries_of,
+    write_grouped,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,13 +184,35 @@ def test_a_template_that_fails_is_refused(tiny_copy, existing, template, problem
 
 
 def test_a_record_that_contradicts_the_weights_is_refused(existing, tmp_path):
-    from tests.helpers.converting import edit_config
-
     edit_config(existing, lambda config: config["jvlm_mlx"].update(unpadded_mlp_size=999))
     target = tmp_path / "other" / "out"
     refused(CheckpointError, existing, target, "a width of 80 cannot be padded from 999")
-    edit_config(existing, lambda config: config["jvlm_mlx"].pop("source"))
-    refused(CheckpointError, existing, target, "jvlm_mlx was not written by this version")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": None},
+        {"source": "\ud800"},
+        {"version": 3},
+        {"source_bytes": -1},
+        {"unpadded_mlp_size": True},
+        {"recipe": ["mixed"]},
+        {"weight_error": {"tower": "large"}},
+        {"quality": {"kl_mean": "low"}},
+        {"extra": 1},
+    ],
+)
+def test_a_damaged_record_is_refused(existing, tmp_path, values):
+    edit_config(existing, lambda config: config["jvlm_mlx"].update(values))
+    message = "jvlm_mlx was not written by this version"
+    refused(CheckpointError, existing, tmp_path / "other" / "out", message)
+
+
+def test_texts_that_are_no_unicode_are_written_as_they_were_spelled(tiny_copy, tmp_path):
+    edit_config(tiny_copy, lambda config: config.update(architectures=["\ud800"]))
+    convert(tiny_copy, tmp_path / "out")
+    assert config_of(tmp_path / "out")["architectures"] == ["\ud800"]
 
 
 def test_an_existing_target_needs_force(golden_folder, existing):
