@@ -7,14 +7,16 @@ machines share the requests.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from .cli.arguments import (
     add_cache_argument,
@@ -32,9 +34,12 @@ from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .generation.batching import DEFAULT_BATCH_SIZE, batch_generate
 from .generation.requests import BatchRequest, BatchResponse
+from .model import Model
 from .process_group import ProcessGroup
+from .processing.processor import Processor
 from .progress import ProgressEvent
 
+ExtraOptions: TypeAlias = Callable[[Model, Processor], Callable[[], Mapping[str, Any]]]
 _MAX_REASONS = 5
 
 
@@ -90,6 +95,8 @@ def answer_requests(
     folder: Path,
     group: ProcessGroup,
     formats: Mapping[str, Format] = FORMATS,
+    *,
+    extra_options: ExtraOptions | None = None,
 ) -> int:
     """Answer requests into the output file, say how many failed and why; return the exit code.
 
@@ -99,6 +106,8 @@ def answer_requests(
         folder: that relative paths of images start from.
         group: the processes that share them.
         formats: of outputs, see `ResponseFile`.
+        extra_options: called with the model, when there is one; returns what gives each request
+            options that no file can hold.
     """
     options = generation_options(arguments)
     answered = 0
@@ -125,10 +134,11 @@ def answer_requests(
             finished = done + answered + reasons.total()
             bars.show(ProgressEvent("requests", finished, total, "request"))
 
-        def checked() -> Iterator[BatchRequest]:
+        def checked(more_options: Callable[[], Mapping[str, Any]]) -> Iterator[BatchRequest]:
             for request in own:
                 try:
                     given = request.request(folder)
+                    given = dataclasses.replace(given, options={**given.options, **more_options()})
                 except RequestError as error:
                     write(request, BatchResponse(index=-1, result=None, error=str(error)))
                     continue
@@ -142,7 +152,7 @@ def answer_requests(
                 responses = batch_generate(
                     model,
                     processor,
-                    checked(),
+                    checked(extra_options(model, processor) if extra_options else dict),
                     batch_size=arguments.batch_size,
                     caches=caches(arguments),
                     **options,

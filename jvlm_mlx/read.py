@@ -1,29 +1,36 @@
 """Transcribe pages to Markdown, one after the other, with a mark in front of each.
 
 Pages are images of any kind: scans, photos, screenshots. After an interruption, the same command
-resumes where it stopped.
+resumes where it stopped. With a JSON Schema, each page becomes one JSON object instead.
 """
 
 import argparse
+import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .batch import answer_requests, response_config
 from .cli.arguments import add_cache_argument, add_generation_arguments, add_model_arguments
 from .cli.batch_requests import STANDARD_STREAM, image_requests
-from .cli.batch_responses import Format
 from .cli.main import EXIT_INTERRUPTED
+from .config.json_file import quoted, read_json
 from .errors import RequestError
+from .files import local_path
 from .generation.batching import DEFAULT_BATCH_SIZE
+from .generation.json_grammar import JsonGrammars
+from .model import Model
 from .process_group import ProcessGroup
+from .processing.processor import Processor
 
 PROMPT = (
     "Transcribe this page to Markdown. Keep the order of reading, headings, lists and tables."
     " Answer with the transcription alone."
 )
+SCHEMA_PROMPT = "Extract from this page, as JSON, what the schema asks for: {schema}"
 MAX_TOKENS = 4096
 """Of a page; the usual limit of answers would cut most of them."""
 
@@ -38,7 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=STANDARD_STREAM, metavar="OUT.md",
         help="the document; made of OUT.md.jsonl, which is resumed from. - for standard output",
     )  # fmt: skip
-    parser.add_argument("-p", "--prompt", default=PROMPT, help="what is asked about each page")
+    parser.add_argument(
+        "-p", "--prompt", help="what is asked about each page; else to transcribe it"
+    )  # fmt: skip
+    parser.add_argument(
+        "--schema", type=Path, metavar="FILE.json",
+        help="make one JSON object of each page, which satisfies this JSON Schema; the output is"
+        " one line a page with page and content. Needs the extra structured",
+    )  # fmt: skip
     parser.add_argument(
         "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="PAGES",
         help="pages transcribed at the same time; more need more memory",
@@ -56,20 +70,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe all pages, and return the exit code: 1 if a page could not be read."""
     group = ProcessGroup()
-    config = response_config(arguments)
-    requests = image_requests(arguments.files, arguments.prompt, Path(), config)
+    config, prompt, form = response_config(arguments), PROMPT, transcript
+    extra_options = None
+    if arguments.schema is not None:
+        schema = _read_schema(arguments.schema)
+        text = json.dumps(schema, sort_keys=True)
+        config, prompt, form = f"{config}\n{text}", SCHEMA_PROMPT.format(schema=text), objects
+        extra_options = partial(_grammars, schema)
+    prompt = prompt if arguments.prompt is None else arguments.prompt
+    requests = image_requests(arguments.files, prompt, Path(), config)
+
+    def answer() -> int:
+        formats = {arguments.output.suffix.lower(): form}
+        return answer_requests(
+            arguments, requests, Path(), group, formats, extra_options=extra_options
+        )
+
     if arguments.output != STANDARD_STREAM:
-        formats: Mapping[str, Format] = {arguments.output.suffix.lower(): transcript}
-        return answer_requests(arguments, requests, Path(), group, formats)
+        return answer()
     if group.count > 1:
         raise RequestError(f"{group.count} processes need an output file, not -")
     with tempfile.TemporaryDirectory() as folder:
         # Pages end in any order, so that none can be shown before all are there.
-        arguments.output = Path(folder, "pages.md")
-        code = answer_requests(arguments, requests, Path(), group, {".md": transcript})
+        arguments.output = Path(folder, "pages")
+        code = answer()
         if code != EXIT_INTERRUPTED:
             sys.stdout.buffer.write(arguments.output.read_bytes())
     return code
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    schema = read_json(local_path(path, RequestError), RequestError)
+    if not isinstance(schema, dict):
+        raise RequestError(f"{path} is no JSON Schema: {quoted(schema)}")
+    return schema
+
+
+def _grammars(
+    schema: dict[str, Any], model: Model, processor: Processor
+) -> Callable[[], Mapping[str, Any]]:
+    grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
+    return lambda: {"grammar": grammars.make(schema)}
 
 
 def transcript(responses: list[dict[str, Any]]) -> bytes:
@@ -86,6 +127,21 @@ def transcript(responses: list[dict[str, Any]]) -> bytes:
     return "\n".join(page if page.endswith("\n") else f"{page}\n" for page in pages).encode(
         "utf-8", "replace"
     )
+
+
+def objects(responses: list[dict[str, Any]]) -> bytes:
+    """Return one line of JSON for each page: its name and its content, or why there is none."""
+    lines = []
+    for one in responses:
+        line = {"page": one.get("id", one["row"])}
+        try:
+            line |= (
+                {"error": one["error"]} if "error" in one else {"content": json.loads(one["text"])}
+            )
+        except ValueError:
+            line["error"] = f"the object ends early ({one['finish_reason']}): {one['text']}"
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines).encode("utf-8", "replace")
 
 
 def _mark(text: str) -> str:

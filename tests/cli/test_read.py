@@ -1,12 +1,13 @@
 """Pages become one document, in order, with a mark for each."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import jvlm_mlx
 from jvlm_mlx.cli.main import main
-from jvlm_mlx.read import transcript
+from jvlm_mlx.read import PROMPT, objects, transcript
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def read(golden_folder, tiny, monkeypatch):
     monkeypatch.setattr("jvlm_mlx.batch.load_model", lambda *_: tiny)
 
     def read(*arguments):
-        return main(["read", *arguments, "--model", str(golden_folder / "tiny"), "-m", "4"])
+        return main(["read", "--model", str(golden_folder / "tiny"), "-m", "4", *arguments])
 
     return read
 
@@ -41,7 +42,7 @@ def test_pages_are_transcribed_in_order(tiny, pages, read, golden_folder, capsys
     assert marks[4].startswith("<!-- page: bad- -page.png; not read: 'bad- -page.png' ")
     for name in ("dot", "square"):
         image = golden_folder / "images" / f"{name}.png"
-        expected = jvlm_mlx.generate(*tiny, jvlm_mlx.read.PROMPT, image, max_tokens=4)
+        expected = jvlm_mlx.generate(*tiny, PROMPT, image, max_tokens=4)
         assert f" -->\n\n{expected.text.strip()}\n" in document
     capsys.readouterr()
     assert read("scans", "bad--page.png", "-o", "out.md") == 1
@@ -63,3 +64,32 @@ def test_a_document_on_standard_output(pages, read, monkeypatch, capsysbinary):
 def test_whole_pages_have_one_mark():
     page = {"row": 1, "id": "a.png", "text": " # Title \n", "finish_reason": "stop"}
     assert transcript([page]).decode() == "<!-- page: a.png -->\n\n# Title\n"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["letter", "bill"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_makes_an_object_of_each_page(pages, read, capsys):
+    pytest.importorskip("llguidance")
+    Path("schema.json").write_text(json.dumps(SCHEMA))
+    command = ("scans", "bad--page.png", "-o", "out.jsonl", "--schema", "schema.json", "-m", "40")
+    assert read(*command) == 1
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["page"] for line in lines] == ["scans/1.png", "scans/2.png", "bad--page.png"]
+    assert {line["content"]["kind"] for line in lines[:2]} <= {"letter", "bill"}
+    assert "is no image" in lines[2]["error"]
+    capsys.readouterr()
+    Path("schema.json").write_text("[]")
+    assert read(*command) == 1
+    assert capsys.readouterr().err == "error: schema.json is no JSON Schema: []\n"
+
+
+def test_an_object_that_ends_early_is_an_error():
+    page = {"row": 1, "id": "a.png", "text": '{"kind": "l', "finish_reason": "length"}
+    (line,) = objects([page]).splitlines()
+    assert json.loads(line)["error"] == 'the object ends early (length): {"kind": "l'
