@@ -18,7 +18,7 @@ from ..files import reason
 from ..generation.options import JSON_OPTIONS, GenerationOptions
 from ..generation.requests import BatchRequest
 from ..processing.image_formats import SUFFIXES
-from ..processing.image_io import is_address, source_name
+from ..processing.sources import is_url, source_name
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -227,7 +227,7 @@ def _locate(source: str, folder: Path) -> str:
     Raises:
         RequestError: it is in the home folder of a user who does not exist.
     """
-    if is_address(source):
+    if is_url(source):
         return source
     try:
         return str(folder / Path(source).expanduser())

@@ -12,10 +12,10 @@ from ..generation.options import GenerationOptions
 from ..generation.response import GenerationResponse
 from ..generation.session import ChatSession
 from ..model import Model
-from ..processing.image_io import is_address, source_name
 from ..processing.image_processor import PromptImage
 from ..processing.messages import collect_images
 from ..processing.processor import Processor
+from ..processing.sources import is_url, source_name
 from ..units import bytes_text, plural
 from .chat_lines import take_images
 from .formatting import summarize
@@ -98,7 +98,7 @@ def _image(conversation: Conversation, rest: str) -> str:
 
 def _is_path(text: str) -> bool:
     """Return whether all of a text, spaces and quotes included, is the path of something."""
-    if is_address(text):
+    if is_url(text):
         return False
     try:
         return local_path(text, ImageError).exists()

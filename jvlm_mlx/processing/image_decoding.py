@@ -39,18 +39,21 @@ _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
 
 
-def image_size(stream: IO[bytes], name: str, max_pixels: int | None = None) -> tuple[int, int]:
+def image_size(
+    stream: IO[bytes], name: str, max_pixels: int | None = None, frame: int = 1
+) -> tuple[int, int]:
     """Return width and height of the image in `stream`, upright; its pixels are not decoded.
 
     Args:
         stream: at its start.
         name: for messages.
         max_pixels: most pixels; None: `PIL.Image.MAX_IMAGE_PIXELS`.
+        frame: which of several, counted from 1.
 
     Raises:
         ImageError: it is of no format that is opened, damaged, or has too many pixels.
     """
-    image = _open(stream, name, max_pixels)
+    image = _open(stream, name, max_pixels, frame)
     width, height = image.size
     # Pillow has exchanged them already as TIFF's own tag says, but not as XMP says.
     exchanged = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())
@@ -58,9 +61,20 @@ def image_size(stream: IO[bytes], name: str, max_pixels: int | None = None) -> t
     return (height, width) if sideways else (width, height)
 
 
-def decode(stream: IO[bytes], name: str, max_pixels: int | None = None) -> Image.Image:
-    """Return the image in `stream`, first frame, upright and in RGB; as `image_size`."""
+def count_frames(stream: IO[bytes], name: str, max_pixels: int | None = None) -> int:
+    """Return how many frames the image in `stream` has; errors as `image_size`."""
     image = _open(stream, name, max_pixels)
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception as error:  # as in `decode`
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
+def decode(
+    stream: IO[bytes], name: str, max_pixels: int | None = None, frame: int = 1
+) -> Image.Image:
+    """Return a frame of the image in `stream`, upright and in RGB; as `image_size`."""
+    image = _open(stream, name, max_pixels, frame)
     _check_work(image, stream, name)
     try:
         image.load()
@@ -76,7 +90,7 @@ def reason(error: BaseException) -> str:
     return " ".join(str(said or error).split()) or type(error).__name__
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
+def _open(stream: IO[bytes], name: str, max_pixels: int | None, frame: int = 1) -> Image.Image:
     try:
         image = identify(stream)
         if image is None:
@@ -87,14 +101,44 @@ def _open(stream: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
     if image is None:
         if found == "HEIC":
             raise ImageError(
-                f"{name} is HEIC; install pi-heif to open it, or convert it to JPEG:"
+                f"{name} is HEIC; install jvlm-mlx[heic] to open it, or convert it to JPEG:"
                 " sips -s format jpeg"
             )
+        if found == "PDF":
+            raise ImageError(f"{name} is PDF; give its bytes, or its path if that ends in .pdf")
         what = f"{found}, and no image" if found else "no image"
         raise ImageError(f"{name} is {what} of a format that is opened: {FORMAT_NAMES}")
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    _check_pixels(image, name, limit)
+    if frame != 1:
+        _seek(image, name, frame)
+        _check_pixels(image, name, limit)
+    return image
+
+
+def _seek(image: Image.Image, name: str, frame: int) -> None:
+    """Go to a frame; all before it may have to be decoded.
+
+    Raises:
+        ImageError: there is no such frame, or it takes too long to come to.
+    """
+    if image.format != "TIFF" and frame * image.width * image.height > MAX_SCANNED_PIXELS:
+        raise ImageError(
+            f"frame {frame} of {name} takes too long to come to: {frame} frames of"
+            f" {image.width} x {image.height} pixels"
+        )
+    try:
+        image.seek(frame - 1)
+    except EOFError:
+        raise ImageError(f"{name} has no frame {frame}") from None
+    except Exception as error:  # as in `decode`
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
+def _check_pixels(image: Image.Image, name: str, limit: int | None) -> None:
+    """Refuse an image of too many pixels; have a plain JPEG decoded at half its size instead."""
     if limit is None:
-        return image
+        return
     width, height = image.size
     is_plain = image.format == "JPEG" and not image.info.get("progressive")
     if is_plain and limit < width * height <= MAX_REDUCED_PIXELS * limit:
@@ -106,7 +150,6 @@ def _open(stream: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
             f"{name} is too large: {width} x {height} pixels; at most"
             f" {limit // cost} pixels are decoded, so reduce it first"
         )
-    return image
 
 
 def _check_work(image: Image.Image, stream: IO[bytes], name: str) -> None:

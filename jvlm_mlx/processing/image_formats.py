@@ -87,7 +87,7 @@ def _opener(name: str, prefix: bytes) -> tuple[_Function | None, _Function | Non
     factory, accepts = Image.OPEN.get(name, (None, None))
     if name == "HEIF" and factory is None and prefix[8:12] in _HEIF_BRANDS:
         try:
-            from pi_heif import HeifImageFile  # type: ignore[import-untyped]
+            from pi_heif import HeifImageFile
         except ImportError:
             return None, None
         return HeifImageFile, lambda prefix: prefix[4:8] == b"ftyp"

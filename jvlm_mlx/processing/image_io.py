@@ -1,16 +1,11 @@
 """Opens whatever a user calls an image."""
 
-import base64
-import contextlib
 import io
 import os
 import stat
 import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,12 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from .download import SCHEMES, download
+from .documents import expand, may_have_pages
+from .download import SCHEMES
 from .image_decoding import decode, image_size, reason
+from .pdf import draw_page
 from .rgb import to_rgb
-
-MAX_CHARACTERS = 100
-"""Longest source that a message quotes in full."""
+from .sources import (
+    DEFAULT_LIMITS,
+    Page,
+    SourceLimits,
+    data_of_url,
+    fetch,
+    path_of_file_url,
+    read_stream,
+    scheme_of,
+    source_name,
+    with_file,
+)
 
 
 class Array(Protocol):
@@ -35,25 +41,8 @@ class Array(Protocol):
 
 
 ImageSource: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Array
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Array | Page
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceLimits:
-    """What opening an image may take, for images of strangers."""
-
-    max_pixels: int | None = None
-    """Most pixels; None: `PIL.Image.MAX_IMAGE_PIXELS`."""
-    max_bytes: int = 128 * 2**20
-    """Largest image file that is downloaded, or read from a pipe or a file object."""
-    timeout: float = 30.0
-    """Seconds for the whole of a download."""
-    private_addresses: bool = True
-    """Whether images may be downloaded from hosts whose addresses are not public."""
-
-
-DEFAULT_LIMITS = SourceLimits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +73,10 @@ def read_image(
 
     Args:
         source: one of
-            a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` URL;
+            a path (`~` is the home folder), or a `file:`, `http:`, `https:` or `data:` URL,
+            with `#3` behind it for the third page of a PDF or the third frame of an image;
             the bytes of an image file, or a binary file open for reading;
+            a page or frame, from `expand`;
             a Pillow image;
             an array of 8-bit numbers: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
@@ -100,23 +91,31 @@ def read_image(
         RequestError: `cancel` is set.
     """
     name = source_name(source)
+    if isinstance(source, Page):
+        return _from_page(source, limits, cancel)
+    if may_have_pages(source):
+        pages = expand(source, limits, cancel)
+        if len(pages) != 1:
+            raise ImageError(f"{name} has {len(pages)} pages; name one of them: FILE#1")
+        if pages[0] is not source:
+            return read_image(pages[0], limits, cancel)
     if isinstance(source, Image.Image):
         return ImageData(name, source.size, lambda: _from_pillow(source), is_borrowed=True)
     if isinstance(source, str):
-        scheme = _scheme(source)
+        scheme = scheme_of(source)
         if scheme in SCHEMES:
             return _from_web(source, name, limits, cancel)
         if scheme == "data":
-            return _from_bytes(_from_data_url(source, name), name, limits)
+            return _from_bytes(data_of_url(source, name), name, limits)
         if scheme == "file":
-            return _from_file(_from_file_url(source, name), name, limits)
+            return _from_file(path_of_file_url(source, name), name, limits)
         return _from_file(source, name, limits)
     if isinstance(source, os.PathLike):
         return _from_file(source, name, limits)
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_bytes(bytes(source), name, limits)
     if hasattr(source, "read"):
-        return _from_bytes(_from_stream(source, name, limits), name, limits)
+        return _from_bytes(read_stream(source, name, limits), name, limits)
     if hasattr(source, "__array__"):
         image = _from_array(source)
         return ImageData(name, image.size, lambda: image, is_borrowed=True)
@@ -126,30 +125,11 @@ def read_image(
     )
 
 
-def is_address(source: str) -> bool:
-    """Return whether a text is an address that `open_image` takes, and no path."""
-    return _scheme(source) in ("http", "https", "data", "file")
-
-
-def _scheme(source: str) -> str:
-    scheme, colon, _ = source.partition(":")
-    return scheme.lower() if colon else ""
-
-
-def source_name(source: object) -> str:
-    """Return what messages call the source."""
-    if isinstance(source, str):
-        if len(source) > MAX_CHARACTERS:
-            return f"{source[:MAX_CHARACTERS]!r}… ({len(source)} characters)"
-        return repr(source)
-    if isinstance(source, os.PathLike):
-        return repr(os.fsdecode(source))
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"the image given as {memoryview(source).nbytes} bytes"
-    if hasattr(source, "read"):
-        path = getattr(source, "name", None)
-        return repr(path) if isinstance(path, str) else "the image given as a file object"
-    return f"a {type(source).__name__}"
+def _from_page(page: Page, limits: SourceLimits, cancel: threading.Event | None) -> ImageData:
+    if page.drawn_size is not None:
+        return ImageData(page.name, page.drawn_size, lambda: draw_page(page, cancel))
+    assert isinstance(page.file, str)
+    return _from_file(page.file, page.name, limits, page.number)
 
 
 def _from_pillow(image: Image.Image) -> Image.Image:
@@ -171,14 +151,7 @@ def _from_bytes(data: bytes, name: str, limits: SourceLimits) -> ImageData:
 def _from_web(
     url: str, name: str, limits: SourceLimits, cancel: threading.Event | None
 ) -> ImageData:
-    data, content_type = download(
-        url,
-        name,
-        timeout=limits.timeout,
-        max_bytes=limits.max_bytes,
-        private_addresses=limits.private_addresses,
-        cancel=cancel,
-    )
+    data, content_type = fetch(url, name, limits, cancel)
     try:
         return _from_bytes(data, name, limits)
     except ImageError as error:
@@ -187,59 +160,21 @@ def _from_web(
         raise ImageError(f"{error} (its server calls it {content_type[:80]})") from None
 
 
-def _from_file(path: str | os.PathLike[str], name: str, limits: SourceLimits) -> ImageData:
-    def read(function: Callable[[IO[bytes]], Any]) -> Any:
-        try:
-            with Path(path).expanduser().open("rb") as stream:
-                return function(stream)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ImageError(f"{name} cannot be opened: {reason(error)}") from error
-
+def _from_file(
+    path: str | os.PathLike[str], name: str, limits: SourceLimits, frame: int = 1
+) -> ImageData:
     def look(stream: IO[bytes]) -> ImageData:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # a pipe, or a device
-            return _from_bytes(_from_stream(stream, name, limits), name, limits)
+            return _from_bytes(read_stream(stream, name, limits), name, limits)
         return ImageData(
             name,
-            image_size(stream, name, limits.max_pixels),
-            lambda: read(lambda stream: decode(stream, name, limits.max_pixels)),
+            image_size(stream, name, limits.max_pixels, frame),
+            lambda: with_file(
+                path, name, lambda stream: decode(stream, name, limits.max_pixels, frame)
+            ),
         )
 
-    data: ImageData = read(look)
-    return data
-
-
-def _from_file_url(address: str, name: str) -> str:
-    parts = urllib.parse.urlsplit(address)
-    if parts.netloc not in ("", "localhost"):
-        raise ImageError(f"{name} is on another computer; expected file:///path")
-    return urllib.request.url2pathname(parts.path)
-
-
-def _from_data_url(address: str, name: str) -> bytes:
-    header, comma, text = address.partition(",")
-    if not comma:
-        raise ImageError(f"{name} is no data address: there is no comma in it")
-    data = urllib.parse.unquote_to_bytes(text)
-    if not header.lower().endswith(";base64"):
-        return data
-    try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except ValueError as error:
-        raise ImageError(f"{name} is no valid base64: {reason(error)}") from error
-
-
-def _from_stream(stream: Any, name: str, limits: SourceLimits) -> bytes:
-    try:
-        if hasattr(stream, "seek"):
-            with contextlib.suppress(OSError):  # a pipe
-                stream.seek(0)
-        data = stream.read(limits.max_bytes + 1)
-    except (OSError, ValueError, TypeError) as error:
-        raise ImageError(f"{name} cannot be read: {reason(error)}") from error
-    if not isinstance(data, bytes):
-        raise ImageError(f"{name} is open as text; open it in binary mode")
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"{name} is larger than {limits.max_bytes / 2**20:g} MiB")
+    data: ImageData = with_file(path, name, look)
     return data
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ..config.image_config import ImageConfig, ImageOptions
 from ..errors import ImageError
-from .image_io import DEFAULT_LIMITS, ImageData, ImageSource, SourceLimits, read_image
+from .documents import expand
+from .image_io import ImageData, ImageSource, read_image
 from .image_tokens import ImageTokenIds, IndexMaps, index_maps
+from .sources import DEFAULT_LIMITS, SourceLimits
 from .tiles import cut_tiles, resize_source
 from .tiling import ImageLayout, plan_layout
 
@@ -198,6 +200,19 @@ class ImageProcessor:
         """
         config = self.config.override(ImageOptions.of(options, overrides))
         return plan_layout(height, width, config)
+
+    def expand(
+        self,
+        source: ImageSource | PromptImage,
+        options: ImageOptions | None = None,
+        limits: SourceLimits = DEFAULT_LIMITS,
+        cancel: threading.Event | None = None,
+    ) -> list[Any]:
+        """Return the pages or frames that a source names, or the source alone; as `expand`."""
+        if isinstance(source, PromptImage):
+            return [source]
+        config = self.config.override(options or ImageOptions())
+        return [*expand(source, limits, cancel, config.max_pixels)]
 
     def open(
         self,

@@ -7,7 +7,7 @@ A message is `{"role": ..., "content": ...}`. The content is a text or a list of
     {"type": "image_url", "image_url": {"url": "https://..."}}      (or the address itself)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
@@ -73,6 +73,35 @@ def collect_images(
         )
     fill = iter(given)
     return [next(fill) if source is None else source for source in sources]
+
+
+def expand_images(
+    messages: Sequence[Mapping[str, Any]], expand: Callable[[Any], list[Any]]
+) -> list[Mapping[str, Any]]:
+    """Return a conversation in which every image part stands for one image.
+
+    Args:
+        messages: the conversation.
+        expand: returns the images that a source names; a PDF names all its pages.
+
+    Raises:
+        PromptError: a message is malformed.
+    """
+    expanded: list[Mapping[str, Any]] = []
+    for message, checked in zip(messages, read_messages(messages), strict=True):
+        if isinstance(checked.content, str):
+            expanded.append(message)
+            continue
+        parts: list[dict[str, Any]] = []
+        for part in checked.content:
+            if isinstance(part, str):
+                parts.append({"type": "text", "text": part})
+            elif part.source is None:
+                parts.append({"type": "image"})
+            else:
+                parts += [{"type": "image", "image": image} for image in expand(part.source)]
+        expanded.append({**message, "content": parts})
+    return expanded
 
 
 def question(text: str, images: Sequence[Any]) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from ..config.image_config import ImageOptions
 from ..errors import PromptError, RequestError
 from .chat_template import ChatTemplate, RenderedPrompt
-from .image_io import DEFAULT_LIMITS, SourceLimits
 from .image_processor import ImageProcessor, PromptImage
 from .inputs import ModelInputs, PreparedPrompt, collate, place_images
-from .messages import collect_images, question, read_messages
+from .messages import collect_images, expand_images, question
+from .sources import DEFAULT_LIMITS, SourceLimits
 from .tiling import ImageLayout
 from .tokenizer import IMAGE_PLACEHOLDER, Tokenizer
 
@@ -195,6 +195,10 @@ class Processor:
                 )
             text = prompt
         else:
+
+            def expand(source: Any) -> list[Any]:
+                return self.image_processor.expand(source, options, limits, cancel)
+
             if isinstance(prompt, str):
                 if self.template.has_rendered(prompt):
                     logger.warning(
@@ -206,8 +210,8 @@ class Processor:
                 sources = []
             else:
                 messages = prompt
+            messages = expand_images(messages, expand)
             if system is not None:
-                read_messages(messages)
                 messages = [{"role": "system", "content": system}, *messages]
             sources = collect_images(messages, sources or None)
             text = self.template.render(messages, add_generation_prompt)

@@ -4,10 +4,11 @@ import threading
 from functools import lru_cache
 
 from ..errors import DataError, ImageError
-from ..processing.image_io import open_image, source_name
+from ..processing.image_io import open_image
 from ..processing.image_processor import ProcessedImage
 from ..processing.image_tokens import image_mask, image_tokens, window_positions
 from ..processing.processor import Processor
+from ..processing.sources import source_name
 from ..processing.tiles import cut_tiles, resize_source
 from ..processing.tiling import ImageLayout
 from .data_limits import DataLimits

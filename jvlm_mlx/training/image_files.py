@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..processing.image_io import open_image, read_image, source_name
+from ..processing.image_io import open_image, read_image
+from ..processing.sources import source_name
 
 _ADDRESSES = ("data:", "file:")
 _WEB = ("http:", "https:")

@@ -10,7 +10,8 @@ import pytest
 
 from jvlm_mlx.errors import ImageError, RequestError
 from jvlm_mlx.processing import download
-from jvlm_mlx.processing.image_io import SourceLimits, read_image
+from jvlm_mlx.processing.image_io import read_image
+from jvlm_mlx.processing.sources import SourceLimits
 from tests.helpers.image_files import TURNED_PNG, UPRIGHT, assert_opens, error_line
 
 QUICK = SourceLimits(timeout=0.3, max_bytes=2**20)

@@ -164,7 +164,6 @@ def test_formats_that_are_opened(kind, options):
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS"),
         (b"\xc5\xd0\xd3\xc6" + bytes(28), "EPS"),
-        (b"%PDF-1.7\n", "PDF"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><svg/>", "XML or SVG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\n<!DOCTYPE html><html></html>", "a web page"),

@@ -10,8 +10,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from jvlm_mlx.errors import ImageError
-from jvlm_mlx.processing.image_io import SourceLimits, open_image, read_image
+from jvlm_mlx.processing.image_io import open_image, read_image
 from jvlm_mlx.processing.image_processor import ImageProcessor
+from jvlm_mlx.processing.sources import SourceLimits
 from tests.helpers.image_files import (
     PIXELS,
     PNG,

@@ -100,6 +100,7 @@ BOMBS = {
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS)
 def test_bombs_end(source, monkeypatch):
     monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(template_sandbox, "MAX_CHARACTERS", 2**21)
     threads = threading.active_count()
     tracemalloc.start()
     started = time.monotonic()
@@ -109,8 +110,8 @@ def test_bombs_end(source, monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 3
-    assert peak < 150e6
+    assert time.monotonic() - started < 20  # 0.3 seconds, and what one filter takes
+    assert peak < 100e6
     assert threading.active_count() == threads
     assert render("{{ 1 }}") == "1"
 
