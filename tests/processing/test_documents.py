@@ -113,6 +113,16 @@ def test_every_kind_of_source_of_a_pdf(report, tmp_path, monkeypatch):
     assert len(expand(upper)) == 3
 
 
+def test_a_pdf_on_the_web(monkeypatch):
+    answers = {"http://host/a.pdf": pdf(), "https://host/b.PDF?x=1": encode(Image.new("L", (9, 5)))}
+    monkeypatch.setattr(
+        "jvlm_mlx.processing.sources.download", lambda url, *_, **__: (answers[url], "text/plain")
+    )
+    assert colors_of(expand("http://host/a.pdf#2-")) == list(RGB[1:])
+    assert colors_of(["http://host/a.pdf#3"]) == [RGB[2]]
+    assert read_image("https://host/b.PDF?x=1").size == (9, 5)
+
+
 def test_one_page_is_an_image_and_several_are_not(report):
     assert read_image(report + "#2").size == open_image(report + "#2").size
     line = error_line(report)
