@@ -33,7 +33,7 @@ Message = dict[str, Any]
 class ChatSession:
     """A conversation. Each image is encoded once, and each turn prefills only what is new.
 
-    One answer is made at a time; sessions of several threads take turns on the device.
+    One answer is made at a time; sessions may be used from several threads.
 
     Args:
         model: from `load`.
@@ -91,9 +91,9 @@ class ChatSession:
     ) -> Generator[GenerationResponse, None, None]:
         """Ask the next question and answer it, token by token.
 
-        Question and answer join the history when the answer ends, even without a word. One that
-        is left early, by closing the iterator or setting `cancel`, stays as far as it has come;
-        if nothing has been said by then, the history is as before the question.
+        Question and answer join the history when the answer ends, even an empty one. One that ends
+        early, by closing the iterator or setting `cancel`, is stored as far as it has come; if it
+        has no text by then, the history is as before the question.
 
         Args:
             text: the question, or its parts, as in a message.
@@ -134,7 +134,7 @@ class ChatSession:
     ) -> Generator[GenerationResponse, None, None]:
         """Answer the last question again; arguments and responses are those of `ask`.
 
-        The new answer takes the place of the old one, which stays if nothing is said.
+        The new answer replaces the old one, unless it ends early without any text.
 
         Raises:
             RequestError: there is no question, or an answer is still being made.
@@ -191,9 +191,9 @@ class ChatSession:
         def responses() -> Generator[GenerationResponse, None, None]:
             self._check_idle()
             if self._messages is not current:
-                raise RequestError("the conversation has gone on since; ask the question again")
+                raise RequestError("the conversation has continued since; ask the question again")
             self._answering = True
-            said: list[str] = []
+            texts: list[str] = []
             ended = False
             asked: Message | None = None
             try:
@@ -207,13 +207,13 @@ class ChatSession:
                 older = prepared.images[: len(prepared.images) - len(images)]
                 answer = make_answer(dataclasses.replace(prepared, images=(*older, *encoded)))
                 for response in answer.responses():
-                    said.append(response.text)
+                    texts.append(response.text)
                     ended = response.finish_reason in ("stop", "length", "repetition")
                     yield response
             finally:
                 self._answering = False
-                if asked is not None and (ended or any(said)):
-                    reply = {"role": "assistant", "content": "".join(said)}
+                if asked is not None and (ended or any(texts)):
+                    reply = {"role": "assistant", "content": "".join(texts)}
                     self._messages = [*before, asked, reply]
 
         return responses()

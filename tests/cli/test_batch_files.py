@@ -61,7 +61,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_file_of_questions(tiny, golden_folder, files, images, capsys):
+def test_a_file_of_requests(tiny, golden_folder, files, images, capsys):
     assert run(golden_folder, files, "--batch-size", "2") == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -92,7 +92,7 @@ def test_a_file_of_questions(tiny, golden_folder, files, images, capsys):
         assert said in answers[key]["error"]
 
 
-def test_going_on_asks_nothing_twice(golden_folder, files, capsys, monkeypatch):
+def test_resuming_runs_nothing_twice(golden_folder, files, capsys, monkeypatch):
     run(golden_folder, files)
     whole = files[1].read_bytes()
     capsys.readouterr()
@@ -106,7 +106,7 @@ def test_going_on_asks_nothing_twice(golden_folder, files, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("cut", [1, 30, -2])
-def test_a_half_written_line_is_mended(golden_folder, files, cut, capsys):
+def test_a_half_written_line_is_replaced(golden_folder, files, cut, capsys):
     run(golden_folder, files)
     lines = files[1].read_bytes().splitlines(keepends=True)
     files[1].write_bytes(b"".join(lines[:3]) + lines[3][:cut])
@@ -126,7 +126,7 @@ def test_a_whole_last_line_without_its_end_is_kept(golden_folder, files, capsys)
     assert files[1].read_bytes() == whole
 
 
-def test_errors_are_asked_again_if_wanted(golden_folder, files, images, capsys):
+def test_errors_are_retried_if_wanted(golden_folder, files, images, capsys):
     run(golden_folder, files)
     (files[0].parent / "missing.png").write_bytes(images["square"].read_bytes())
     capsys.readouterr()
@@ -137,7 +137,7 @@ def test_errors_are_asked_again_if_wanted(golden_folder, files, images, capsys):
     assert next(answer for answer in answers if answer.get("id") == "7")["text"]
 
 
-def test_answers_to_other_questions_are_not_taken_for_these(golden_folder, files, capsys):
+def test_responses_to_other_requests_are_not_reused(golden_folder, files, capsys):
     run(golden_folder, files)
     capsys.readouterr()
     assert run(golden_folder, files, "--temperature", "0.5") == 1
@@ -218,7 +218,7 @@ def test_foreign_files_are_not_touched(golden_folder, written, content, capsys):
         assert written[1].read_bytes() == before + content.encode()
 
 
-def test_an_answer_may_end_anywhere(golden_folder, written, capsys):
+def test_a_response_may_be_cut_anywhere(golden_folder, written, capsys):
     whole = written[1].read_bytes()
     first = whole.index(b"\n") + 1
     for start, end in ((0, first), (first, len(whole))):
@@ -229,7 +229,7 @@ def test_an_answer_may_end_anywhere(golden_folder, written, capsys):
                 assert written[1].read_bytes() == whole[:start]
 
 
-def test_the_questions_are_not_the_output(golden_folder, written, tmp_path, capsys):
+def test_the_requests_are_not_the_output(golden_folder, written, tmp_path, capsys):
     questions = written[0].read_bytes()
     (tmp_path / "link").symlink_to(written[0])
     for output in (written[0], tmp_path / "link"):
@@ -252,7 +252,7 @@ def test_an_output_behind_a_link_stays_there(golden_folder, written, tmp_path):
     assert len(read(written[1])) == 2
 
 
-def test_questions_from_a_pipe(golden_folder, tmp_path, images, loaded, monkeypatch):
+def test_requests_from_a_pipe(golden_folder, tmp_path, images, loaded, monkeypatch):
     """It can be read only once, and has no folder: images start from the current one."""
     monkeypatch.chdir(images["dot"].parent)
     readable, writable = os.pipe()
@@ -266,7 +266,7 @@ def test_questions_from_a_pipe(golden_folder, tmp_path, images, loaded, monkeypa
     assert [answer["row"] for answer in read(output)] == [1, 2]
 
 
-def test_no_questions_no_output(golden_folder, tmp_path, capsys):
+def test_no_requests_no_output(golden_folder, tmp_path, capsys):
     questions, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     refused(golden_folder, (questions, output), "cannot be read", capsys)
     questions.write_text('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}')
@@ -282,7 +282,7 @@ def test_a_byte_order_mark(golden_folder, written):
 
 
 @pytest.mark.parametrize("flag", ["--adapter-path", "--image-folder"])
-def test_adapters_and_images_are_part_of_the_question(
+def test_adapters_and_image_folders_belong_to_the_request(
     golden_folder, written, tmp_path, flag, capsys, monkeypatch
 ):
     said = "with other settings"
@@ -298,7 +298,7 @@ def test_adapters_and_images_are_part_of_the_question(
     assert "2 done before" in capsys.readouterr().err
 
 
-def test_rows_that_cannot_be_read_are_theirs_alone(golden_folder, written, capsys):
+def test_requests_that_cannot_be_read_fail_alone(golden_folder, written, capsys):
     rows = [
         {"prompt": "Who?", "images": ["~tmp.png"]},
         {"prompt": "Long?", "images": ["a" * 5000 + ".png"]},
@@ -594,7 +594,7 @@ def command(golden_folder, files):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_after_an_interruption_the_same_command_goes_on(golden_folder, tmp_path, tiny, sent):
+def test_after_an_interruption_the_same_command_resumes(golden_folder, tmp_path, tiny, sent):
     files = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     prompts = [f"Question {number}" for number in range(24)]
     files[0].write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))

@@ -39,10 +39,10 @@ def first_answer(tiny, image, **options):
     return session, list(session.ask("What?", image))
 
 
-# --- answers without a word
+# --- empty answers
 
 
-def test_an_empty_answer_is_part_of_the_conversation(tiny, image):
+def test_an_empty_answer_belongs_to_the_conversation(tiny, image):
     _, pieces = first_answer(tiny, image)
     session, empty = first_answer(tiny, image, stop="".join(piece.text for piece in pieces)[:1])
     assert "".join(piece.text for piece in empty) == ""
@@ -78,7 +78,7 @@ def test_images_wait_until_their_question_is_in_the_conversation(tiny, image, mo
     assert err.endswith("dot.png': 2 tiles, 64 tokens\n")
 
 
-def test_images_of_an_answer_that_fails_wait_on(tiny, image, monkeypatch, capsys):
+def test_images_of_an_answer_that_fails_stay_pending(tiny, image, monkeypatch, capsys):
     responses = Answer.responses
 
     def fail(answer):
@@ -193,8 +193,8 @@ def test_a_question_may_have_several_lines(lines, question):
     following = iter(lines)
     continued = []
 
-    def read_line(goes_on):
-        continued.append(goes_on)
+    def read_line(continues):
+        continued.append(continues)
         return next(following)
 
     assert read_question(read_line) == question

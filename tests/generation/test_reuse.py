@@ -1,4 +1,4 @@
-"""What is taken over from earlier answers: never anything of another image, model or size."""
+"""What is reused of earlier requests: never anything of another image, model or size."""
 
 import string
 import threading
@@ -56,7 +56,7 @@ def noise(seed, width=300, height=200):
 # --- encoded images
 
 
-def test_an_encoded_image_stands_for_the_image(tiny, images, fresh):
+def test_an_encoded_image_is_used_like_the_image(tiny, images, fresh):
     encoded = encode_image(*tiny, images["shapes"])
     assert encoded.features.shape == (encoded.layout.num_patch_tokens, 64)
     assert encoded.nbytes == encoded.features.nbytes
@@ -77,7 +77,7 @@ def test_an_encoded_image_stands_for_the_image(tiny, images, fresh):
 
 
 def test_features_do_not_depend_on_neighbors(tiny, images):
-    """To the last bit: else what a cache holds would depend on who came first."""
+    """To the last bit: else what a cache holds would depend on which image came first."""
     _, processor = tiny
     alone = encode_image(*tiny, images["dot"])
     caches = GenerationCaches()
@@ -166,7 +166,7 @@ def test_images_of_the_caller_may_change_after_the_call(tiny, fresh):
 # --- prompts and features that have been seen
 
 
-def test_second_question_reads_only_what_is_new(tiny, images, fresh):
+def test_a_second_question_prefills_only_what_is_new(tiny, images, fresh):
     caches = GenerationCaches()
     seen = []
     first = ask(tiny, QUESTION, images["shapes"], caches=caches)
@@ -191,7 +191,7 @@ def test_the_same_question_again(tiny, images, fresh):
         assert result.cached_tokens == known  # all but the last of 165
 
 
-def test_a_known_image_in_another_place_needs_no_tower(tiny, images, fresh):
+def test_a_cached_image_at_another_position_needs_no_tower(tiny, images, fresh):
     caches = GenerationCaches()
     ask(tiny, QUESTION, images["shapes"], caches=caches)
     both = [images["dot"], images["shapes"]]
@@ -280,7 +280,7 @@ def test_any_prefill_step(tiny, images, fresh, step):
         assert result.token_ids == fresh(question, images["shapes"]).token_ids
 
 
-def test_rotating_caches_take_over_and_leave_whole_prompts(tiny, images, fresh):
+def test_rotating_caches_reuse_and_store_whole_prompts(tiny, images, fresh):
     caches = GenerationCaches()
     image = images["dot"]
     # The window drops tokens of the answer; none of that may reach anybody else.
@@ -299,7 +299,7 @@ def test_rotating_caches_take_over_and_leave_whole_prompts(tiny, images, fresh):
     assert plain.cached_tokens > plain.image_tokens
 
 
-def test_quantized_caches_take_over_and_leave_full_precision(quantizable, images):
+def test_quantized_caches_reuse_and_store_full_precision(quantizable, images):
     caches = GenerationCaches()
     image = images["dot"]
     options = {"kv_bits": 4, "max_tokens": 30}
@@ -317,7 +317,7 @@ def test_quantized_caches_take_over_and_leave_full_precision(quantizable, images
 
 
 def test_penalties_see_the_whole_prompt(tiny, images, fresh):
-    """Also the words that were not read again: all letters, which then cannot be said."""
+    """Also the tokens that were reused: all letters, which then cannot be generated."""
     alphabet = string.ascii_letters + string.punctuation
     forbidden = set(tiny[1].tokenizer.encode(alphabet))
     assert forbidden & set(fresh(alphabet, images["dot"], max_tokens=30).token_ids)
@@ -338,8 +338,8 @@ def test_sampling_is_the_same(tiny, images, fresh):
         assert result.token_ids == fresh(QUESTION, images["dot"], **options).token_ids
 
 
-def test_a_conversation_goes_on_from_its_last_answer(tiny, images):
-    """The answer's own states serve the next turn, as far as its words spell the same tokens."""
+def test_the_next_turn_reuses_the_last_answer(tiny, images):
+    """The KV cache of the answer is reused as far as its text encodes to the same tokens."""
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}
     caches = GenerationCaches()
     # Random weights seldom answer in a way that is spelled like that; some seed does.
@@ -359,8 +359,8 @@ def test_a_conversation_goes_on_from_its_last_answer(tiny, images):
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_answers_that_were_left_early_are_of_use(tiny, images, fresh, after):
-    """Closed after some tokens, or cancelled in the middle of the prompt."""
+def test_answers_that_were_closed_early_are_reused(tiny, images, fresh, after):
+    """Closed after some tokens, or cancelled during the prefill."""
     caches = GenerationCaches()
     cancel = threading.Event()
 
@@ -380,7 +380,7 @@ def test_answers_that_were_left_early_are_of_use(tiny, images, fresh, after):
     assert result.cached_tokens >= 160
 
 
-def test_a_prompt_cancelled_inside_a_image_leaves_nothing_of_it(tiny, images, fresh):
+def test_a_prompt_cancelled_inside_an_image_stores_nothing_of_it(tiny, images, fresh):
     caches = GenerationCaches()
     cancel = threading.Event()
 
@@ -399,7 +399,7 @@ def test_a_prompt_cancelled_inside_a_image_leaves_nothing_of_it(tiny, images, fr
     assert result.token_ids == fresh(QUESTION, images["shapes"]).token_ids
 
 
-def test_errors_in_the_middle_leave_nothing(tiny, images):
+def test_errors_during_the_prefill_store_nothing(tiny, images):
     caches = GenerationCaches()
 
     def progress(event):
@@ -439,8 +439,8 @@ def test_threads_share_caches(tiny, images, fresh):
     assert found == {(index, round_): expected[index] for index in expected for round_ in (0, 1)}
 
 
-def test_small_caches_evict_and_answers_stay(tiny, images, fresh):
-    """Room for the states of about one prompt."""
+def test_small_caches_evict_and_answers_stay_the_same(tiny, images, fresh):
+    """Room for the KV cache of about one prompt."""
     caches = GenerationCaches(250_000)
     for _ in range(2):
         for name, image in images.items():
@@ -477,7 +477,7 @@ def test_clearing_frees_the_memory(tiny, images):
 # --- the caches by themselves
 
 
-def test_feature_cache_drops_what_was_unused_longest():
+def test_the_feature_cache_drops_the_least_recently_used():
     cache = FeatureCache(3 * 400)
     for name in "abc":
         cache.put("model", name, mx.zeros((10, 10)))
@@ -506,7 +506,7 @@ def test_keys_hold_images_as_one_element():
     assert key.extended([7, 7]).num_tokens == len(tokens) + 2
 
 
-def test_prefixes_always_leave_something_to_read():
+def test_prefixes_always_leave_something_to_prefill():
     cache = PrefixCache(10**6)
     key = PromptKey.of([1, 9, 9, 9], [ImageSpan(1, 3, "a")])
     cache.insert("model", key, states(4))

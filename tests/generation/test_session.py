@@ -55,7 +55,7 @@ def test_images_go_where_the_parts_say(tiny, images):
         session.ask(parts)
 
 
-def test_limits_of_one_question_stay_with_its_images(tiny, images):
+def test_image_options_of_one_question_stay_with_its_images(tiny, images):
     session = ChatSession(*tiny, **OPTIONS)
     say(session, "What?", images["shapes"], max_crops=2)
     _, piece = say(session, "And?", images["shapes"])
@@ -65,7 +65,7 @@ def test_limits_of_one_question_stay_with_its_images(tiny, images):
     assert piece.tiles == (few, many)
 
 
-def test_answers_left_early_keep_what_was_said(tiny, images):
+def test_answers_closed_early_are_stored_as_far_as_they_came(tiny, images):
     session = ChatSession(*tiny, **OPTIONS)
     whole, _ = say(ChatSession(*tiny, **OPTIONS), "What?", images["dot"])
     answer = session.ask("What?", images["dot"])
@@ -129,7 +129,7 @@ def test_one_answer_at_a_time(tiny, tmp_path):
         with pytest.raises(RequestError, match="still being made"):
             action()
     answer.close()
-    with pytest.raises(RequestError, match="has gone on"):
+    with pytest.raises(RequestError, match="has continued"):
         next(early)
     session.reset()
     assert session.history == []

@@ -51,7 +51,7 @@ def file(whole, tmp_path):
     return tmp_path / "talk.session"
 
 
-def test_a_saved_session_goes_on(tiny, saved):
+def test_a_saved_session_resumes(tiny, saved):
     session, path = saved
     loaded = ChatSession.load(path, *tiny)
     assert [m["role"] for m in loaded.history] == [m["role"] for m in session.history]
@@ -90,7 +90,7 @@ def test_a_session_loaded_by_another_thread(tiny, saved):
     assert say(loaded[0], "Go on")[0] == say(session, "Go on")[0]
 
 
-def test_states_that_left_the_cache_are_not_saved_and_not_missed(tiny, saved):
+def test_evicted_prefixes_are_neither_saved_nor_needed(tiny, saved):
     session, path = saved
     session.caches.clear()
     size = path.stat().st_size
