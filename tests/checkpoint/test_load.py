@@ -15,29 +15,10 @@ from safetensors.numpy import load_file, save_file
 import jvlm_mlx
 from jvlm_mlx.checkpoint.hub import locate_checkpoint
 from jvlm_mlx.errors import CheckpointError, JvlmError, RequestError, UnsupportedSettingError
+from tests.helpers.converting import edit_json, edit_weights
 
 WEIGHTS = "model.safetensors"
 TEXT = " User: What is the capital of France? Assistant:"
-
-
-@pytest.fixture
-def checkpoint(tmp_path, golden_folder):
-    """A copy of the small checkpoint that a test may spoil."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(golden_folder / "tiny", folder)
-    return folder
-
-
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
-def edit_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 def shard(folder, count=3):

@@ -7,22 +7,16 @@ import struct
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import jvlm_mlx
 from jvlm_mlx.checkpoint.reader import CheckpointFiles, read_header
 from jvlm_mlx.cli.main import EXIT_ERROR, run_subcommand
 from jvlm_mlx.errors import CheckpointError, JvlmError
+from tests.helpers.converting import edit_json, edit_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
-
-
-@pytest.fixture
-def checkpoint(tmp_path, golden_folder):
-    """A copy of the small checkpoint that a test may spoil."""
-    shutil.copytree(golden_folder / "tiny", tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
 
 
 def refusal(folder, **options):
@@ -33,12 +27,6 @@ def refusal(folder, **options):
     assert "\n" not in message
     assert len(message) < 400, message
     return message
-
-
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def edit_header(file, change):
@@ -195,26 +183,29 @@ def test_sizes_that_no_tensor_has(checkpoint, path, value):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
 def test_integers_in_place_of_numbers(checkpoint, dtype):
-    tensors = load_file(checkpoint / WEIGHTS)
-    tensors[HEAD] = tensors[HEAD].astype(dtype)
-    save_file(tensors, checkpoint / WEIGHTS)
+    def change(tensors):
+        tensors[HEAD] = tensors[HEAD].astype(dtype)
+
+    edit_weights(checkpoint, change)
     assert f"{HEAD} in {WEIGHTS} is stored as U" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_found_on_request(checkpoint, value):
-    tensors = load_file(checkpoint / WEIGHTS)
-    tensors["model.language_model.layers.2.ffn.down.weight"][3, 5] = value
-    save_file(tensors, checkpoint / WEIGHTS)
+    def change(tensors):
+        tensors["model.language_model.layers.2.ffn.down.weight"][3, 5] = value
+
+    edit_weights(checkpoint, change)
     jvlm_mlx.load(checkpoint)
     message = refusal(checkpoint, check_weights=True)
     assert "layers.2.ffn.down.weight has NaN or infinite values" in message
 
 
 def test_the_flag_that_looks_for_them(checkpoint, capsys):
-    tensors = load_file(checkpoint / WEIGHTS)
-    tensors[HEAD][0, 0] = np.nan
-    save_file(tensors, checkpoint / WEIGHTS)
+    def change(tensors):
+        tensors[HEAD][0, 0] = np.nan
+
+    edit_weights(checkpoint, change)
     flags = ["--model", str(checkpoint), "-p", "What?", "--check-weights"]
     assert run_subcommand("generate", flags) == EXIT_ERROR
     said = capsys.readouterr()
@@ -223,9 +214,10 @@ def test_the_flag_that_looks_for_them(checkpoint, capsys):
 
 
 def test_values_too_large_for_float16_are_found_on_request(checkpoint):
-    tensors = load_file(checkpoint / WEIGHTS)
-    tensors[HEAD][0, 0] = 1e6
-    save_file(tensors, checkpoint / WEIGHTS)
+    def change(tensors):
+        tensors[HEAD][0, 0] = 1e6
+
+    edit_weights(checkpoint, change)
     jvlm_mlx.load(checkpoint, check_weights=True)
     message = refusal(checkpoint, dtype="float16", check_weights=True)
     assert "too large for float16" in message

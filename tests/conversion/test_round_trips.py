@@ -2,13 +2,11 @@
 
 import itertools
 import json
-import shutil
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
 from benchmarks.random_checkpoint import small_config, write_random_checkpoint
@@ -23,6 +21,7 @@ from tests.helpers.converting import (
     config_of,
     decoder_attention,
     edit_config,
+    edit_weights,
     names_of,
     same_answers,
     tensors_of,
@@ -44,19 +43,6 @@ SOURCES = {
 @pytest.fixture(params=SOURCES)
 def any_source(request, golden_folder, tmp_path):
     return SOURCES[request.param](golden_folder, tmp_path)
-
-
-@pytest.fixture
-def tiny_copy(golden_folder, tmp_path):
-    """A copy of the small checkpoint that a test may change."""
-    shutil.copytree(golden_folder / "tiny", tmp_path / "source")
-    return tmp_path / "source"
-
-
-def edit_weights(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 def test_answers_of_every_source_stay_equal_bit_for_bit(any_source, tmp_path, golden_folder):

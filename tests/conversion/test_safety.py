@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from jvlm_mlx import files as files_module
 from jvlm_mlx.conversion import converter as conversion_module
@@ -21,18 +20,12 @@ from tests.helpers.converting import (
     bytes_of,
     config_of,
     edit_config,
+    edit_weights,
     entries_of,
     write_grouped,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def tiny_copy(golden_folder, tmp_path):
-    """A copy of the small checkpoint, alone in its folder, that a test may spoil."""
-    shutil.copytree(golden_folder / "tiny", tmp_path / "sources" / "tiny")
-    return tmp_path / "sources" / "tiny"
 
 
 @pytest.fixture
@@ -55,16 +48,10 @@ def refused(kind, source, target, message, **options):
     assert (bytes_of(target) if target.is_dir() else None) == before
 
 
-def spoil(folder, change, name="model.safetensors"):
-    tensors = load_file(folder / name)
-    change(tensors)
-    save_file(tensors, folder / name)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_refused_by_name(tiny_copy, existing, value):
     name = "model.language_model.layers.2.ffn.down.weight"
-    spoil(tiny_copy, lambda tensors: tensors[name].put(17, value))
+    edit_weights(tiny_copy, lambda tensors: tensors[name].put(17, value))
     message = rf"model.safetensors: {name} has NaN or infinite values"
     refused(CheckpointError, tiny_copy, existing, message, force=True)
 
@@ -84,24 +71,26 @@ def test_broken_scales_are_found(golden_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(golden_folder / "tiny-mlx-4bit", source)
     name = "language_model.lm_head.scales"
-    spoil(source, lambda tensors: tensors[name].put(0, np.nan))
+    edit_weights(source, lambda tensors: tensors[name].put(0, np.nan))
     refused(CheckpointError, source, tmp_path / "targets" / "out", f"{name} has NaN")
 
 
 def test_broken_8_bit_scales_are_found(grouped, tmp_path):
     source = tmp_path / "source"
     convert(grouped, source, quantize=True, q_mode="mxfp8")
-    spoil(source, lambda tensors: tensors["lm_head.scales"].put(0, 255))
+    edit_weights(source, lambda tensors: tensors["lm_head.scales"].put(0, 255))
     refused(CheckpointError, source, tmp_path / "targets" / "out", "lm_head.scales has NaN")
 
 
 def test_damage_in_layers_that_are_dropped_does_not_matter(tiny_copy, tmp_path):
-    spoil(tiny_copy, lambda tensors: tensors["model.vision_model.post_lnorm.bias"].put(0, np.nan))
+    edit_weights(
+        tiny_copy, lambda tensors: tensors["model.vision_model.post_lnorm.bias"].put(0, np.nan)
+    )
     convert(tiny_copy, tmp_path / "out")
 
 
 def test_values_too_large_for_float16_are_refused(tiny_copy, tmp_path):
-    spoil(tiny_copy, lambda tensors: tensors["lm_head.weight"].put(0, -70000.0))
+    edit_weights(tiny_copy, lambda tensors: tensors["lm_head.weight"].put(0, -70000.0))
     target = tmp_path / "targets" / "out"
     refused(
         CheckpointError, tiny_copy, target, "lm_head.weight has values up to 7e.04, too large",
@@ -129,7 +118,7 @@ def test_a_wrong_shape_is_refused_by_name(tiny_copy, existing):
     def cut(tensors):
         tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :-1].copy()
 
-    spoil(tiny_copy, cut)
+    edit_weights(tiny_copy, cut)
     refused(
         CheckpointError, tiny_copy, existing,
         r"lm_head.weight in model.safetensors has shape \(512, 63\); expected \(512, 64\)",
@@ -142,7 +131,7 @@ def test_types_of_no_model_are_refused_by_name(tiny_copy, tmp_path, dtype):
     def change(tensors):
         tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(dtype)
 
-    spoil(tiny_copy, change)
+    edit_weights(tiny_copy, change)
     target = tmp_path / "targets" / "out"
     refused(CheckpointError, tiny_copy, target, "lm_head.weight is stored as .*; supported: F32")
 
@@ -151,7 +140,7 @@ def test_whole_numbers_where_weights_belong_are_refused(tiny_copy, tmp_path):
     def change(tensors):
         tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.uint8)
 
-    spoil(tiny_copy, change)
+    edit_weights(tiny_copy, change)
     target = tmp_path / "targets" / "out"
     refused(
         CheckpointError,

@@ -5,6 +5,7 @@ import json
 import mlx.core as mx
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
 from benchmarks.random_checkpoint import small_config, write_random_checkpoint
@@ -61,10 +62,20 @@ def config_of(folder):
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
+def edit_json(file, change):
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
 def edit_config(folder, change):
-    config = config_of(folder)
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    edit_json(folder / "config.json", change)
+
+
+def edit_weights(folder, change, name="model.safetensors"):
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
 
 
 def inputs_of(processor, golden_folder):
