@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..model import Model
+from ..model.windows import feature_sources
 from ..processing.image_processor import OpenedImage, PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..progress import Progress, ProgressEvent
@@ -186,17 +187,16 @@ class Prefill:
             self._progress,
             self._check,
         )
-        sources = np.full((1, len(ids)), -1, np.int32)
-        row = 0
-        for start, image in images:
-            positions = image.window_positions  # (T, W)
-            offsets = positions[positions >= 0]  # of each feature, from the first token
-            sources[0, start + offsets] = np.arange(row, row + len(offsets))
-            row += len(offsets)
+        # (T, W) positions of each image, negative where a window is dropped -> (N,) of all
+        positions = [
+            start + image.window_positions[image.window_positions >= 0] for start, image in images
+        ]
 
         def merge() -> mx.array:
-            embeddings = self._model.decoder.embed(mx.array(ids[None]))
+            embeddings = self._model.decoder.embed(ids[None])
             if features:
+                kept = np.concatenate(positions)
+                sources = feature_sources(np.zeros_like(kept), kept, (1, len(ids)))
                 embeddings = self._model.merge(embeddings, mx.concatenate(features), sources)
             mx.eval(embeddings)
             return embeddings

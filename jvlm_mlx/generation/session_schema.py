@@ -162,7 +162,7 @@ def _read_image(
         config=config,
         token_ids=token_ids,
         layout=layout,
-        features=_checked(features, shape, model.dtype, f"the features of {where}"),
+        features=_checked(features, shape, model.feature_dtype, f"the features of {where}"),
     )
 
 

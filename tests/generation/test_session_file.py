@@ -65,6 +65,16 @@ def test_a_saved_session_resumes(tiny, saved):
         ChatSession.load(path, *tiny, max_tokens=0)
 
 
+def test_features_may_have_another_type_than_the_cache(golden_folder, images, tmp_path):
+    """Where modules compute in types of their own."""
+    loaded = jvlm_mlx.load(golden_folder / "tiny", dtype="decoder=bfloat16")
+    session = ChatSession(*loaded, **OPTIONS)
+    say(session, "What?", images["dot"])
+    session.save(tmp_path / "talk.session")
+    again = ChatSession.load(tmp_path / "talk.session", *loaded)
+    assert say(again, "Go on")[0] == say(session, "Go on")[0]
+
+
 def test_a_session_is_saved_over_itself(tiny, saved):
     _, path = saved
     loaded = ChatSession.load(path, *tiny)
