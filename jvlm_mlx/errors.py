@@ -1,7 +1,7 @@
-"""Everything that can be the user's to mend, as exceptions with one clear line each.
+"""Everything that a user can correct, as exceptions with one clear line each.
 
 Command lines print the message and exit; an app may catch `JvlmError` and show it. Programming
-errors (a wrong shape handed to a model part, say) stay ordinary `ValueError` and `TypeError`.
+errors (a wrong shape given to a module, say) are ordinary `ValueError` and `TypeError`.
 """
 
 
@@ -26,11 +26,11 @@ class PromptError(JvlmError):
 
 
 class RequestError(JvlmError):
-    """Settings of a request contradict each other or the model."""
+    """Options of a request contradict each other or the model."""
 
 
 class ConversionError(JvlmError):
-    """A checkpoint cannot be written: something stands in its place, or the disk is full."""
+    """A checkpoint cannot be written: something else is in its place, or the disk is full."""
 
 
 class SessionError(JvlmError):
@@ -38,8 +38,8 @@ class SessionError(JvlmError):
 
 
 class DataError(JvlmError):
-    """Training data cannot be used. One line says what is wrong; bad rows follow, a line each."""
+    """Training data cannot be used. One line says what is wrong; bad examples follow, a line each."""
 
 
 class TrainingError(JvlmError):
-    """A training run cannot start, go on or be written."""
+    """A training run cannot start, resume or be written."""

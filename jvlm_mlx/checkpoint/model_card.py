@@ -64,7 +64,7 @@ def model_card(
         title: without `#`.
         sections: everything between title and usage.
         metadata: front matter of the source's own card, of `card_metadata`.
-        base_model: name of the source; stands in the front matter if it is on the Hub.
+        base_model: name of the source; is in the front matter if it is on the Hub.
         relation: to the base model, as the Hub spells it.
     """
     kept = dict(metadata)

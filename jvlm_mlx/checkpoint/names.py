@@ -3,9 +3,9 @@
 Three layouts occur:
 
 - `original`: the released safetensors of the PyTorch implementation. Everything but the head
-  stands under `model.`, the connector inside the vision model, and the biases of queries, keys
+  is under `model.`, the connector inside the vision model, and the biases of queries, keys
   and values are separate vectors beside a fused weight.
-- `mlx`: the existing MLX conversion. The connector stands at the top, biases are fused, norms
+- `mlx`: the existing MLX conversion. The connector is at the top, biases are fused, norms
   and gated projections have other names.
 - `own`: this project's conversion. Names are the paths of the model's own parameters, and the
   two embedding tables are one.

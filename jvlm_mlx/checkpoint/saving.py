@@ -196,7 +196,7 @@ def check_target(
     Raises:
         ConversionError: there is something already, and `force` is not given or would delete
             what is no checkpoint, what is read from, or checkpoints of a training. Or it is
-            where the user stands.
+            the current folder.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConversionError(f"{target} is no folder; give another path")

@@ -24,13 +24,13 @@ MAX_TOKENIZER_BYTES = 64 * 2**20
 MAX_PATTERN_CHARACTERS = 10_000
 """Of every other text but templates: regular expressions and replacements among them."""
 _FLOAT16_LIMIT = 65520.0  # from here on, rounding gives infinity
-# The bits of the magnitude, and the smallest that are infinite or no number.
+# The bits of the magnitude, and the smallest that mean infinity or NaN.
 _MAGNITUDES: dict[str, tuple[npt.DTypeLike, int, int]] = {
     "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
 }
-# 8-bit scales that are no number, by mode of quantization: the mask to apply, and the value.
+# 8-bit scales that are NaN, by mode of quantization: the mask to apply, and the value.
 _SCALES = {"mxfp4": (0xFF, 0xFF), "mxfp8": (0xFF, 0xFF), "nvfp4": (0x7F, 0x7F)}
 
 
@@ -69,7 +69,7 @@ def check_sizes(files: CheckpointFiles, config: ModelConfig, *, whole: bool = Tr
         "text_config.block_config.attn_config": decoder.block.attention.query_size,
         "text_config.block_config.ffn_config.size": decoder.block.mlp.intermediate_size,
     }
-    # Packed weights are up to 16 times shorter than what they stand for.
+    # Packed weights are up to 16 times shorter than the weights themselves.
     for claimed, limit, what in (
         (layers, len(files.tensors) if whole else MAX_LAYERS, "there are tensors for"),
         (sides if whole else {}, 16 * longest, "any stored tensor has place for"),
@@ -224,8 +224,8 @@ def weight_problem(
         return None
     damaged = "has NaN or infinite values; it was damaged before or when it was saved"
     if dtype == "U8":
-        mask, no_number = _SCALES.get(mode, (0, 1))
-        return damaged if np.any(values.astype(np.uint8) & mask == no_number) else None
+        mask, nan = _SCALES.get(mode, (0, 1))
+        return damaged if np.any(values.astype(np.uint8) & mask == nan) else None
     bits, mask, infinite = _MAGNITUDES[dtype]
     # Magnitudes are ordered as their bits are, and integers are compared much faster.
     largest = int(np.max(values.view(bits) & mask))

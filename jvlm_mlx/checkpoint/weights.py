@@ -210,7 +210,7 @@ class Checkpoint:
             check_weights: whether to refuse NaN and infinite values.
 
         Raises:
-            CheckpointError: a file cannot be read any more, or holds what is no number.
+            CheckpointError: a file cannot be read any more, or holds NaN or infinite values.
         """
         model = Model(self.config)
         quantize_layers(model, self.quantized)

@@ -100,7 +100,7 @@ def convert(
         force: whether an existing checkpoint at `mlx_path` is replaced.
         max_shard_bytes: largest weight file.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
-        progress: told of the stage `converting`, in bytes.
+        progress: called with the stage `converting`, in bytes.
 
     Raises:
         JvlmError: with one line that says what is wrong with options, source or target.
@@ -199,7 +199,7 @@ def _write_weights(
 
     Raises:
         OSError: the disk is full.
-        CheckpointError: a weight is no number, or the source cannot be read any more.
+        CheckpointError: a weight is NaN or infinite, or the source cannot be read any more.
     """
     check = source.value_check(float16=float16)
     squares: dict[str, list[Squares]] = {}

@@ -60,7 +60,7 @@ class Agreement:
     """Kullback-Leibler divergence of the converted model's next-token distribution from the
     source's, in nats; the mean over steps."""
     kl_max: float
-    """The largest. Both are NaN if one of the models gives no numbers."""
+    """The largest. Both are NaN if one of the models gives NaN."""
     top1: float
     """Fraction of steps in which both have the same most probable token."""
     first_divergence: int | None
@@ -114,7 +114,7 @@ def observe(
         follow: observations of another model whose answers are given to this one token by
             token, instead of its own. As long as both agree, that is its own.
         stage: of the progress.
-        progress: told how many questions are answered.
+        progress: called after each question.
     """
     options = GenerationOptions(max_crops=max_crops)
     observations = []
@@ -138,7 +138,7 @@ def agreement(name: str, expected: Observation, found: Observation) -> Agreement
     """Compare the outputs of two models for the same question and the same answer."""
     logp, logq = (one.logprobs.astype(np.float64) for one in (expected, found))
     divergence = np.sum(np.exp(logp) * (logp - logq), axis=-1)
-    # Where one of the two gives no numbers, its argmax means nothing.
+    # Where one of the two gives NaN, its argmax means nothing.
     same = (np.array(expected.tokens) == np.array(found.tokens)) & ~np.isnan(divergence)
     cosines = None
     if expected.features is not None and found.features is not None:

@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def unchanged(self) -> bool:
-        """Whether all tensors of the output stand in the source, the same bit for bit."""
+        """Whether all tensors of the output are in the source, the same bit for bit."""
         return self.same_layout and all(parameter.unchanged for parameter in self.parameters)
 
     @cached_property
@@ -131,7 +131,7 @@ class Plan:
     def quantization(self) -> dict[str, Any]:
         """The entry of config.json as mlx-lm reads it; empty if nothing is quantized.
 
-        The format of most weights stands at the top. Each layer that differs has an entry under
+        The format of most weights is at the top. Each layer that differs has an entry under
         its path: its own format, or false for none.
         """
         layers = {

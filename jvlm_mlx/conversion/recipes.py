@@ -19,7 +19,7 @@ class Recipe:
     summary: str
     rules: tuple[tuple[str, str], ...]
     """Patterns of layer paths, as in a shell, each with what it gives. The first that fits
-    counts. `{last}` stands for the number of the last decoder layer. A tied head is looked up
+    counts. `{last}` is the number of the last decoder layer. A tied head is looked up
     as `lm_head`, since the head is what suffers."""
 
 
@@ -117,7 +117,7 @@ class ConversionOptions:
 
 
 def from_quant_predicate(name: str) -> tuple[str, int]:
-    """Return recipe and bits that one of mlx-lm's names of a mixed format stands for.
+    """Return recipe and bits that one of mlx-lm's names of a mixed format means.
 
     Raises:
         RequestError: no recipe means the same.

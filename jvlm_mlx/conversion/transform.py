@@ -62,7 +62,7 @@ def _exact_rows(
 def _packed_rows(
     source: Checkpoint, parameter: ParameterPlan, start: int, stop: int, check: ValueCheck
 ) -> dict[str, mx.array]:
-    """Return rows as they are; rows of zeros only stand for zeros in every format."""
+    """Return rows as they are; rows of zeros only are zeros in every format."""
     last = min(stop, parameter.source_shape[0])
     rows = {}
     for output in parameter.outputs:

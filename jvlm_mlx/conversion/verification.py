@@ -121,7 +121,7 @@ class Verification:
         }
 
     def violations(self) -> list[str]:
-        """Return what exceeds the bounds, in words. What is no number (NaN) holds none."""
+        """Return what exceeds the bounds, in words. NaN is within none."""
         bounds, found = self.bounds, []
         module, worst = max(self.weight_errors().items(), key=lambda item: severity(item[1]))
         for name, value, low, high in (
