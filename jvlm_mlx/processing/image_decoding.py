@@ -143,8 +143,9 @@ def _check_pixels(image: Image.Image, name: str, limit: int | None) -> None:
     is_plain = image.format == "JPEG" and not image.info.get("progressive")
     if is_plain and limit < width * height <= MAX_REDUCED_PIXELS * limit:
         image.draft(None, (width // 2, height // 2))  # a progressive one would need all of it
-    # The decoder of JPEG 2000 keeps all values twice, in 32 bits.
-    cost = 4 if image.format == "JPEG2000" else 1
+    # The decoder of JPEG 2000 keeps all values twice, in 32 bits; that of a WebP film three frames.
+    is_film = image.format == "WEBP" and getattr(image, "is_animated", False)
+    cost = 4 if is_film or image.format == "JPEG2000" else 1
     if image.width * image.height * cost > limit:
         raise ImageError(
             f"{name} is too large: {width} x {height} pixels; at most"
