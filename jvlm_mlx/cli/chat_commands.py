@@ -74,7 +74,12 @@ class Conversation:
     def add_images(self, sources: list[str]) -> str:
         """Open images for the next question; either all of them are taken or none."""
         image_options = GenerationOptions(**self.session.options).image_options
-        opened = [self.processor.image_processor.open(source, image_options) for source in sources]
+        processor = self.processor.image_processor
+        opened = [
+            processor.open(page, image_options)
+            for source in sources
+            for page in processor.expand(source, image_options)
+        ]
         for image in opened:
             image.load()
         self.pending += opened

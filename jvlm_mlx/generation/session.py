@@ -113,12 +113,15 @@ class ChatSession:
         start = time.perf_counter()
         self._check_idle()
         request = GenerationOptions.of(self._options, options)
-        sources = as_list(images)
+        processor, image_options = self._processor.image_processor, request.image_options
+        sources = [
+            page for source in as_list(images) for page in processor.expand(source, image_options)
+        ]
         if isinstance(text, str):
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
         question: Message = {"role": "user", "content": list(text)}
         opened = [
-            self._processor.image_processor.open(source, request.image_options)
+            processor.open(source, image_options)
             for source in collect_images([question], sources or None)
         ]
         for image in opened:

@@ -18,11 +18,14 @@ from typing import Any
 from ..config.image_config import ImageOptions
 from ..errors import ImageError
 from ..processing.processor import Processor
+from ..processing.sources import SourceLimits
 from .api_error import invalid, too_large
 
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 * 2**20
 """Of one encoded image."""
+MAX_IMAGE_PIXELS = 25_000_000
+"""Of one decoded image."""
 LOW_DETAIL_CROPS = 1
 """Tiles beside the thumbnail that `detail: low` asks for: the fewest that there are."""
 
@@ -71,8 +74,9 @@ class ImagePolicy:
             crops = LOW_DETAIL_CROPS if part["detail"] == "low" else max_crops
             try:
                 opened[id(part)] = processor.image_processor.open(
-                    sources[id(part)], ImageOptions(max_crops=crops)
+                    sources[id(part)], ImageOptions(max_crops=crops), self._limits
                 )
+                opened[id(part)].load()
             except ImageError as error:
                 raise invalid(f"{where}: {_without_paths(error)}", where, "invalid_image") from None
         return [
@@ -89,6 +93,13 @@ class ImagePolicy:
             }
             for message in messages
         ]
+
+    @property
+    def _limits(self) -> SourceLimits:
+        """What opening an image of a stranger may take."""
+        return SourceLimits(
+            max_pixels=MAX_IMAGE_PIXELS, max_bytes=self.max_bytes, private_addresses=False
+        )
 
     def _source(self, address: str, where: str) -> Any:
         scheme = address[:16].partition(":")[0].lower()

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from PIL import Image
 
 from jvlm_mlx import ChatSession, GenerationCaches
 from jvlm_mlx.errors import ImageError, PromptError, RequestError
@@ -180,3 +181,14 @@ def test_sessions_without_room_for_caches(tiny, images):
         assert answer == fresh(tiny, messages, [images["dot"]]).text
         assert piece.cached_tokens == 0
         messages.append({"role": "assistant", "content": answer})
+
+
+def test_a_pdf_is_all_its_pages(tiny, tmp_path):
+    path = tmp_path / "report.pdf"
+    pages = [Image.new("RGB", (60, 40), color) for color in ("red", "blue")]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    session = ChatSession(*tiny, **OPTIONS)
+    say(session, "What is this?", [path])
+    assert [image.name for image in session.images] == [
+        f"page {number} of '{path}'" for number in (1, 2)
+    ]

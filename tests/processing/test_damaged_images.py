@@ -63,17 +63,14 @@ def test_damaged_images(kind, tmp_path):
     rng = random.Random(kind)
     processor = ImageProcessor(TINY, TINY_IDS)
     path = tmp_path / "image"
-    ends = {True: 0, False: 0}
+    lines = []
     for _ in range(ROUNDS):
         path.write_bytes(damage(FILES[kind], rng))
         for source in (path, f"{path}#2-3"):
             try:
                 for image in expand(source):
                     processor.open(image).load()
-                ends[True] += 1
             except ImageError as error:
-                assert "\n" not in str(error)
-                assert len(str(error)) < 400
-                ends[False] += 1
-    assert sum(ends.values()) == 2 * ROUNDS
-    assert ends[False]
+                lines.append(str(error))
+    assert lines
+    assert not [line for line in lines if "\n" in line or len(line) > 400]

@@ -57,6 +57,18 @@ def test_what_is_refused_by_default(tiny, address, said):
     assert "passwd" not in str(error)
 
 
+def test_hosts_inside_the_network_are_refused(tiny):
+    for host in ("127.0.0.1", "localhost", "169.254.169.254", "[::1]", "10.0.0.1"):
+        error = refusal(tiny, ImagePolicy(allow_urls=True), f"http://{host}:9/a.png")
+        assert (error.status, "no public address" in str(error)) == (400, True)
+
+
+def test_damaged_images_are_refused_before_they_are_queued(tiny):
+    contents = (GOLDEN / "images" / "shapes.png").read_bytes()
+    error = refusal(tiny, ImagePolicy(), data_uri(contents[:-200]))
+    assert (error.status, "cannot be decoded" in str(error)) == (400, True)
+
+
 def test_limits(tiny):
     error = refusal(tiny, ImagePolicy(max_images=2), *[image_uri()] * 3)
     assert (error.status, "3 images; at most 2" in str(error)) == (413, True)
