@@ -38,7 +38,7 @@ class SessionError(JvlmError):
 
 
 class DataError(JvlmError):
-    """Training data cannot be used. One line says what is wrong; bad examples follow, a line each."""
+    """Training data cannot be used: one line says why, and one more names each bad example."""
 
 
 class TrainingError(JvlmError):

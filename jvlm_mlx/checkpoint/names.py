@@ -119,7 +119,7 @@ _MODULE_PATTERNS = (
 
 
 def module_of(name: str) -> str | None:
-    """Return the module of the model, one of `MODULES`, that a tensor of any layout belongs to."""
+    """Return the module, one of `MODULES`, that a tensor of any layout belongs to."""
     for module, pattern in _MODULE_PATTERNS:
         if re.search(pattern, name):
             return module
