@@ -132,7 +132,7 @@ class ImageConfig:
 
     @property
     def tile_stride(self) -> tuple[int, int]:
-        """Height and width of a tile's own share: pixels from one tile to the next."""
+        """Height and width of a tile without the overlap: pixels from one tile to the next."""
         return self.tile_size[0] - self.overlap, self.tile_size[1] - self.overlap
 
     @property

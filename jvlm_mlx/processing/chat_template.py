@@ -38,14 +38,14 @@ DEFAULT_TEMPLATE = """\
 
 
 class RenderedPrompt(str):
-    """A prompt made by a chat template: equal to its text, and aware of whose words it holds.
+    """A prompt made by a chat template: equal to its text, and aware of what users wrote of it.
 
-    Slicing, joining and formatting give a plain `str`, which no longer knows.
+    Slicing, joining and formatting give a plain `str`, which is not.
     """
 
     literals: frozenset[int]
-    """Positions where somebody's words begin to spell a special token, which must not become
-    one: what to hand to `Tokenizer.encode`."""
+    """Positions where a user's text begins to spell a special token, which must not become one;
+    for `Tokenizer.encode`."""
 
     def __new__(cls, text: str, literals: Iterable[int] = ()) -> "RenderedPrompt":
         """Make a prompt of a text, with the `literals` in it."""
@@ -76,8 +76,8 @@ class ChatTemplate:
             "always_start_with_space": config.always_start_with_space,
             "image_prompt_token": IMAGE_PLACEHOLDER,
         }
-        self._beginnings = _pattern_of_beginnings(special_tokens)
-        self._cut_off = {
+        self._first_character = _first_character_pattern(special_tokens)
+        self._prefixes = {
             token[:length] for token in special_tokens for length in range(1, len(token))
         }
         self._first_characters = sorted({token[0] for token in special_tokens})
@@ -87,7 +87,7 @@ class ChatTemplate:
     def load(cls, folder: Path, config: PromptConfig, tokenizer: Tokenizer) -> "ChatTemplate":
         """Read the template of a checkpoint folder.
 
-        It stands in chat_template.jinja, or under `chat_template` in chat_template.json,
+        It is stored in chat_template.jinja, or under `chat_template` in chat_template.json,
         processor_config.json or tokenizer_config.json, the newest convention first. Without
         any, the released template is assumed, and a notice logged.
 
@@ -113,16 +113,16 @@ class ChatTemplate:
             PromptError: a message is malformed, or the template refuses the conversation.
         """
         conversation = read_messages(messages)
-        # Every character at which somebody's words begin to spell a special token goes through
-        # the template in disguise: one private-use character, which nobody used, for each.
-        # Lengths stay as they are, and the places are known again afterwards.
-        disguise = self._disguise(conversation)
+        # Every character at which a user's text begins to spell a special token is masked while
+        # the template runs: by one private-use character for each, which nobody used. Lengths stay
+        # as they are, and the masks show afterwards where the user's text has come to.
+        masks = self._choose_masks(conversation)
         try:
             if self._compiled is None:
                 self._compiled = _SANDBOX.from_string(self.source)
             text = _SANDBOX.render(
                 self._compiled,
-                messages=[self._for_template(message, disguise) for message in conversation],
+                messages=[self._for_template(message, masks) for message in conversation],
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
@@ -131,9 +131,9 @@ class ChatTemplate:
         except Exception as error:  # whatever the template does wrong, of any kind
             summary = str(error).strip().splitlines() or [type(error).__name__]
             raise PromptError(f"the chat template fails: {summary[0]}") from error
-        unmask = {ord(mask): character for character, mask in disguise.items()}
-        literals = [place for place, character in enumerate(text) if ord(character) in unmask]
-        return RenderedPrompt(text.translate(unmask), literals)
+        unmasked = {ord(mask): character for character, mask in masks.items()}
+        literals = [index for index, character in enumerate(text) if ord(character) in unmasked]
+        return RenderedPrompt(text.translate(unmasked), literals)
 
     @cached_property
     def _frame(self) -> tuple[str, str] | None:
@@ -154,7 +154,7 @@ class ChatTemplate:
         before, after = self._frame
         return text.startswith(before) and text.endswith(after)
 
-    def _disguise(self, conversation: Iterable[Message]) -> dict[str, str]:
+    def _choose_masks(self, conversation: Iterable[Message]) -> dict[str, str]:
         """Private-use characters, in no text of the conversation, for the first characters."""
         used = set(self.source).union(
             *(text for message in conversation for text in _texts(message))
@@ -164,24 +164,24 @@ class ChatTemplate:
             for character in map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
             if character not in used
         )
-        disguise = dict(zip(self._first_characters, free, strict=False))
-        if len(disguise) < len(self._first_characters):
+        masks = dict(zip(self._first_characters, free, strict=False))
+        if len(masks) < len(self._first_characters):
             raise PromptError("the messages use up all private-use characters of Unicode")
-        return disguise
+        return masks
 
-    def _for_template(self, message: Message, disguise: Mapping[str, str]) -> dict[str, Any]:
-        def words(text: str) -> str:
-            masked = self._beginnings.sub(lambda found: disguise[found.group()], text)
-            # A spelling may also go on in the next part, if there is no image in between.
-            for place in range(max(0, len(text) - self._longest), len(text)):
-                if text[place:] in self._cut_off:
-                    masked = masked[:place] + disguise[text[place]] + masked[place + 1 :]
-            return masked
+    def _for_template(self, message: Message, masks: Mapping[str, str]) -> dict[str, Any]:
+        def masked(text: str) -> str:
+            result = self._first_character.sub(lambda found: masks[found.group()], text)
+            # A spelling may also continue in the next part, if there is no image in between.
+            for index in range(max(0, len(text) - self._longest), len(text)):
+                if text[index:] in self._prefixes:
+                    result = result[:index] + masks[text[index]] + result[index + 1 :]
+            return result
 
         if isinstance(message.content, str):
-            return {"role": message.role, "content": words(message.content)}
+            return {"role": message.role, "content": masked(message.content)}
         parts = [
-            {"type": "text", "text": words(part)} if isinstance(part, str) else {"type": "image"}
+            {"type": "text", "text": masked(part)} if isinstance(part, str) else {"type": "image"}
             for part in message.content
         ]
         return {"role": message.role, "content": parts}
@@ -193,7 +193,7 @@ def _texts(message: Message) -> Iterable[str]:
     return [part for part in message.content if isinstance(part, str)]
 
 
-def _pattern_of_beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
+def _first_character_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     """A pattern for the first character of each token spelled in a text, overlapping or not."""
     rests: dict[str, list[str]] = {}
     for token in tokens:

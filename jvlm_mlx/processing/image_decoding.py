@@ -196,20 +196,20 @@ def _jpeg2000_blocks(header: bytes) -> int:
         right, bottom, left, top, width, height = struct.unpack_from(">6I", header, start + 8)
         (components,) = struct.unpack_from(">H", header, start + 40)
         blocks = 0
-        place = start + 2
-        while header[place : place + 2] not in (b"\xff\x90", b""):  # the first tile
-            if header[place : place + 2] == b"\xff\x52":  # how tiles are coded
+        offset = start + 2
+        while header[offset : offset + 2] not in (b"\xff\x90", b""):  # the first tile
+            if header[offset : offset + 2] == b"\xff\x52":  # how tiles are coded
                 style, layers, levels, wide, high = struct.unpack_from(
-                    ">BxHxBBB", header, place + 4
+                    ">BxHxBBB", header, offset + 4
                 )
                 block = 2 ** (wide + high + 4)
-                precincts = header[place + 14 : place + 15 + levels] if style & 1 else b"\xff"
+                precincts = header[offset + 14 : offset + 15 + levels] if style & 1 else b"\xff"
                 smallest = min(2 ** ((size & 15) + (size >> 4)) for size in precincts)
                 pixels = (right - left) * (bottom - top)
                 tiles = -(-right // max(width, 1)) * -(-bottom // max(height, 1))
                 count = tiles * (levels + 1) + pixels // smallest
                 blocks = max(blocks, components * (layers * count + pixels // min(block, smallest)))
-            place += 2 + struct.unpack_from(">H", header, place + 2)[0]
+            offset += 2 + struct.unpack_from(">H", header, offset + 2)[0]
         return blocks
     except (struct.error, ValueError):
         return 0

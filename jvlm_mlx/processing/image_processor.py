@@ -31,12 +31,12 @@ class ProcessedImage:
     image_tokens: NDArray[np.int64]
     """(N,) the tokens that replace its placeholder in the prompt."""
     window_positions: NDArray[np.int64]
-    """(T, W) where in `image_tokens` the token of each pooled window stands; -1 if it has none."""
+    """(T, W) index in `image_tokens` of the token of each pooled window; -1 if it has none."""
     image_masks: NDArray[np.int8]
     """(T, P) 1, and -1 in the last tile."""
 
     def cut(self) -> "ProcessedImage":
-        """Return itself: it may stand wherever an image is cut."""
+        """Return itself, so that it can be placed in a prompt like an image."""
         return self
 
 
@@ -70,7 +70,7 @@ class PromptImage:
 
     @property
     def index_maps(self) -> IndexMaps:
-        """Its tokens, which window feeds which of them, and the mask of its patches."""
+        """Its tokens, which window belongs to which of them, and the mask of its patches."""
         return index_maps(self.layout, self.config, self.token_ids)
 
     @property
@@ -80,7 +80,7 @@ class PromptImage:
 
     @property
     def window_positions(self) -> NDArray[np.int64]:
-        """(T, W) where in `image_tokens` the token of each pooled window stands; -1: nowhere."""
+        """(T, W) index in `image_tokens` of the token of each pooled window; -1: none."""
         return self.index_maps.window_positions
 
     def check_config(

@@ -1,7 +1,7 @@
-"""Where the tokens of an image stand and which window of which tile feeds which of them.
+"""The tokens of an image, and which window of which tile belongs to which of them.
 
 Index maps only, from a layout. Follows `image_tokens`, `image_input_idx` and `image_masks` of the
-original image processor.
+reference implementation's image processor.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .tiling import ImageLayout, block_length, kept_windows
 
 @dataclass(frozen=True)
 class ImageTokenIds:
-    """Ids of the tokens that stand for images, from the checkpoint's tokenizer."""
+    """Ids of the tokens that represent images, from the checkpoint's tokenizer."""
 
     start: int
     """Opens a block of patch tokens."""
@@ -70,10 +70,10 @@ def image_tokens(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -
 
 
 def window_positions(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
-    """Return where the patch token of each pooled window stands, from the image's first token.
+    """Return the index of the patch token of each pooled window, from the image's first token.
 
     The grid's patch tokens are in reading order of the whole image, not tile by tile, and a
-    window that lies outside its tile's share (`kept_windows`) has none: -1. Two tiles side by side
+    window that its tile does not keep (`kept_windows`) has none: -1. Two tiles side by side
     of 5 x 5 windows, of which 4 columns are kept each, after a thumbnail of 5 x 5 windows (tokens
     0 to 31) and the start token 32; the first two rows of windows of each tile:
 
@@ -102,7 +102,7 @@ def window_positions(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
 def image_mask(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
     """Return the mask of each patch: 1, and -1 for all patches of the last tile.
 
-    The original makes a mask of ones for the tiles of the grid, puts the thumbnail in front of the
+    The reference makes a mask of ones for the tiles of the grid, puts the thumbnail in front of the
     tiles, and appends the thumbnail's row of -1 at the end. So it marks the last tile, and the
     model was trained with that.
 

@@ -124,7 +124,7 @@ class PreparedPrompt(Generic[I]):
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that stand for images."""
+        """Tokens that represent images."""
         return sum(image.layout.num_tokens for image in self.images)
 
     @property

@@ -17,7 +17,7 @@ _SOURCE_KEYS = ("image", "url", "path")
 
 
 class ImagePart(NamedTuple):
-    """An image in a message; `source` is None where the message only marks its place."""
+    """An image in a message; `source` is None where the message only marks its position."""
 
     source: Any
 
@@ -39,7 +39,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         raise PromptError(f"messages must be a list of messages, found {_kind(messages)}")
     if not messages:
         raise PromptError("there are no messages; give at least one")
-    return [_read_message(message, f"message {place}") for place, message in enumerate(messages)]
+    return [_read_message(message, f"message {index}") for index, message in enumerate(messages)]
 
 
 def collect_images(
@@ -78,7 +78,7 @@ def collect_images(
 def expand_images(
     messages: Sequence[Mapping[str, Any]], expand: Callable[[Any], list[Any]]
 ) -> list[Mapping[str, Any]]:
-    """Return a conversation in which every image part stands for one image.
+    """Return a conversation in which every image part is one image.
 
     Args:
         messages: the conversation.
@@ -128,7 +128,7 @@ def _read_message(message: Any, where: str) -> Message:
         raise PromptError(f"{where} has content of {_kind(content)}; expected a text or parts")
     return Message(
         role,
-        tuple(_read_part(part, f"{where}, part {place},") for place, part in enumerate(content)),
+        tuple(_read_part(part, f"{where}, part {index},") for index, part in enumerate(content)),
     )
 
 

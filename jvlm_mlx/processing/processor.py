@@ -215,6 +215,11 @@ class Processor:
                 messages = [{"role": "system", "content": system}, *messages]
             sources = collect_images(messages, sources or None)
             text = self.template.render(messages, add_generation_prompt)
+        if max_tokens is not None and self.tokenizer.is_longer(text, max_tokens):
+            raise PromptError(
+                f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold;"
+                " shorten it"
+            )
         ids = self.encode(text, len(sources))
         return self._place(ids, sources, options, max_tokens, limits, cancel)
 

@@ -1,8 +1,9 @@
 """PyTorch's image resampling in numpy, to the last bit: bilinear and bicubic, with antialiasing.
 
-The original resizes with `torch.nn.functional.interpolate`. Its CPU kernels work in float32, first
-along rows and then along columns, and add up the weighted pixels with fused multiply-adds. The
-same sums are made here in the same order, so that the rounding to 8 bits never goes another way.
+The reference implementation resizes with `torch.nn.functional.interpolate`. Its CPU kernels work
+in float32, first along rows and then along columns, and add up the weighted pixels with fused
+multiply-adds. The same sums are made here in the same order, so that the rounding to 8 bits never
+goes another way.
 
 A row of an image is a flat run of width x 3 numbers. Only the source rows and columns that carry
 a weight are gathered, band by band, so memory does not grow with the source.
@@ -22,7 +23,7 @@ SMALL_SIDES = 128
 BAND_VALUES = 2**17
 """Numbers of a result made at a time: few enough to stay in the processor's cache."""
 MAX_READ = 2**20
-"""Most source numbers read for them."""
+"""Source numbers read for them, at most."""
 
 Rows = Callable[[int, int], np.ndarray]
 """Reads the source rows from `top` up to `bottom`: (bottom - top, width * 3), 8-bit or float32."""
@@ -129,7 +130,7 @@ def _joint_sum(values: np.ndarray, vertical: Taps, horizontal: Taps) -> np.ndarr
     """Resample both axes of (rows, columns) at once: bilinear, one weight for each neighbor.
 
     In the order of `_taps` (later neighbor first) the kernel begins with the upper right one, for
-    the reason given there, and goes on with upper left, lower left, lower right.
+    the reason given there, and continues with upper left, lower left, lower right.
     """
     total = None
     for row, column in ((1, 0), (1, 1), (0, 1), (0, 0)):
@@ -190,7 +191,7 @@ def _widened_taps(size: int, scale: np.float32, middle: np.ndarray, interpolatio
     stretch = max(scale, np.float32(1))
     support = half * stretch
     center = scale * middle
-    # The original's halves are float64 and lift the rest of their expressions to it.
+    # The reference's halves are float64 and lift the rest of their expressions to it.
     first = ((center - support).astype(np.float64) + 0.5).astype(np.intp).clip(0)
     end = ((center + support).astype(np.float64) + 0.5).astype(np.intp).clip(None, size)
     count = end - first

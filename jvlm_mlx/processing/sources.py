@@ -1,4 +1,4 @@
-"""What a user may call an image: its name for messages, and the bytes it stands for."""
+"""What a user may call an image: its name for messages, and its bytes."""
 
 import base64
 import contextlib
@@ -56,7 +56,7 @@ def is_url(source: str) -> bool:
 
 
 def scheme_of(source: str) -> str:
-    """Return what stands before the colon of a URL, in lower case."""
+    """Return what is in front of the colon of a URL, in lower case."""
     scheme, colon, _ = source.partition(":")
     return scheme.lower() if colon else ""
 

@@ -1,6 +1,6 @@
 """From the size of an image to its tiles and tokens: geometry only, no pixels.
 
-Follows the original image processor's `smart_resize`, `select_tiling` and overlapping crops.
+Follows the reference implementation's `smart_resize`, `select_tiling` and overlapping crops.
 """
 
 import math
@@ -39,11 +39,12 @@ def plan_layout(height: int, width: int, config: ImageConfig) -> ImageLayout:
     """Plan the tiles of an image of `height` x `width` pixels.
 
     Raises:
-        ImageError: the image is empty or more than 200 times longer than wide.
+        ImageError: the image is empty, or more than 200 times longer than wide with `do_resize`.
     """
     if min(height, width) < 1:
         raise ImageError(f"the image is empty: {width} x {height} pixels")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+    # The first resize refuses it in the reference, too.
+    if config.do_resize and max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise ImageError(
             f"the image is too elongated: {width} x {height} pixels; at most"
             f" {MAX_ASPECT_RATIO} to 1 is possible, so crop it or cut it into parts"
@@ -88,7 +89,7 @@ def kept_windows(
     """Say which pooled windows each of `tiles` tiles keeps along one side of the grid.
 
     Every tile keeps its own patches; the first also those of the margin before it, the last those
-    after it. The share is rounded up to whole windows tile by tile. With 27 patches, margins of
+    after it. What it keeps is rounded up to whole windows tile by tile. With 27 patches, margins of
     4 + 4 and windows of 2, three tiles keep 12, 10 and 12 of their 14 windows:
 
         tile 0   0 1 2 3 4 5 6 7 8 9 10 11  .  .
@@ -108,7 +109,7 @@ def kept_windows(
 def _resized_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
     """Round both sides to whole patches, with an area between the two limits.
 
-    Python's `round` takes halves to the even neighbor, as the original does.
+    Python's `round` takes halves to the even neighbor, as the reference does.
     """
     patch = config.patch_size
     rows, columns = round(height / patch), round(width / patch)
@@ -130,9 +131,9 @@ def _choose_grid(size: tuple[int, int], config: ImageConfig) -> tuple[int, int]:
     All in float32. A side as long as the overlap divides by zero and a shorter one gives a
     negative scale; both go through the same comparisons as any other number.
     """
-    most = config.max_crops
+    limit = config.max_crops
     every = (
-        (rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)
+        (rows, columns) for rows in range(1, limit + 1) for columns in range(1, limit // rows + 1)
     )
     # Fewest tiles first: of equally good grids the first one counts.
     grids = np.array(sorted(every, key=math.prod))

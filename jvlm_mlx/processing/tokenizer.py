@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .detokenizer import StreamingDetokenizer
 from .image_tokens import ImageTokenIds
 
 IMAGE_PLACEHOLDER = "<|image|>"
-"""Stands for one image in a prompt; replaced by the image's own tokens."""
+"""Marks one image in a prompt; replaced by the image's own tokens."""
 
 _IMAGE_TOKENS = {
     "start": "<im_start>",
@@ -29,7 +30,7 @@ _IMAGE_TOKENS = {
 }
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 MAX_TOKEN_CHARACTERS = 1000
-"""Of a special token, of which all beginnings are looked for in messages."""
+"""Of a special token, of which all prefixes are looked for in messages."""
 _REFUSED = re.compile(rb'"type"\s*:\s*"(Precompiled|[^"]*\\)')
 """The normalizer whose tables can end the process, or a type that is spelled to hide it."""
 
@@ -89,7 +90,7 @@ class Tokenizer:
         for token in unmarked:
             token.special = True
         backend.add_special_tokens(unmarked)
-        # From here on the backend takes special tokens for words, always: `encode` cuts the
+        # From here on the backend takes special tokens for text, always: `encode` cuts the
         # text at the genuine ones itself. A switch thrown per call would not be thread-safe.
         backend.encode_special_tokens = True
         self._backend = backend
@@ -165,12 +166,12 @@ class Tokenizer:
 
         The ids are those of the tokenizers library for the whole text at once. Added tokens
         that are not marked special (Qwen3's `<think>`, say) are part of its vocabulary, and
-        are found in anybody's words.
+        are found in anybody's text.
 
         Args:
             text: the text.
             literals: positions in `text` that no special token may cover: what spells one
-                there is words. (A set is the fastest.)
+                there is text. (A set is the fastest.)
             special_tokens: spellings to take for special tokens; None: all of the tokenizer's.
 
         Raises:
@@ -178,24 +179,24 @@ class Tokenizer:
         """
         pattern = self._special_pattern if special_tokens is None else self._pattern(special_tokens)
         ids: list[int] = []
-        start = position = 0  # of the words not encoded yet; of the search
+        start = position = 0  # of the text not encoded yet; of the search
         while (match := pattern.search(text, position)) is not None:
-            if literals and any(place in literals for place in range(*match.span())):
+            if literals and any(index in literals for index in range(*match.span())):
                 position = match.start() + 1
                 continue
             flags = self._flags[match.group()]
-            words = text[start : match.start()]
-            ids += self._encode_words(words.rstrip() if flags.lstrip else words)
+            before = text[start : match.start()]
+            ids += self._encode_text(before.rstrip() if flags.lstrip else before)
             ids.append(self.special_tokens[match.group()])
             start = position = match.end()
             if flags.rstrip:
                 start = position = len(text) - len(text[start:].lstrip())
-        return ids + self._encode_words(text[start:])
+        return ids + self._encode_text(text[start:])
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; ids below 0, the padding of a batch, have none."""
-        known = [int(token) for token in ids if token >= 0]
-        text: str = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        tokens = [int(token) for token in ids if token >= 0]
+        text: str = self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
@@ -208,6 +209,16 @@ class Tokenizer:
         """Count all tokens, added ones included."""
         size: int = self._backend.get_vocab_size()
         return size
+
+    def is_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether a text is certainly longer than so many tokens, without encoding it."""
+        # Most texts need no look at the vocabulary. Normalization may join four characters to one.
+        return len(text) > num_tokens and len(text) > 4 * num_tokens * self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token; of bytes, a character may have several."""
+        return max(map(len, self._backend.get_vocab()))
 
     def detokenizer(self) -> StreamingDetokenizer:
         """Return a new detokenizer for one answer."""
@@ -222,7 +233,7 @@ class Tokenizer:
         return self._backend.to_str()
 
     def check_image_ids(self, config: ConfigReader) -> None:
-        """Hold the token ids that preprocessor_config.json repeats against the tokenizer's.
+        """Compare the token ids that preprocessor_config.json repeats with the tokenizer's.
 
         Raises:
             CheckpointError: one differs; the two files belong to different models.
@@ -237,18 +248,18 @@ class Tokenizer:
                     " in tokenizer.json; take both files from the same checkpoint"
                 )
 
-    def _encode_words(self, words: str) -> list[int]:
-        if not words:
+    def _encode_text(self, text: str) -> list[int]:
+        if not text:
             return []
         try:
-            words.encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the text contains {words[error.start]!r}, half of a surrogate pair and no"
+                f"the text contains {text[error.start]!r}, half of a surrogate pair and no"
                 " character; remove it"
             ) from None
         try:
-            ids: list[int] = self._backend.encode(words, add_special_tokens=False).ids
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except BaseException as error:  # as in `load`
             raise PromptError(f"the tokenizer cannot read the text: {_summary(error)}") from error
         return ids

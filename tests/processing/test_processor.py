@@ -387,3 +387,11 @@ def test_token_ids_beyond_any_model(processor, monkeypatch):
     monkeypatch.setattr(processor.tokenizer, "encode", lambda *_, **__: [3, 2**31])
     with pytest.raises(PromptError, match="the tokenizer has a token 2147483648"):
         processor("a")
+
+
+def test_a_text_that_is_too_long_is_refused_before_it_is_encoded(processor, monkeypatch):
+    tokenizer = processor.tokenizer
+    assert not tokenizer.is_longer("a" * 10_000, 10_000)
+    monkeypatch.setattr(tokenizer, "_encode_text", lambda _: pytest.fail("encoded"))
+    with pytest.raises(PromptError, match="characters, more than 100 tokens can hold"):
+        processor.prepare("b" * 10**6, max_tokens=100)

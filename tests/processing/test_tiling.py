@@ -162,6 +162,14 @@ def test_limits_that_are_none_stay():
     assert TINY.override(ImageOptions(max_pixels=99_999)).max_pixels == 99_999
 
 
+def test_without_the_first_resize_an_image_may_be_elongated():
+    """As in the reference, whose first resize refuses it."""
+    config = RELEASED.override(ImageOptions(do_resize=False))
+    assert plan_layout(3, 1000, config).grid[0] == 1
+    with pytest.raises(ImageError, match="too elongated"):
+        plan_layout(3, 1000, RELEASED)
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
