@@ -54,8 +54,7 @@ def reason(error: BaseException) -> str:
     """Return why something failed, in one line: the system's words without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0][:_MAX_REASON] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_MAX_REASON]
 
 
 @contextmanager
@@ -123,7 +122,7 @@ def atomic_folder(
     """
     target = target.absolute()
     with _as_one_line(target, error_type, (OSError,)), ExitStack() as stack:
-        for parent in reversed(_missing_parents(target)):
+        for parent in reversed([one for one in target.parents if not one.exists()]):
             parent.mkdir(exist_ok=True)
             # Parents of what was not written are empty; of what was, they stay.
             stack.callback(_remove_empty, parent)
@@ -218,10 +217,8 @@ def _as_one_line(
 
 
 def _short_name(target: Path) -> str:
-    name = target.name
-    if len(os.fsencode(name)) > _MAX_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f".{name}"
+    name = os.fsencode(target.name)
+    return f".{target.name if len(name) <= _MAX_NAME else hashlib.sha256(name).hexdigest()}"
 
 
 def _temporary_name(target: Path, suffix: str) -> Path:
@@ -260,10 +257,6 @@ def _remove_abandoned(target: Path) -> None:
                 entry.unlink()
             finally:
                 os.close(lock)
-
-
-def _missing_parents(target: Path) -> list[Path]:
-    return [parent for parent in target.parents if not parent.exists()]
 
 
 def _remove_empty(folder: Path) -> None:

@@ -25,7 +25,7 @@ from ..errors import CheckpointError
 from ..files import local_path, reason
 from ..model import Model
 from .reader import CheckpointFiles, shown
-from .validation import FLOATING, check_values
+from .validation import check_tensors, check_values
 from .weights import as_bytes
 
 logger = logging.getLogger(__name__)
@@ -219,24 +219,19 @@ def adapter_parameters(model: Model) -> dict[str, mx.array]:
     }
 
 
-def load_adapter(model: Model, folder: str | Path, *, check_weights: bool = False) -> None:
-    """Give a model the adapters of a folder.
-
-    Args:
-        model: is changed.
-        folder: of the adapters.
-        check_weights: whether to refuse NaN and infinite values.
+def load_adapter(model: Model, folder: str | Path) -> None:
+    """Give a model the adapters of a folder; it stays as it is if they do not fit.
 
     Raises:
         CheckpointError: the adapter does not fit the model: names the first array that is
-            missing, surplus or misshapen.
+            missing, surplus, misshapen or NaN.
     """
     folder = local_path(folder, CheckpointError)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}; give the folder of an adapter")
     config = AdapterConfig.read(folder)
     # Compared first: what does not fit costs no memory.
-    files = _open(folder, _adapter_shapes(linear_layers(model), config))
+    arrays = _read(folder, _adapter_shapes(linear_layers(model), config))
     if config.base_digest not in (None, base_digest(model)):
         logger.warning(
             "%s was trained for %s, and this is another model (its norms differ): answers may be"
@@ -245,7 +240,8 @@ def load_adapter(model: Model, folder: str | Path, *, check_weights: bool = Fals
             quoted(config.base_model) if config.base_model else "other weights",
         )
     add_adapters(model, config, seed=0)
-    _fill(model, files, check_weights=check_weights)
+    model.load_weights(arrays, strict=False)
+    model.eval()
 
 
 def load_adapter_weights(model: Model, folder: Path) -> None:
@@ -255,46 +251,25 @@ def load_adapter_weights(model: Model, folder: Path) -> None:
         CheckpointError: as `load_adapter`.
     """
     expected = {path: tuple(array.shape) for path, array in adapter_parameters(model).items()}
-    _fill(model, _open(folder, expected), check_weights=True)
+    model.load_weights(_read(folder, expected), strict=False)
+    model.eval()
 
 
-def _open(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> CheckpointFiles:
-    """Open the weights of a folder, and compare them with what is expected."""
+def _read(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> list[tuple[str, mx.array]]:
+    """Read the arrays of a folder, which must have these shapes and finite values."""
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}")
     files = CheckpointFiles(folder, only=file)
-    problems = [
-        f"{path} is missing; expected shape {shape}"
-        for path, shape in expected.items()
-        if path not in files.tensors
-    ]
-    for path, tensor in sorted(files.tensors.items()):
-        if path not in expected:
-            problems.append(
-                f"{shown(path)} of shape {quoted(tensor.shape)} has no place in the model"
-            )
-        elif tensor.shape != expected[path]:
-            problems.append(f"{path} has shape {quoted(tensor.shape)}; expected {expected[path]}")
-        elif tensor.dtype not in FLOATING:
-            problems.append(f"{path} is stored as {tensor.dtype}; expected {', '.join(FLOATING)}")
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise CheckpointError(f"{file}: {problems[0]}{more}")
-    return files
-
-
-def _fill(model: Model, files: CheckpointFiles, *, check_weights: bool) -> None:
-    if check_weights:
-        for tensor in files.tensors.values():
-            check_values(tensor, files.rows(tensor.name, 0, tensor.shape[0]))
-    loaded = [(path, files.take(path)) for path in files.tensors]
+    check_tensors(files, expected)
+    for tensor in files.tensors.values():
+        check_values(tensor, files.rows(tensor.name, 0, tensor.shape[0]))
+    arrays = [(path, files.take(path)) for path in expected]
     try:
-        mx.eval([array for _, array in loaded])
+        mx.eval([array for _, array in arrays])
     except RuntimeError as error:
-        raise CheckpointError(f"{files.folder} cannot be read: {reason(error)}") from None
-    model.load_weights(loaded, strict=False)
-    model.eval()
+        raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from None
+    return arrays
 
 
 def base_digest(model: Model) -> str:

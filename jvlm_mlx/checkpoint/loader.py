@@ -62,7 +62,7 @@ def load(
     processor = load_processor(folder, config)
     model = checkpoint.build(wanted, progress, check_weights=check_weights)
     if adapter_path is not None:
-        load_adapter(model, adapter_path, check_weights=check_weights)
+        load_adapter(model, adapter_path)
     return model, processor
 
 

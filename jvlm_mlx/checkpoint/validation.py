@@ -1,6 +1,6 @@
 """Compares config, tokenizer and stored tensors, before a module is built or memory allocated."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,17 @@ def check_sizes(files: CheckpointFiles, config: ModelConfig, *, whole: bool = Tr
 def check_tensors(
     files: CheckpointFiles,
     expected: Mapping[str, tuple[int, ...]],
-    optional: Callable[[str], bool],
-    unused: Callable[[str], bool],
-    quantized: Mapping[str, Quantization],
+    optional: Collection[str] = (),
+    unused: Callable[[str], bool] | None = None,
+    quantized: Mapping[str, Quantization] | None = None,
 ) -> None:
     """Compare names, shapes and types of all stored tensors with what the model needs.
 
     Args:
         files: of the checkpoint.
         expected: shape of each tensor by its stored name.
-        optional: tells names that may be absent.
-        unused: tells names that nothing needs and that may be there.
+        optional: names that may be absent.
+        unused: tells names that nothing needs and that may be there; None for none.
         quantized: by the stored name of a weight without its last part.
 
     Raises:
@@ -104,7 +104,7 @@ def check_tensors(
     for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
-            if not optional(name):
+            if name not in optional:
                 problems.append(f"{name} is missing; expected shape {shape}")
         elif tensor.shape != shape and not _has_padding_rows(tensor, shape):
             problems.append(
@@ -112,7 +112,7 @@ def check_tensors(
             )
         else:
             layer, _, kind = name.rpartition(".")
-            allowed = _dtypes(quantized.get(layer), kind)
+            allowed = _dtypes((quantized or {}).get(layer), kind)
             if tensor.dtype not in allowed:
                 problems.append(
                     f"{name} in {tensor.file.name} is stored as {tensor.dtype};"
@@ -122,7 +122,7 @@ def check_tensors(
         f"{shown(name)} in {tensor.file.name} of shape {quoted(tensor.shape)} has no place in"
         " the model"
         for name, tensor in sorted(tensors.items())
-        if name not in expected and not unused(name)
+        if name not in expected and not (unused and unused(name))
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

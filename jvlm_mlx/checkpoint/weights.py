@@ -84,7 +84,7 @@ class Checkpoint:
         check_tensors(
             files,
             {name: part.shape for name, part in every.items()},
-            lambda name: every[name].optional,
+            {name for name, part in every.items() if part.optional},
             unused_tensors(config, layout),
             {layout.sources(f"{path}.scales")[0].rpartition(".")[0]: quantization
              for path, quantization in quantized.items()},
