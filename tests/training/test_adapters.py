@@ -319,11 +319,11 @@ PATH = "decoder.layers.0.mlp.up.lora_b"
         ),
         (
             lambda arrays, config: (arrays | {PATH: mx.zeros((5, 2))}, config),
-            r"decoder\.layers\.0\.mlp\.up\.lora_b has shape \(5, 2\); expected \(4, ",
+            r"decoder\.layers\.0\.mlp\.up\.lora_b in adapters\.safetensors has shape \(5, 2\); expected \(4, ",
         ),
         (
             lambda arrays, config: (arrays | {"decoder.extra": mx.zeros(1)}, config),
-            r"decoder\.extra of shape \(1,\) has no place in the model",
+            r"decoder\.extra in adapters\.safetensors of shape \(1,\) has no place in the model",
         ),
         (
             lambda arrays, config: (
