@@ -25,21 +25,8 @@ from benchmarks.demo_model.accuracy import measure_accuracy
 from benchmarks.demo_model.architecture import FEATURE_LAYERS, POOLING_SIZE
 from benchmarks.demo_model.initialization import write_initialized
 from benchmarks.demo_model.training_data import write_data
-from jvlm_mlx import Model, Processor, load
+from jvlm_mlx import Model, Processor, StepReport, TrainingConfig, load, train
 from jvlm_mlx.demo.tasks import TASKS
-from jvlm_mlx.training import (
-    LoaderConfig,
-    ModuleConfig,
-    StepReport,
-    TrainingConfig,
-    prepare_model,
-    train,
-    training_feed,
-)
-from jvlm_mlx.training.data_limits import DataLimits
-from jvlm_mlx.training.mixture import read_mixture
-from jvlm_mlx.training.prepare_data import prepare_data
-from jvlm_mlx.training.processes import Processes
 
 from .harness.machine import describe_machine
 from .harness.report import bar_chart, json_line, markdown_table
@@ -145,31 +132,17 @@ def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model,
 def run_variant(variant: Variant, data: Path, work: Path, arguments: argparse.Namespace) -> Outcome:
     """Train and measure one variant."""
     model, processor = build(variant, work / "untrained", arguments.seed, arguments.start)
-    config = training_config(arguments.steps, arguments.learning_rate, arguments.seed)
-    limits = DataLimits(max_length=4096, max_crops=None, min_pixels=None, max_pixels=None)
-    mixture = write_mixture(data, work, with_text=variant.text_share > 0)
-    rows = prepare_data(read_mixture(mixture), processor, limits)
-    processes = Processes()
-    feed = training_feed(
-        rows,
-        LoaderConfig(
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            text_share=variant.text_share,
-            single_source=False,
-            single_source_batches=0,
-            bucket_batches=16,
-            pad_to_multiple=8,
-            cache_bytes=10**9,
-        ),
-        processes,
-    )
     reports: list[StepReport] = []
-    prepare_model(model, config, None)
     train(
-        model, feed, config, work / "trained", work / "untrained", processes=processes,
-        validation=None, resume=False, should_stop=lambda: False, progress=reports.append,
-    )  # fmt: skip
+        model,
+        source=work / "untrained",
+        data=write_mixture(data, work, with_text=variant.text_share > 0),
+        output=work / "trained",
+        config=training_config(arguments.steps, arguments.learning_rate, arguments.seed),
+        batch_size=arguments.batch_size,
+        text_fraction=variant.text_share,
+        on_report=reports.append,
+    )
     accuracy = measure_accuracy(model, processor, count=arguments.examples)
     by_task = {task: accuracy.of(task=task).share for task in TASKS}
     last = reports[-max(1, len(reports) // 10) :]
@@ -201,31 +174,21 @@ def write_mixture(data: Path, work: Path, *, with_text: bool) -> Path:
 def training_config(steps: int, learning_rate: float, seed: int) -> TrainingConfig:
     """Return how all variants are trained: the connector faster, and sooner at its full rate."""
 
-    def part(rate: float, warmup: int) -> ModuleConfig:
-        return ModuleConfig(
-            trainable=True, learning_rate=rate, warmup_steps=warmup, decay="cosine", floor=0.02
-        )
-
     warmup = steps // 15
     return TrainingConfig(
-        vision_tower=part(learning_rate, warmup),
-        connector=part(4 * learning_rate, warmup // 3),
-        decoder=part(learning_rate, warmup),
-        steps=steps,
-        accumulate=1,
+        fine_tune_type="full",
+        iters=steps,
+        max_seq_length=4096,
+        pad_to_multiple=8,
+        learning_rate=learning_rate,
+        warmup_iters=warmup,
+        connector_learning_rate=4 * learning_rate,
+        connector_warmup_iters=warmup // 3,
+        floor=0.02,
         betas=(0.9, 0.98),
-        eps=1e-8,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
         dtype="float32",
-        gradient_checkpointing=False,
-        compile=False,
         seed=seed,
-        validate_every=None,
-        save_every=None,
-        keep=1,
-        report_every=100,
-        adapter=None,
+        save_every=0,
     )
 
 

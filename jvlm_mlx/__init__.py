@@ -37,6 +37,7 @@ from .errors import (  # noqa: E402
 from .evaluate import evaluate, score_predictions  # noqa: E402
 from .evaluation.likelihood import loglikelihood  # noqa: E402
 from .explain import Explanation, explain  # noqa: E402
+from .fuse import fuse  # noqa: E402
 from .generate import generate, stream_generate  # noqa: E402
 from .generation.batching import batch_generate  # noqa: E402
 from .generation.caches import CacheStats, GenerationCaches  # noqa: E402
@@ -49,6 +50,8 @@ from .generation.session import ChatSession  # noqa: E402
 from .model import Model  # noqa: E402
 from .processing.inputs import ModelInputs  # noqa: E402
 from .processing.processor import Processor  # noqa: E402
+from .train import train  # noqa: E402
+from .training import StepReport, TrainingConfig, TrainingResult  # noqa: E402
 
 __all__ = [
     "BatchRequest",
@@ -73,7 +76,10 @@ __all__ = [
     "PromptError",
     "RequestError",
     "SessionError",
+    "StepReport",
+    "TrainingConfig",
     "TrainingError",
+    "TrainingResult",
     "UnsupportedSettingError",
     "__version__",
     "batch_generate",
@@ -81,11 +87,13 @@ __all__ = [
     "encode_image",
     "evaluate",
     "explain",
+    "fuse",
     "generate",
     "inspect",
     "load",
     "loglikelihood",
     "score_predictions",
     "stream_generate",
+    "train",
     "verify",
 ]

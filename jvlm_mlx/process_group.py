@@ -1,4 +1,4 @@
-"""Several processes that share the requests of one run, on one machine or on several.
+"""Several processes that share the work of one run, on one machine or on several.
 
 `mlx.launch` starts them, and MLX connects them. Without it there is one process.
 """
@@ -30,6 +30,13 @@ class ProcessGroup:
     def rank(self) -> int:
         """Number of this process, from 0: of what all do together it does every `count`-th."""
         return int(self._group.rank())
+
+    def sum(self, value: float) -> float:
+        """Return the sum of a number over all processes."""
+        if self.count == 1:
+            return value
+        total = mx.distributed.all_sum(mx.array(float(value)), group=self._group)
+        return float(np.array(total))
 
     def gather(self, text: str) -> list[str]:
         """Return the text of every process, by rank, when all have given theirs.

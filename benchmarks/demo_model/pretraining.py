@@ -21,7 +21,6 @@ import mlx.nn as nn
 import numpy as np
 from huggingface_hub.utils import tqdm
 from mlx.optimizers import AdamW, clip_grad_norm
-from mlx.utils import tree_unflatten
 
 from jvlm_mlx.checkpoint.loader import load
 from jvlm_mlx.checkpoint.saving import check_target
@@ -32,8 +31,8 @@ from jvlm_mlx.errors import ConversionError
 from jvlm_mlx.files import atomic_folder
 from jvlm_mlx.model import Model
 from jvlm_mlx.model.windows import window_patches
+from jvlm_mlx.process_group import ProcessGroup
 from jvlm_mlx.training.optimizer import flat
-from jvlm_mlx.training.processes import Processes
 
 from .architecture import PATCH_SIZE, POOLING_SIZE, TILE_SIZE
 from .maker_command import positive, run_command
@@ -119,7 +118,7 @@ def batch_of(examples: Sequence[SyntheticTile]) -> tuple[mx.array, mx.array]:
 
 
 def pretrain(
-    model: Model, steps: int, *, seed: int = 0, processes: Processes, report: Report | None = None
+    model: Model, steps: int, *, seed: int = 0, group: ProcessGroup, report: Report | None = None
 ) -> None:
     """Change tower and connector of a model in float32.
 
@@ -127,7 +126,7 @@ def pretrain(
         model: in which they learn.
         steps: batches of 64 images, each seen once.
         seed: of the layers that say what is seen.
-        processes: that share every batch.
+        group: processes that share every batch.
         report: called after every step with the number of steps and the mean loss.
     """
     mx.random.seed(seed)
@@ -135,18 +134,17 @@ def pretrain(
     sight.train()
     differentiate = nn.value_and_grad(sight, sight.loss)
     optimizer = AdamW(learning_rate=0.0, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
-    places = range(processes.rank, _BATCH_SIZE, processes.count)
+    places = range(group.rank, _BATCH_SIZE, group.count)
     for step in range(steps):
         optimizer.learning_rate = learning_rate(step, steps)
         examples = [make_synthetic_tile(Random(f"m{step}-{place}")) for place in places]
         loss, tree = differentiate(*batch_of(examples))
-        loss, gradients = processes.add(loss, flat(tree))
-        gradients = {path: array / processes.count for path, array in gradients.items()}
+        loss, gradients = nn.average_gradients([loss, tree])
         gradients, _ = clip_grad_norm(gradients, 1.0)
-        optimizer.update(sight, tree_unflatten(list(gradients.items())))
+        optimizer.update(sight, gradients)
         mx.eval(sight.parameters(), optimizer.state, loss)
         if report is not None:
-            report(step + 1, as_float(loss) / processes.count)
+            report(step + 1, as_float(loss))
     model.eval()
 
 
@@ -172,10 +170,10 @@ def write_pretrained(
         ConversionError: the folder exists already.
     """
     check_target(folder, force=False)
-    processes = Processes()
+    group = ProcessGroup()
     model, _ = load(source, dtype="float32")
     recent: deque[float] = deque(maxlen=_REPORTED_STEPS)
-    with tqdm(total=steps, unit="step", disable=not show_progress or processes.rank > 0) as bar:
+    with tqdm(total=steps, unit="step", disable=not show_progress or group.rank > 0) as bar:
 
         def report(step: int, loss: float) -> None:
             recent.append(loss)
@@ -183,8 +181,8 @@ def write_pretrained(
             if step % _REPORTED_STEPS == 0:
                 bar.set_postfix(loss=f"{statistics.mean(recent):.3f}")
 
-        pretrain(model, steps, processes=processes, report=report)
-    if processes.is_first:
+        pretrain(model, steps, group=group, report=report)
+    if group.is_first:
         with atomic_folder(folder, ConversionError) as work:
             how = f"Tower and connector learned to see in {steps} steps."
             write_model(source, work, model.config, flat(model.parameters()), how)

@@ -6,7 +6,9 @@ from typing import Any
 
 from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..checkpoint.loader import load
+from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..config.dtypes import FLOAT_DTYPES
+from ..conversion.recipes import MODES, RECIPES
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
@@ -122,6 +124,27 @@ def add_cache_argument(parser: argparse.ArgumentParser) -> None:
         "--cache-size", type=size, default=bytes_text(DEFAULT_MAX_BYTES), metavar="SIZE",
         help="memory for images and prompts that were seen before, like 2GB; 0 for none",
     )  # fmt: skip
+
+
+def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how weights are quantized when a checkpoint is written."""
+    group = parser.add_argument_group("quantization")
+    group.add_argument("-q", "--quantize", action="store_true", help="quantize the weights")
+    group.add_argument("--q-bits", type=int, choices=AFFINE_BITS, help="bits per weight; else 4")
+    group.add_argument(
+        "--q-group-size", type=int, choices=AFFINE_GROUP_SIZES, help="weights per scale; else 64"
+    )
+    group.add_argument("--q-mode", choices=MODES, help="format of quantization; else affine")
+    group.add_argument(
+        "--recipe", "--quant-predicate", choices=RECIPES,
+        help="; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items()),
+    )  # fmt: skip
+
+
+def quantization_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of these flags, by the names that `convert` and `fuse` have for them."""
+    names = ("quantize", "q_bits", "q_group_size", "q_mode", "recipe")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def caches(arguments: argparse.Namespace) -> GenerationCaches:

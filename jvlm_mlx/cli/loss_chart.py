@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TrainingError
-from ..training.metrics import read_metrics
-from .formatting import new_figure
+from ..training.reports import read_metrics
+from .formatting import new_figure, save_figure, style_axes
 
 
 def write_chart(metrics: Path, file: Path) -> None:
@@ -38,13 +38,8 @@ def write_chart(metrics: Path, file: Path) -> None:
             color="C1",
             label="validation",
         )
-    axes.set(xlabel="step", ylabel="loss of a target token in nats")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{file} cannot be written: {error}") from error
+    style_axes(axes, xlabel="iteration", ylabel="loss per target token (nats)", ylim=(0, None))
+    save_figure(figure, file, TrainingError)
 
 
 def _smooth(losses: list[float]) -> npt.NDArray[np.float64]:

@@ -1,26 +1,12 @@
-"""Training: all weights or adapters, part by part, with checkpoints to go on from.
+"""Training: all weights, or adapters beside them, from conversations about images.
 
-`data` reads what is learned from. In the order of a run: `setup` makes a model ready, `feed`
-hands out batches, `loss` says how wrong the model is, `step` mends it, `run` does so again and
-again.
+In the order of a run: `examples` and `dataset` read and tokenize the data, `sampler` and
+`data_loader` make batches of it, `model_setup` prepares the model, `loss`, `optimizer` and `step`
+are one iteration, `trainer` repeats it, and `checkpoints` writes what comes of it.
 """
 
-from .data_feed import Feed, LoaderConfig, training_feed, validation_feed
-from .setup import prepare_model
-from .step_report import StepReport
-from .trainer import TrainingResult, train
-from .training_config import AdapterOptions, ModuleConfig, TrainingConfig
+from .reports import StepReport
+from .trainer import TrainingResult
+from .training_config import TrainingConfig
 
-__all__ = [
-    "AdapterOptions",
-    "Feed",
-    "LoaderConfig",
-    "ModuleConfig",
-    "StepReport",
-    "TrainingConfig",
-    "TrainingResult",
-    "prepare_model",
-    "train",
-    "training_feed",
-    "validation_feed",
-]
+__all__ = ["StepReport", "TrainingConfig", "TrainingResult"]

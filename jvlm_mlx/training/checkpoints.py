@@ -1,79 +1,118 @@
-"""What a run writes: checkpoints that load like any other, and what it takes to go on from one."""
+"""The folder of a run: its lock and record, and checkpoints that load like any other.
+
+OUTPUT/training/ has the record, the metrics and a folder for each checkpoint: weights (or
+adapters) as they are loaded anywhere, and the optimizer's state. OUTPUT itself gets the result.
+"""
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
+from ..checkpoint.adapters import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, base_digest
+from ..checkpoint.hub import DEMO, is_repository, origin
 from ..checkpoint.saving import CONFIG
-from ..errors import TrainingError
-from .optimizer import Arrays
+from ..checkpoint.writer import write_model
+from ..config.json_file import read_json
+from ..errors import RequestError, TrainingError
+from ..files import atomic_file, atomic_folder, output_lock, reason
+from .step import Trainer
 
 RUN_FOLDER = "training"
-"""Folder of the output that holds checkpoints, recipe and metrics."""
+RECORD_NAME = "training_config.json"
+STATE_NAME = "training_state.safetensors"
+_RESULT = "result"
 _STEP_NAME = re.compile(r"step-(\d{8})")
-_WRITING = ".writing"
-
-
-def write_adapter(folder: Path, config: AdapterConfig, arrays: Arrays, num_layers: int) -> None:
-    """Write adapters as mlx-lm does.
-
-    Args:
-        folder: an empty one.
-        config: of the adapters.
-        arrays: of the adapters, by path in the model.
-        num_layers: of the decoder, for mlx-lm.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    try:
-        mx.save_safetensors(str(folder / WEIGHTS_NAME), arrays, {"format": "mlx"})
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    config.write(folder, num_layers=num_layers)
 
 
 @contextmanager
-def appearing_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the target's name when all went well, and not before.
+def run_lock(output: Path) -> Iterator[None]:
+    """Keep other runs out of the output folder, and remove what a killed one left half-written.
 
     Raises:
-        TrainingError: it cannot be written.
+        TrainingError: another run writes to it, or it cannot be written to.
     """
-    work = target.with_name(f"{target.name}{_WRITING}")
+    missing = [parent for parent in output.absolute().parents if not parent.exists()]
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        yield work
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise TrainingError(f"{output} cannot be written: {reason(error)}") from None
+    try:
+        with output_lock(output, TrainingError):
+            shutil.rmtree(output / RUN_FOLDER / _RESULT, ignore_errors=True)
+            yield
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):  # it is not empty: the run has written something
+                parent.rmdir()
 
 
-def put_beside(work: Path, output: Path) -> None:
-    """Move finished files into the output folder, the one that makes it whole last."""
-    for file in sorted(work.iterdir(), key=lambda file: file.name in (CONFIG, CONFIG_NAME)):
-        file.replace(output / file.name)
-    work.rmdir()
+def refuse_existing(output: Path) -> None:
+    """Refuse an output folder that is not empty.
+
+    Raises:
+        RequestError: with what to do about it.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    advice = "give another path"
+    if saved_steps(output):
+        advice = "give another path, or --resume to continue it"
+    elif output.is_dir() and [entry.name for entry in output.iterdir()] == [RUN_FOLDER]:
+        # Of a run that ended before its first checkpoint.
+        advice = "remove it, or give another path"
+    raise RequestError(f"{output} exists already; {advice}")
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """Return the options of the run in an output folder.
+
+    Raises:
+        RequestError: there is none.
+    """
+    file = output / RUN_FOLDER / RECORD_NAME
+    if not file.is_file():
+        raise RequestError(f"{output} has no training run to resume; leave out --resume")
+    record = read_json(file, RequestError)
+    if not isinstance(record, dict):
+        raise RequestError(f"{file} is not the record of a run")
+    return record
+
+
+def write_record(output: Path, values: Mapping[str, Any]) -> None:
+    """Write down the options of a run.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    folder = output / RUN_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{output} cannot be written: {reason(error)}") from error
+    with atomic_file(folder / RECORD_NAME, TrainingError) as work:
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        work.write_text(text + "\n", encoding="utf-8")
+
+
+def is_finished(output: Path) -> bool:
+    """Return whether the result is written."""
+    return any((output / name).is_file() for name in (CONFIG, CONFIG_NAME))
 
 
 def step_folder(output: Path, step: int) -> Path:
-    """Return where the checkpoint after so many steps stands."""
+    """Return the folder of the checkpoint after so many iterations."""
     return output / RUN_FOLDER / f"step-{step:08}"
 
 
 def saved_steps(output: Path) -> list[int]:
-    """Return after how many steps there are complete checkpoints, in ascending order."""
+    """Return after how many iterations there are complete checkpoints, in ascending order."""
     folder = output / RUN_FOLDER
     if not folder.is_dir():
         return []
@@ -81,15 +120,121 @@ def saved_steps(output: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def remove_old(output: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints."""
-    for step in saved_steps(output)[:-keep]:
+def save_checkpoint(
+    trainer: Trainer,
+    output: Path,
+    source: Path,
+    adapter: AdapterConfig | None,
+    step: int,
+    digest: str,
+) -> Path:
+    """Write a checkpoint to resume from, and then remove old ones.
+
+    Args:
+        trainer: after `step` iterations.
+        output: folder of the run.
+        source: folder of the checkpoint that training began with.
+        adapter: config of the adapters; None where the weights themselves are trained.
+        step: iterations done.
+        digest: of the training data.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    target = step_folder(output, step)
+    with atomic_folder(target, TrainingError, replace=True) as work:
+        _write_weights(trainer, source, work, adapter, mx.float32)
+        metadata = {"step": str(step), "data": digest}
+        _save(work / STATE_NAME, trainer.optimizer.arrays(), metadata)
+    # What replaces them is on the disk by now.
+    for old in saved_steps(output)[: -trainer.config.keep]:
         with suppress(OSError):
-            shutil.rmtree(step_folder(output, step))
+            shutil.rmtree(step_folder(output, old))
+    return target
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write a file as a whole or not at all."""
-    work = file.with_name(file.name + _WRITING)
-    work.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(file)
+def load_state(output: Path, trainer: Trainer, step: int, digest: str) -> None:
+    """Load the state of a checkpoint whose weights the trainer's model has already.
+
+    Raises:
+        TrainingError: the state is missing, damaged, or that of another run or of other data.
+    """
+    folder = step_folder(output, step)
+    file = folder / STATE_NAME
+    try:
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        arrays, metadata = loaded
+        if metadata.get("step") != str(step):
+            raise ValueError(f"it is of iteration {metadata.get('step')}")
+        if metadata.get("data") != digest:
+            raise TrainingError(
+                "the training data has changed since this run began, so it cannot resume as it"
+                " would have; restore the data, or begin a new run in another folder"
+            )
+        trainer.optimizer.load(arrays)
+        mx.eval(trainer.optimizer.state)
+    except KeyError as error:
+        raise TrainingError(
+            f"{file} has no {error.args[0]}: what is trained has changed; remove {folder} to"
+            " resume from an earlier checkpoint"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"{file} cannot be used ({reason(error)}); remove {folder} to resume from an earlier"
+            " checkpoint"
+        ) from None
+
+
+def write_result(
+    trainer: Trainer, output: Path, source: Path, adapter: AdapterConfig | None, dtype: mx.Dtype
+) -> None:
+    """Write the result into the output folder, in place of an earlier one.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    staged = output / RUN_FOLDER / _RESULT
+    with atomic_folder(staged, TrainingError, replace=True) as work:
+        _write_weights(trainer, source, work, adapter, dtype)
+    last = (CONFIG, CONFIG_NAME)
+    try:
+        # Without this file the folder is no checkpoint, so it goes first and comes last.
+        for name in last:
+            (output / name).unlink(missing_ok=True)
+        for file in sorted(staged.iterdir(), key=lambda file: file.name in last):
+            file.replace(output / file.name)
+        staged.rmdir()
+    except OSError as error:
+        raise TrainingError(f"{output} cannot be written: {reason(error)}") from error
+
+
+def _write_weights(
+    trainer: Trainer, source: Path, folder: Path, adapter: AdapterConfig | None, dtype: mx.Dtype
+) -> None:
+    """Write all weights in a dtype, or the adapters, which stay float32."""
+    if adapter is None:
+        arrays = trainer.all_parameters()
+        arrays = {path: array.astype(dtype) for path, array in arrays.items()}
+        write_model(source, folder, trainer.model.config, arrays, "trained further")
+        return
+    _save(folder / WEIGHTS_NAME, trainer.parameters, {"format": "mlx"})
+    name, revision = origin(source)
+    base = name if name == DEMO or is_repository(name) else str(source.absolute())
+    # `num_layers` is for mlx-lm, the base model for whoever finds the adapter.
+    adapter.write(
+        folder,
+        model=base,
+        revision=revision,
+        base_digest=base_digest(trainer.model),
+        num_layers=len(trainer.model.layers),
+    )
+
+
+def _save(file: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    try:
+        mx.save_safetensors(str(file), arrays, metadata)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error

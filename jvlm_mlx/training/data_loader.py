@@ -1,93 +1,203 @@
-"""Batches of a plan: made on demand, or ahead of time in the background."""
+"""Batches by number: examples padded to one another, made on demand or ahead of time."""
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, RequestError
-from .collate import TrainingBatch, collate_right, expand
-from .image_cache import ImageStore
-from .prepared_examples import TrainingData
-from .sampler import BatchPlan
+from ..processing.image_processor import ProcessedImage
+from ..processing.inputs import PreparedPrompt, collate, place_images
+from .dataset import TrainingData
+from .encoding import IGNORED
+from .example_images import ImageStore
+from .sampler import Indices, Sampler, ordered_batches
+from .training_config import TrainingConfig
+
+AHEAD = 2
+"""Batches that are made in the background while the model learns from one."""
 
 
-class Batches:
-    """Batches by step: `batches[step]` is the same whenever it is asked for."""
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """One batch, as arrays of the host.
+
+    Padded on the right, so that causal attention needs no mask.
+    B examples, L tokens, T tiles of the example with most, P patches, V values of a patch, W
+    windows.
+    """
+
+    input_ids: NDArray[np.int32]
+    """(B, L) tokens; shorter examples are followed by the end of text, which no label follows."""
+    labels: NDArray[np.int32]
+    """(B, L) the token to be predicted in this place, from the ones before it; -1: nothing.
+
+    It is the token of `input_ids`, but for one case: where the chat template writes no stop token
+    behind an answer and the conversation continues, the label is the stop token.
+    """
+    loss_mask: NDArray[np.bool_]
+    """(B, L) where a label is to be learned."""
+    pixel_values: NDArray[np.float32] | None
+    """(B, T, P, V) as in `ModelInputs`; None if no example has an image."""
+    image_masks: NDArray[np.int8] | None
+    """(B, T, P) as in `ModelInputs`."""
+    image_input_idx: NDArray[np.int32] | None
+    """(B, T, W) as in `ModelInputs`."""
+    num_tokens: int
+    """Tokens without padding."""
+    num_targets: int
+    """Tokens to be learned."""
+
+
+class _Batches(Protocol):
+    """The examples of each batch."""
+
+    def __getitem__(self, number: int, /) -> Indices: ...
+
+
+class DataLoader:
+    """Batches by number: `loader[number]` is the same whenever it is asked for."""
 
     def __init__(
-        self, data: TrainingData, plan: BatchPlan, *, pad_to_multiple: int, cache_bytes: int
+        self,
+        data: TrainingData,
+        config: TrainingConfig,
+        batches: _Batches,
+        num_batches: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         """Make batches.
 
         Args:
-            data: from `prepare_data`.
-            plan: a `MixturePlan` or `FixedPlan` of this data.
-            pad_to_multiple: what the length of a batch is made a multiple of, so that few shapes
-                occur; 1: no more padding than needed.
-            cache_bytes: bytes of pixels that are kept for the next time.
-
-        Raises:
-            RequestError: a number is out of range.
+            data: from `read_examples`.
+            config: of the run.
+            batches: examples of each batch, all processes together.
+            num_batches: of an epoch, or all there are.
+            rank: number of this process.
+            ranks: processes that share every batch.
         """
-        if pad_to_multiple < 1:
-            raise RequestError(f"pad_to_multiple {pad_to_multiple} must be at least 1")
-        if cache_bytes < 0:
-            raise RequestError(f"cache_bytes {cache_bytes} must not be negative")
-        self._data = data
-        self._plan = plan
-        self._pad_to_multiple = pad_to_multiple
-        self._images = ImageStore(data.processor, data.limits, cache_bytes)
+        self.data = data
+        self.num_batches = num_batches
+        self._config = config
+        self._batches = batches
+        self._rank, self._ranks = rank, ranks
+        self._images = ImageStore(data.processor, data.image_options, config.image_cache)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches that hold as many rows as there are."""
-        return self._plan.steps_per_epoch
-
-    @property
-    def bytes_kept(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes of pixels kept in memory."""
-        return self._images.bytes_kept
+        return self._images.cached_bytes
 
-    def __getitem__(self, step: int) -> TrainingBatch:
-        """Return the batch of a step.
+    def num_images(self, number: int) -> int:
+        """Return the images of a batch, all processes together."""
+        return sum(len(self.data.examples[index].images) for index in self._batches[number])
+
+    def __getitem__(self, number: int) -> TrainingBatch:
+        """Return a batch.
 
         Raises:
             DataError: an image has become unreadable since it was checked; names file and line.
-            IndexError: there is no such step.
+            RequestError: the batch does not fit into memory.
+            IndexError: there is no such batch.
         """
-        if step < 0:
-            raise IndexError(f"step {step} is below 0")
-        tokenizer = self._data.processor.tokenizer
-        rows, labels, sources = [], [], []
-        for number, place in self._plan.rows(step).tolist():
-            source = self._data.sources[number]
-            row = source.rows[place]
-            try:
-                images = [self._images.image(image) for image in row.images]
-            except DataError as error:
-                raise DataError(f"{source.path}:{row.line}: {error}") from error
-            expanded, labels_of_row = expand(row, images, tokenizer.image_token_ids.image)
-            rows.append(expanded)
-            labels.append(labels_of_row)
-            sources.append(source.name)
-        return collate_right(
-            rows,
-            labels,
-            sources,
+        # Examples of a batch are of like size, so every process has the same amount of work.
+        indices = self._batches[number][self._rank :: self._ranks]
+        self._check_memory(indices)
+        tokenizer = self.data.processor.tokenizer
+        prompts, labels = [], []
+        for index in indices:
+            prompt, labels_of_example = self._prompt(int(index))
+            prompts.append(prompt)
+            labels.append(labels_of_example)
+        inputs = collate(
+            prompts,
+            padding_side="right",
             padding_token=tokenizer.bos_token_id,
-            pad_to_multiple=self._pad_to_multiple,
+            pad_to_multiple=self._config.pad_to_multiple,
+        )
+        all_labels = np.full(inputs.input_ids.shape, IGNORED, np.int32)  # (B, L)
+        for place, labels_of_example in enumerate(labels):
+            all_labels[place, : len(labels_of_example)] = labels_of_example
+        loss_mask = all_labels != IGNORED
+        return TrainingBatch(
+            input_ids=inputs.input_ids,
+            labels=all_labels,
+            loss_mask=loss_mask,
+            pixel_values=inputs.pixel_values,
+            image_masks=inputs.image_masks,
+            image_input_idx=inputs.image_input_idx,
+            num_tokens=sum(map(len, labels)),
+            num_targets=int(np.count_nonzero(loss_mask)),
         )
 
-    def prefetch(self, start: int, stop: int | None, *, ahead: int) -> "Prefetch":
+    def _check_memory(self, indices: Indices) -> None:
+        """Refuse what would be killed by the system, before anything is allocated."""
+        config = self.data.processor.image_processor.config
+        tiles, length = self.data.sizes[indices].max(axis=0).tolist()
+        rows, columns = config.patch_grid
+        values = tiles * rows * columns * config.patch_values + length
+        needed = 4 * len(indices) * values
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory:
+            raise RequestError(
+                f"a batch of {len(indices)} examples takes {needed / 1e9:.1f} GB, and this machine"
+                f" has {memory / 1e9:.1f} GB; lower batch_size"
+            )
+
+    def _prompt(self, index: int) -> tuple[PreparedPrompt[ProcessedImage], NDArray[np.int32]]:
+        """Return an example with its images put in, and its labels (L,)."""
+        example = self.data.examples[index]
+        try:
+            images = [self._images.image(image.source, image.layout) for image in example.images]
+        except DataError as error:
+            path = self.data.sources[example.source].path
+            raise DataError(f"{path}:{example.line}: {error}") from error
+        placeholder = self.data.processor.tokenizer.image_token_ids.image
+        repeats = np.ones(len(example.token_ids), np.int64)
+        repeats[example.token_ids == placeholder] = [len(image.image_tokens) for image in images]
+        prompt = place_images(example.token_ids, images, placeholder)
+        return prompt, np.repeat(example.labels, repeats)
+
+    def prefetch(self, start: int, stop: int | None, *, ahead: int = AHEAD) -> "Prefetch":
         """Return the batches from `start` up to `stop`, made in a thread of their own.
 
         Args:
-            start: first step.
-            stop: the step after the last; None: without end.
+            start: first batch.
+            stop: the batch after the last; None: without end.
             ahead: batches that are made before they are asked for.
         """
         return Prefetch(self, start, stop, ahead)
+
+
+def training_loader(
+    data: TrainingData, config: TrainingConfig, rank: int = 0, ranks: int = 1
+) -> DataLoader:
+    """Return batches without end, drawn from all sources, for one of the processes of a run.
+
+    Raises:
+        RequestError: the processes cannot share a batch.
+        DataError: the fraction of examples without images cannot be met.
+    """
+    if config.batch_size % ranks:
+        raise RequestError(
+            f"{ranks} processes cannot share batches of {config.batch_size} examples; set"
+            f" batch_size to a multiple of {ranks}"
+        )
+    sampler = Sampler(data, config)
+    return DataLoader(data, config, sampler, sampler.batches_per_epoch, rank, ranks)
+
+
+def validation_loader(data: TrainingData, config: TrainingConfig) -> DataLoader:
+    """Return batches that hold every example once."""
+    batches: Sequence[Indices] = ordered_batches(data, config)
+    return DataLoader(data, config, batches, len(batches))
 
 
 class Prefetch:
@@ -100,10 +210,10 @@ class Prefetch:
     # Simple queues and a flag, and not a pool of the standard library: an interrupt at the wrong
     # moment leaves one of its locks taken, and the program never ends.
 
-    def __init__(self, batches: Batches, start: int, stop: int | None, ahead: int) -> None:
+    def __init__(self, loader: DataLoader, start: int, stop: int | None, ahead: int) -> None:
         if ahead < 1:
             raise RequestError(f"ahead {ahead} must be at least 1")
-        self._batches = batches
+        self._loader = loader
         self._next = start
         self._stop = stop
         self._outstanding = 0
@@ -121,9 +231,9 @@ class Prefetch:
             self._outstanding += 1
 
     def _work(self) -> None:
-        while (step := self._wanted.get()) is not None and not self._closed:
+        while (number := self._wanted.get()) is not None and not self._closed:
             try:
-                self._made.put(self._batches[step])
+                self._made.put(self._loader[number])
             except BaseException as error:  # handed to whoever asks for the batch
                 self._made.put(error)
 

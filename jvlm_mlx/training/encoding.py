@@ -1,7 +1,7 @@
-"""A conversation as tokens, with what is to be learned of it.
+"""A conversation as tokens, with what is learned of it.
 
 The tokens are those of generation: before every answer stands exactly what generation reads there,
-token for token, and the answer is cut into tokens as it continues that.
+token for token, and the answer is tokenized as it continues that.
 
 The released template does not write how an answer ends when the conversation goes on. There the
 stop token is what is to be learned, and what is read is the beginning of the next question.
@@ -18,13 +18,13 @@ from ..errors import DataError, PromptError
 from ..processing.chat_template import RenderedPrompt
 from ..processing.messages import Message
 from ..processing.processor import Processor
-from .examples import ANSWERING, Conversation, count_images
+from .examples import ASSISTANT, Conversation, count_images
 
-NOTHING = -1
-"""Label of a token that is not to be learned."""
+IGNORED = -1
+"""Label of a token that is not learned."""
 _PROBE = "answer"
-_KEPT_PROMPTS = 256
-"""Prompts whose tokens are remembered: captions all answer the same few questions."""
+_CACHED_PROMPTS = 256
+"""Prompts whose tokens are cached: captions all answer the same few questions."""
 
 Prompt = tuple[RenderedPrompt, list[int]]
 
@@ -52,7 +52,7 @@ class ConversationEncoder:
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
         tokenizer = processor.tokenizer
-        asked, answered = Message("user", "question"), Message(ANSWERING, _PROBE)
+        asked, answered = Message("user", "question"), Message(ASSISTANT, _PROBE)
         try:
             prompt = self._render([asked], add_generation_prompt=True)
             whole = self._render([asked, answered], add_generation_prompt=False)
@@ -79,7 +79,7 @@ class ConversationEncoder:
                 tokenizer.special_tokens.get(end_of_text, min(tokenizer.stop_token_ids)),
             ),
         )
-        self._prompt = lru_cache(_KEPT_PROMPTS)(self._make_prompt)
+        self._prompt = lru_cache(_CACHED_PROMPTS)(self._make_prompt)
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """Return the tokens of a conversation.
@@ -92,7 +92,7 @@ class ConversationEncoder:
         token_ids: list[int] = []
         labels: list[int] = []
         for place, message in enumerate(messages):
-            if message.role != ANSWERING:
+            if message.role != ASSISTANT:
                 continue
             text, prompt = self._prompt(messages[:place])
             if prompt == token_ids:
@@ -100,10 +100,11 @@ class ConversationEncoder:
             if prompt[: len(token_ids)] != token_ids:
                 raise DataError(
                     f"message {place} would be learned behind other tokens than it is generated"
-                    " behind: the chat template changes earlier answers, or blanks around one of"
-                    " them merge with its own; remove those, or make each answer a row of its own"
+                    " behind: the chat template changes earlier answers, or spaces around one of"
+                    " them merge with its own; remove those, or make each answer an example of its"
+                    " own"
                 )
-            labels += [NOTHING] * (len(prompt) - len(token_ids))
+            labels += [IGNORED] * (len(prompt) - len(token_ids))
             if token_ids and not self._writes_stop:
                 labels[len(token_ids)] = self.stop_token_id
             answer = self._answer(text, messages[: place + 1])

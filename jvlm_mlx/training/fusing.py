@@ -1,6 +1,5 @@
-"""`fuse`: a model and its adapters become one ordinary checkpoint."""
+"""The weights of a model with its adapters added to them, as an ordinary checkpoint."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,91 +7,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.adapters import adapted_layers
-from ..checkpoint.hub import locate_checkpoint
-from ..checkpoint.loader import check_template, load
 from ..checkpoint.quantization import Quantization, resized_shape, unpack
-from ..checkpoint.saving import check_target, read_record
+from ..checkpoint.saving import read_record
 from ..checkpoint.writer import write_model
 from ..config.json_file import read_json
-from ..conversion.converter import convert
-from ..errors import CheckpointError, ConversionError, RequestError
-from ..files import atomic_folder, local_path
+from ..errors import ConversionError
 from ..model import Model
-from ..progress import Progress
 from .optimizer import Arrays, flat
-
-
-def fuse(
-    model_path: str | Path,
-    adapter_path: str | Path,
-    output: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: str | None = None,
-    force: bool = False,
-    quantize: bool = False,
-    q_bits: int | None = None,
-    q_group_size: int | None = None,
-    q_mode: str | None = None,
-    recipe: str | None = None,
-    show_progress: bool | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Write a checkpoint that answers as a model with adapters does, but needs none.
-
-    Quantized layers become ordinary ones: what an adapter adds would be lost in rounding. With
-    `quantize` the result is quantized again afterwards.
-
-    Args:
-        model_path: folder or repository of the model.
-        adapter_path: folder of the adapters.
-        output: the folder to write.
-        revision: branch, tag or commit of a repository.
-        dtype: `float32`, `float16` or `bfloat16`; None keeps what the model computes in.
-        force: whether an existing checkpoint in `output` is replaced.
-        quantize: whether to quantize the result; the options below are those of `convert`.
-        q_bits: as for `convert`.
-        q_group_size: as for `convert`.
-        q_mode: as for `convert`.
-        recipe: as for `convert`.
-        show_progress: as for `load`.
-        progress: told how many bytes of weights have been read.
-
-    Returns:
-        The folder that was written.
-
-    Raises:
-        JvlmError: with one line that says what is wrong with options, model, adapter or output.
-    """
-    quantization: dict[str, Any] = {
-        "q_bits": q_bits, "q_group_size": q_group_size, "q_mode": q_mode, "recipe": recipe,
-    }  # fmt: skip
-    for name, value in quantization.items():
-        if value is not None and not quantize:
-            raise RequestError(f"{name} is for quantization; add quantize (-q), too")
-    target = local_path(output, ConversionError)
-    adapter = local_path(adapter_path, CheckpointError)
-    check_target(target, adapter=adapter, force=force)
-    source = locate_checkpoint(model_path, revision=revision, show_progress=show_progress)
-    check_target(target, source, adapter=adapter, force=force)
-    model, processor = load(source, dtype=dtype, adapter_path=adapter, progress=progress)
-    check_template(source, processor)
-    arrays = fused_parameters(model)
-    try:
-        if not quantize:
-            with atomic_folder(target, ConversionError, replace=force) as work:
-                _write(source, work, model, arrays)
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fusing-") as work_folder:
-            # The conversion notes its source's name.
-            work = Path(work_folder) / target.name
-            work.mkdir()
-            _write(source, work, model, arrays)
-            convert(work, target, quantize=True, force=force, **quantization)
-    except OSError as error:
-        raise ConversionError(f"{target} cannot be written: {error.strerror or error}") from error
-    return target
+from .step import first_not_finite
 
 
 def fused_parameters(model: Model) -> Arrays:
@@ -137,7 +59,24 @@ def _weight(layer: Any, dtype: mx.Dtype) -> mx.array:
     return unpack(packed, Quantization(layer.group_size, layer.bits, layer.mode), dtype)
 
 
-def _write(source: Path, folder: Path, model: Model, arrays: Arrays) -> None:
+def write_fused(source: Path, folder: Path, model: Model) -> None:
+    """Write the checkpoint of a model without its adapters.
+
+    Args:
+        source: folder of the model's checkpoint.
+        folder: an empty one.
+        model: with adapters.
+
+    Raises:
+        ConversionError: a weight is not finite.
+        OSError: the disk is full.
+    """
+    arrays = fused_parameters(model)
+    if path := first_not_finite(arrays):
+        raise ConversionError(
+            f"{path} is not finite with the adapter added to it, so nothing is written; the model"
+            " or the adapter is damaged"
+        )
     size, unpadded = _mlp_sizes(source, model, arrays)
     if size != unpadded:
         arrays = {
@@ -151,7 +90,7 @@ def _write(source: Path, folder: Path, model: Model, arrays: Arrays) -> None:
 def _mlp_sizes(source: Path, model: Model, arrays: Arrays) -> tuple[int, int]:
     """Return the width of the tower's MLP, and what it is without padding.
 
-    Quantization has padded it with zeros. They stay if an adapter has made something of them.
+    Quantization has padded it with zeros. They stay if an adapter has changed them.
     """
     size = model.config.tower.block.mlp.intermediate_size
     record = read_record(read_json(source / "config.json"))

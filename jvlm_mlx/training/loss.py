@@ -1,15 +1,16 @@
-"""The loss: cross entropy of the answers' tokens, and of nothing else."""
+"""The loss: cross entropy of the tokens of answers, and of nothing else."""
 
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import RequestError
 from ..model import Model
-from .collate import TrainingBatch
+from .data_loader import TrainingBatch
 
 Inputs = dict[str, mx.array]
 """Arrays of one batch, all indices worked out."""
@@ -21,22 +22,18 @@ MAX_LOGITS = 2**26
 def prepare(model: Model, batch: TrainingBatch) -> Inputs:
     """Return a batch as the arrays that `loss_sum` computes with.
 
-    All that depends on masks and indices is decided here, on the host.
-
-    Args:
-        model: whose config say how windows and tokens are counted.
-        batch: right-padded rows.
+    All that depends on masks and indices is computed here, on the host.
 
     Returns:
-        `input_ids` (B, L); `positions` (N,) rows of the flattened B L hidden states that predict
-        a target; `targets` (N,); and with images `tiles` (T, P, patch values), `masks` (T, P),
+        `input_ids` (B, L); `positions` (N,) of the flattened B L hidden states that predict a
+        target; `targets` (N,); and with images `tiles` (T, P, patch values), `masks` (T, P),
         `patches` and `inside` (W, p), `sources` (B, L) as in `model.windows`.
 
     Raises:
         RequestError: no token is to be learned, or one that the model can never produce.
     """
     ids = batch.input_ids
-    # What stands in a place is predicted one before it; the first of a row by nothing.
+    # A token is predicted one place before it; the first of an example by nothing.
     rows, columns = np.nonzero(batch.loss_mask[:, 1:])
     targets = batch.labels[rows, columns + 1]
     _check_targets(targets, model.config.decoder.vocab_size)
@@ -88,10 +85,8 @@ def loss_sum(model: Model, inputs: Inputs) -> mx.array:
             inputs["patches"],
             inputs["inside"],
         )
-        sources = inputs["sources"]
-        taken = features[mx.maximum(sources, 0)].astype(embeddings.dtype)
-        embeddings = mx.where((sources >= 0)[..., None], embeddings + taken, embeddings)
-    # Padding stands behind a row's tokens, where causal attention never looks.
+        embeddings = model.merge(embeddings, features, inputs["sources"])
+    # Padding is behind an example's tokens, where causal attention never looks.
     hidden = model.decoder(embeddings)
     # (B, L, hidden_size) -> (B L, hidden_size) -> (N, hidden_size)
     hidden = mx.flatten(hidden, 0, 1)[inputs["positions"]]
@@ -101,21 +96,20 @@ def loss_sum(model: Model, inputs: Inputs) -> mx.array:
 def _cross_entropy(model: Model, hidden: mx.array, targets: mx.array) -> mx.array:
     head = _head(model)
 
-    def piece(parameters: Any, hidden: mx.array, targets: mx.array) -> mx.array:
+    def chunk_loss(parameters: Any, hidden: mx.array, targets: mx.array) -> mx.array:
         head.update(parameters)
-        logits = model.head(hidden).astype(mx.float32)
-        chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
+        logits = model.head(hidden).astype(mx.float32)  # (n, vocabulary)
+        return nn.losses.cross_entropy(logits, targets, reduction="sum")
 
     parameters = head.trainable_parameters()
     step = max(1, MAX_LOGITS // model.config.decoder.vocab_size)
     if len(targets) <= step:
-        return piece(parameters, hidden, targets)
+        return chunk_loss(parameters, hidden, targets)
     total = mx.array(0.0)
     for start in range(0, len(targets), step):
-        # Kept for the way back, all logits would be in memory at once. Targets are no argument
-        # of what is differentiated, since they are no numbers.
-        some = partial(piece, targets=targets[start : start + step])
+        # Kept for the backward pass, all logits would be in memory at once. Targets are bound, as
+        # integers cannot be arguments of what is differentiated.
+        some = partial(chunk_loss, targets=targets[start : start + step])
         total = total + mx.checkpoint(some)(parameters, hidden[start : start + step])
     return total
 

@@ -1,83 +1,93 @@
-"""AdamW for each part of the model, with a learning rate of its own."""
+"""AdamW with a learning rate for each module of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
-from mlx.optimizers import AdamW
-from mlx.utils import tree_flatten
+from mlx.optimizers import AdamW, MultiOptimizer, cosine_decay, join_schedules, linear_schedule
+from mlx.utils import tree_flatten, tree_unflatten
 
-from .modules import decays, part_of
-from .schedule import learning_rate
-from .training_config import TrainingConfig
+from .training_config import Rates, TrainingConfig, decays, module_of
 
 Arrays = dict[str, mx.array]
+"""By path in the model."""
+Schedule = Callable[[mx.array], mx.array]
 
 
-class PartOptimizer:
-    """AdamW over all trained parameters, grouped by part and by whether they decay.
+def schedule(rates: Rates, iters: int) -> Schedule:
+    """Return the learning rate as a function of the iteration, counted from 0.
 
-    Parameters and gradients are flat: arrays by path. So is the state, which is saved and
-    brought back as it is.
+    The warm-up is a straight line that ends with the highest rate; the first iteration is already
+    above zero. The last one has the floor.
+
+    Args:
+        rates: of a module.
+        iters: of the whole run.
     """
+    highest, warmup = rates.learning_rate, rates.warmup_iters
+    length = max(1, iters - 1 - warmup)
+    after: dict[str, Schedule] = {
+        "cosine": cosine_decay(highest, length, highest * rates.floor),
+        "linear": linear_schedule(highest, highest * rates.floor, length),
+        "constant": lambda _: mx.array(highest),
+    }
+    # A warm-up of one iteration has the highest rate from the start.
+    rise = linear_schedule(highest / max(1, warmup), highest, max(1, warmup - 1))
+    return join_schedules([rise, after[rates.decay]], [warmup])
 
-    def __init__(self, config: TrainingConfig, parameters: Mapping[str, mx.array]) -> None:
-        """Group the parameters and start with empty moments.
+
+class ModuleOptimizer:
+    """AdamW over all trained parameters, grouped by module and by whether they decay."""
+
+    def __init__(self, config: TrainingConfig, iters: int, parameters: Arrays) -> None:
+        """Start with empty moments.
 
         Args:
             config: of the run.
-            parameters: all trained parameters by path.
+            iters: of the whole run.
+            parameters: all that are trained.
         """
-        self._config = config
-        self._groups: dict[tuple[str, bool], list[str]] = {}
-        for path, array in parameters.items():
-            self._groups.setdefault((part_of(path), decays(path, array.ndim)), []).append(path)
-        self._optimizers: dict[tuple[str, bool], AdamW] = {}
-        for group, paths in self._groups.items():
-            # The rate is set before every step.
-            optimizer = AdamW(
-                learning_rate=0.0,
-                betas=list(config.betas),
-                eps=config.eps,
-                weight_decay=config.weight_decay if group[1] else 0.0,
-                bias_correction=True,
-            )
-            optimizer.init({path: parameters[path] for path in paths})
-            self._optimizers[group] = optimizer
+        groups = sorted({_group(path, array) for path, array in parameters.items()})
+        self._modules = [module for module, _ in groups]
+        self._optimizer = MultiOptimizer(
+            [
+                AdamW(
+                    schedule(config.rates(module, iters), iters),
+                    betas=list(config.betas),
+                    eps=config.eps,
+                    weight_decay=config.weight_decay if decay else 0.0,
+                    bias_correction=True,
+                )
+                for module, decay in groups
+            ],
+            [_belongs_to(group) for group in groups[:-1]],
+        )
+        self._optimizer.init(tree(parameters))
 
-    def set_learning_rates(self, step: int) -> dict[str, float]:
-        """Set every part's rate for a step, counted from 0, and return the rates by part."""
-        rates = {
-            part: learning_rate(self._config.part(part), step, self._config.steps)
-            for part in self._config.trained_parts
-        }
-        for (part, _), optimizer in self._optimizers.items():
-            optimizer.learning_rate = rates[part]
-        return rates
+    def apply(self, gradients: Arrays, parameters: Arrays) -> Arrays:
+        """Return the parameters after an update, in the order they came in; not evaluated.
 
-    def apply(self, gradients: Mapping[str, mx.array], parameters: Arrays) -> Arrays:
-        """Return the parameters after a step, in the order they came in; not evaluated."""
-        changed: Arrays = {}
-        for group, paths in self._groups.items():
-            changed |= self._optimizers[group].apply_gradients(
-                {path: gradients[path] for path in paths}, parameters
-            )
+        The order matters: processes add up their gradients one after the other.
+        """
+        changed = flat(self._optimizer.apply_gradients(tree(gradients), tree(parameters)))
         return {path: changed[path] for path in parameters}
 
     @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rates of the last update by module."""
+        return {
+            module: float(optimizer.learning_rate.item())
+            for module, optimizer in zip(self._modules, self._optimizer.optimizers, strict=True)
+        }
+
+    @property
     def state(self) -> list[Any]:
-        """Moments, steps and rates of all groups, as mlx keeps them: changed in place."""
-        return [optimizer.state for optimizer in self._optimizers.values()]
+        """Moments, number of updates and rates of all groups, changed in place."""
+        return [optimizer.state for optimizer in self._optimizer.optimizers]
 
     def arrays(self) -> Arrays:
-        """Return moments and number of steps by flat names, to be saved."""
-        arrays: Arrays = {}
-        for (part, decay), optimizer in self._optimizers.items():
-            arrays[f"{part}.{_kind(decay)}.step"] = optimizer.step
-            for path in self._groups[part, decay]:
-                for moment in ("m", "v"):
-                    arrays[f"{path}.{moment}"] = optimizer.state[path][moment]
-        return arrays
+        """Return the state by flat names, to be saved."""
+        return flat(self._optimizer.state)
 
     def load(self, arrays: Mapping[str, mx.array]) -> None:
         """Continue with what `arrays` returned in an earlier run.
@@ -86,26 +96,29 @@ class PartOptimizer:
             KeyError: an array is missing.
             ValueError: an array has another shape.
         """
-        for name, present in self.arrays().items():
-            if arrays[name].shape != present.shape:
-                raise ValueError(f"{name}: expected {present.shape}, found {arrays[name].shape}")
-        for (part, decay), optimizer in self._optimizers.items():
-            optimizer.state["step"] = arrays[f"{part}.{_kind(decay)}.step"]
-            for path in self._groups[part, decay]:
-                optimizer.state[path] = {m: arrays[f"{path}.{m}"] for m in ("m", "v")}
+        present = self.arrays()
+        for name, array in present.items():
+            if arrays[name].shape != array.shape:
+                raise ValueError(f"{name}: expected {array.shape}, found {arrays[name].shape}")
+        loaded = tree({name: arrays[name] for name in present})
+        for optimizer, state in zip(self._optimizer.optimizers, loaded["states"], strict=True):
+            optimizer.state.update(state)
 
 
-def _kind(decay: bool) -> str:
-    return "decayed" if decay else "plain"
+def _group(path: str, array: mx.array) -> tuple[str, bool]:
+    return module_of(path), decays(path, array.ndim)
 
 
-def gradient_norm(gradients: Mapping[str, mx.array]) -> mx.array:
-    """Return the length of all gradients together, in float32: ()."""
-    squares = [mx.sum(mx.square(array.astype(mx.float32))) for array in gradients.values()]
-    return mx.sqrt(mx.sum(mx.stack(squares)))
+def _belongs_to(group: tuple[str, bool]) -> Callable[[str, mx.array], bool]:
+    return lambda path, array: _group(path, array) == group
 
 
-def flat(tree: Any) -> Arrays:
+def flat(nested: Any) -> Arrays:
     """Return the arrays of a tree by path."""
-    flattened: Any = tree_flatten(tree)
+    flattened: Any = tree_flatten(nested)
     return dict(flattened)
+
+
+def tree(arrays: Mapping[str, mx.array]) -> Any:
+    """Return arrays by path as a tree, like `Model.update` takes."""
+    return tree_unflatten(list(arrays.items()))

@@ -1,6 +1,5 @@
-"""The training run: step after step, with metrics, validation and checkpoints."""
+"""The training run: iteration after iteration, with metrics, validation and checkpoints."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,34 +8,23 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.adapters import AdapterConfig, adapted_layers
-from ..checkpoint.writer import write_model
+from ..checkpoint.adapters import AdapterConfig
 from ..config.dtypes import FLOAT_DTYPES
 from ..errors import TrainingError
-from ..model import Model
+from ..process_group import ProcessGroup
+from ..progress import Progress, ProgressEvent, no_progress
 from .checkpoints import (
     RUN_FOLDER,
-    appearing_folder,
-    put_beside,
-    remove_old,
+    load_state,
+    save_checkpoint,
     saved_steps,
     step_folder,
-    write_adapter,
+    write_result,
 )
-from .data_feed import AHEAD, Feed
+from .data_loader import DataLoader
 from .loss import prepare
-from .metrics import METRICS_NAME, MetricsFile
-from .optimizer import flat
-from .processes import Processes
+from .reports import METRICS_NAME, MetricsFile, StepReport
 from .step import Trainer
-from .step_report import StepReport
-from .trainer_state import load_state, save_state
-from .training_config import TrainingConfig
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[StepReport], None]
-"""Called after every step."""
 
 
 @dataclass(frozen=True)
@@ -44,110 +32,118 @@ class TrainingResult:
     """How a run ended."""
 
     step: int
-    """Updates done, in earlier runs too."""
+    """Iterations done, in earlier runs too."""
     finished: bool
-    """Whether the result is written; else a checkpoint to go on from is."""
+    """Whether the result is written; else a checkpoint to resume from is."""
     path: Path
     """Folder of the result, or of that checkpoint."""
     last: StepReport | None
-    """The last step of this run, if it did any."""
+    """The last iteration of this run, if it did any."""
 
 
-def train(
-    model: Model,
-    feed: Feed,
-    config: TrainingConfig,
+def run_training(
+    trainer: Trainer,
+    loader: DataLoader,
     output: Path,
     source: Path,
     *,
-    processes: Processes,
-    validation: Feed | None,
-    resume: bool,
-    should_stop: Callable[[], bool],
-    progress: Progress,
+    iters: int,
+    adapter: AdapterConfig | None,
+    validation: DataLoader | None = None,
+    group: ProcessGroup | None = None,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Progress = no_progress,
+    on_report: Callable[[StepReport], None] = lambda _: None,
 ) -> TrainingResult:
     """Train a model, from the beginning or from the newest checkpoint in the output folder.
 
     Args:
-        model: from `prepare_model`.
-        feed: `config.accumulate` of its batches make up a step.
-        config: of the run.
-        output: folder of the result. Checkpoints and metrics are in its folder `training`.
+        trainer: of the model, which has the weights of that checkpoint already.
+        loader: of this process's part of every batch.
+        output: folder of the run.
         source: folder of the checkpoint that training began with.
-        processes: that train together; the first one writes.
-        validation: batches whose loss is measured, all of them each time; None for none.
-        resume: whether the model holds the weights of the newest checkpoint in `output`.
-        should_stop: asked after every step; True writes a checkpoint and ends the run.
-        progress: told of every step.
+        iters: of the whole run.
+        adapter: config of the model's adapters; None where the weights themselves are trained.
+        validation: batches to validate with.
+        group: processes that train this model together; None for this one alone.
+        resume: whether to continue from the newest checkpoint.
+        should_stop: asked after every iteration; True writes a checkpoint and ends the run.
+        progress: called after every iteration.
+        on_report: called when an iteration is reported.
 
     Raises:
-        TrainingError: the loss or a weight is no number any more, or nothing can be written.
-        RequestError: a batch holds what the model cannot learn.
+        TrainingError: the loss is not finite any more, or nothing can be written.
+        DataError: an image has become unreadable.
     """
-    trainer = Trainer(model, config, processes)
+    group = group or ProcessGroup()
+    config, data = trainer.config, loader.data
     first = 0
     if resume:
         first = saved_steps(output)[-1]
-        load_state(step_folder(output, first), trainer, first, feed.data.digest)
-    folder = output / RUN_FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(folder / METRICS_NAME, first) if processes.is_first else None
-    except OSError as error:
-        raise TrainingError(f"{folder} cannot be written: {error.strerror}") from error
+        load_state(output, trainer, first, data.digest)
+    metrics = None
+    if group.is_first:
+        metrics = MetricsFile(output / RUN_FOLDER / METRICS_NAME, first)
     report: StepReport | None = None
-    count = config.accumulate
-    with feed.batches.prefetch(first * count, config.steps * count, ahead=AHEAD) as batches:
-        for step in range(first, config.steps):
+    count = config.grad_accumulation_steps
+    progress(ProgressEvent("training", first, iters, "iteration"))
+    with loader.prefetch(first * count, iters * count) as batches:
+        for step in range(first, iters):
             began = time.perf_counter()
             parts = [next(batches) for _ in range(count)]
-            with _naming_what_is_left(output):
-                result = trainer.step([prepare(model, part) for part in parts], step)
+            with _naming_newest(output):
+                result = trainer.step([prepare(trainer.model, part) for part in parts], step)
             seconds = time.perf_counter() - began
-            done = step + 1
-            is_last = done == config.steps
-            every = config.validate_every
-            due = every and (done % every == 0 or is_last)
-            validates = validation is not None and due and processes.is_first
-            images = sum(feed.num_images(step * count + number) for number in range(count))
+            done, is_last = step + 1, step + 1 == iters
+            due = is_last or (config.steps_per_eval and done % config.steps_per_eval == 0)
+            validation_loss = None
+            if validation is not None and config.steps_per_eval and due and group.is_first:
+                validation_loss = mean_loss(trainer, validation)
+            images = sum(loader.num_images(step * count + number) for number in range(count))
             report = StepReport(
                 step=done,
+                iters=iters,
                 loss=result.loss,
-                validation_loss=validation_loss(trainer, validation)
-                if validation is not None and validates
-                else None,
+                validation_loss=validation_loss,
                 gradient_norm=result.gradient_norm,
                 learning_rates=result.learning_rates,
-                target_tokens=int(processes.sum(sum(part.num_targets for part in parts))),
-                tokens_per_second=processes.sum(sum(part.num_tokens for part in parts)) / seconds,
+                target_tokens=int(group.sum(sum(part.num_targets for part in parts))),
+                tokens_per_second=group.sum(sum(part.num_tokens for part in parts)) / seconds,
                 images_per_second=images / seconds,
                 seconds=seconds,
                 peak_memory=mx.get_peak_memory(),
             )
-            if metrics and (validates or is_last or done % config.report_every == 0):
-                metrics.write(report.line())
-            progress(report)
-            if is_last:
-                break
+            if validation_loss is not None or is_last or not done % config.steps_per_report:
+                if metrics:
+                    metrics.write(report.metrics())
+                on_report(report)
+            progress(ProgressEvent("training", done, iters, "iteration"))
             # One process's wish is everybody's.
-            stops = processes.sum(should_stop()) > 0
-            if stops or (config.save_every and done % config.save_every == 0):
-                path = step_folder(output, done)
-                with _naming_what_is_left(output):
+            stops = not is_last and group.sum(should_stop()) > 0
+            path = step_folder(output, done)
+            if stops or (config.save_every and (is_last or done % config.save_every == 0)):
+                with _naming_newest(output):
                     trainer.check_weights(done)
-                if processes.is_first:
-                    _save(trainer, output, source, path, done, feed.data.digest)
+                if group.is_first:
+                    save_checkpoint(trainer, output, source, adapter, done, data.digest)
             if stops:
                 return TrainingResult(done, False, path, report)
-    with _naming_what_is_left(output):
-        trainer.check_weights(config.steps)
-    if processes.is_first:
-        _write_result(trainer, output, source)
-    return TrainingResult(config.steps, True, output, report)
+    with _naming_newest(output):
+        trainer.check_weights(iters)
+    if group.is_first:
+        write_result(trainer, output, source, adapter, FLOAT_DTYPES[config.dtype].mlx)
+    return TrainingResult(iters, True, output, report)
+
+
+def mean_loss(trainer: Trainer, validation: DataLoader) -> float:
+    """Return the mean loss over all target tokens of all batches."""
+    with validation.prefetch(0, validation.num_batches) as batches:
+        return trainer.loss(prepare(trainer.model, batch) for batch in batches)
 
 
 @contextmanager
-def _naming_what_is_left(output: Path) -> Iterator[None]:
+def _naming_newest(output: Path) -> Iterator[None]:
     """Add to an error where the newest checkpoint is, if there is one."""
     try:
         yield
@@ -156,42 +152,5 @@ def _naming_what_is_left(output: Path) -> Iterator[None]:
         if not steps:
             raise
         raise TrainingError(
-            f"{error}; what was learned before is in {step_folder(output, steps[-1])}"
+            f"{error}; the newest checkpoint is {step_folder(output, steps[-1])}"
         ) from error
-
-
-def validation_loss(trainer: Trainer, validation: Feed) -> float:
-    """Return the mean loss over all target tokens of all batches."""
-    steps = validation.batches.steps_per_epoch
-    with validation.batches.prefetch(0, steps, ahead=AHEAD) as batches:
-        return trainer.loss(prepare(trainer.model, batch) for batch in batches)
-
-
-def _save(
-    trainer: Trainer, output: Path, source: Path, target: Path, step: int, digest: str
-) -> None:
-    """Write a checkpoint to go on from."""
-    with appearing_folder(target) as work:
-        _write_weights(trainer, source, work, None)
-        save_state(work, trainer, step, digest)
-    remove_old(output, trainer.config.keep)
-
-
-def _write_result(trainer: Trainer, output: Path, source: Path) -> None:
-    with appearing_folder(output / RUN_FOLDER / "result") as work:
-        _write_weights(trainer, source, work, FLOAT_DTYPES[trainer.config.dtype].mlx)
-    put_beside(output / RUN_FOLDER / "result", output)
-
-
-def _write_weights(trainer: Trainer, source: Path, folder: Path, dtype: mx.Dtype | None) -> None:
-    """Write all weights, or the adapters, in a dtype; None for float32, as they are trained."""
-    adapter = trainer.config.adapter
-    if adapter is not None:
-        layers = tuple(adapted_layers(trainer.model))
-        config = AdapterConfig(adapter.kind, adapter.rank, adapter.scale, adapter.dropout, layers)
-        write_adapter(folder, config, trainer.parameters, len(trainer.model.layers))
-        return
-    arrays = flat(trainer.model.parameters()) | trainer.parameters
-    if dtype is not None:
-        arrays = {path: array.astype(dtype) for path, array in arrays.items()}
-    write_model(source, folder, trainer.model.config, arrays, "trained further")

@@ -1,9 +1,9 @@
-"""The terminal: `python -m jvlm_mlx.train` and `fuse`, recipes, refusals, Ctrl-C."""
+"""The terminal: `python -m jvlm_mlx.train` and `fuse`, config files, refusals, Ctrl-C."""
 
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from jvlm_mlx.cli.training_options import DEFAULTS, training_config
 from jvlm_mlx.cli.training_progress import TrainingBars
-from jvlm_mlx.training.metrics import read_metrics
-from jvlm_mlx.training.step_report import StepReport
-from tests.helpers.training_case import QUESTION, run_arguments, write_rows
+from jvlm_mlx.progress import ProgressEvent
+from jvlm_mlx.training.reports import StepReport, read_metrics
+from tests.helpers.training_case import QUESTION, run_arguments, write_examples
 from tests.helpers.training_case import refusal_of_training as refused
 from tests.helpers.training_case import run_command as run
 
@@ -24,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("rows"))
+def data(tmp_path_factory):
+    return write_examples(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture
-def arguments(golden_folder, rows, tmp_path):
-    short = run_arguments(golden_folder / "tiny", rows, tmp_path / "out")
+def arguments(golden_folder, data, tmp_path):
+    short = run_arguments(golden_folder / "tiny", data, tmp_path / "out")
     return [*short, "--learning-rate", "1e-3"]
 
 
@@ -38,17 +37,13 @@ def metrics(output):
     return read_metrics(Path(output) / "training" / "metrics.jsonl")
 
 
-def config(**values):
-    return training_config(DEFAULTS | values, values.pop("steps", 1000))
-
-
-def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, rows, tmp_path):
+def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, data, tmp_path):
     model, out, fused = golden_folder / "tiny", tmp_path / "out", tmp_path / "fused"
-    image = rows.parent / "red.png"
+    image = data.parent / "red.png"
     code, stdout, stderr = run(
-        capsys, "train", *arguments, "--steps", 3, "--adapter", "lora", "--rank", 2,
-        "--adapter-parts", "connector", "decoder", "--adapter-layers", 2,
-        "--learning-rate", "2e-2",
+        capsys, "train", *arguments, "--iters", 3, "--fine-tune-type", "lora", "--rank", 2,
+        "--lora-modules", "connector", "decoder", "--num-layers", 2, "--learning-rate", "2e-2",
+        "--quiet",
     )  # fmt: skip
     assert (code, stdout, stderr) == (EXIT_OK, f"written: {out}\n", "")
     config = json.loads((out / "adapter_config.json").read_text())
@@ -61,9 +56,7 @@ def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, r
         assert code == EXIT_OK
         answers.append(stdout)
     assert answers[0] != answers[1]
-    code, stdout, _ = run(
-        capsys, "fuse", "--model", model, "--adapter-path", out, "--output", fused
-    )
+    code, stdout, _ = run(capsys, "fuse", "--adapter-path", out, "--save-path", fused)
     assert (code, stdout) == (EXIT_OK, f"written: {fused}\n")
     assert run(capsys, "generate", "--model", fused, *asked)[1] == answers[1]
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": QUESTION, "images": [str(image)]}))
@@ -84,68 +77,143 @@ def test_a_wrong_adapter_is_refused_in_one_line(capsys, golden_folder, tmp_path)
     assert err == f"error: {tmp_path} holds no adapter: it has no adapter_config.json\n"
 
 
-def test_a_recipe_says_what_the_command_line_does_not(capsys, arguments, tmp_path):
-    recipe = {
-        "steps": 9, "connector_learning_rate": 0.004, "connector_warmup_steps": 1,
-        "warmup_steps": 2, "freeze": ["vision_tower"], "betas": [0.8, 0.9], "decay": "constant",
-        "gradient_checkpointing": True, "validation": None,
-    }  # fmt: skip
-    file = tmp_path / "recipe.json"
-    file.write_text(json.dumps(recipe))
-    code, _, _ = run(capsys, "train", *arguments, "--recipe", file, "--steps", 2)
+CONFIG = {
+    "iters": 9, "connector_learning_rate": 0.004, "connector_warmup_iters": 1, "warmup_iters": 2,
+    "freeze": ["vision_tower"], "betas": [0.8, 0.9], "decay": "constant", "grad_checkpoint": True,
+    "validation": None,
+}  # fmt: skip
+OLD_NAMES = {"iters": "steps", "warmup_iters": "warmup_steps",
+             "connector_warmup_iters": "connector_warmup_steps",
+             "grad_checkpoint": "gradient_checkpointing"}  # fmt: skip
+YAML = """\
+iters: 9
+connector_learning_rate: 4e-3
+connector_warmup_iters: 1
+warmup_iters: 2
+freeze: [vision_tower]
+betas: [0.8, 0.9]
+decay: constant
+grad_checkpoint: true
+train: true
+lora_parameters: {rank: 4, scale: 10.0, dropout: 0.0}
+"""
+
+
+@pytest.mark.parametrize("kind", ["json", "old names", "yaml"])
+def test_a_config_file_has_what_the_command_line_has_not(capsys, arguments, tmp_path, kind):
+    file = tmp_path / ("config.yaml" if kind == "yaml" else "config.json")
+    if kind == "yaml":
+        pytest.importorskip("yaml")
+        file.write_text(YAML)
+    else:
+        names = OLD_NAMES if kind == "old names" else {}
+        file.write_text(json.dumps({names.get(name, name): v for name, v in CONFIG.items()}))
+    flag = "--recipe" if kind == "old names" else "--config"
+    code, _, _ = run(capsys, "train", *arguments, flag, file, "--iters", 2)
     assert code == EXIT_OK
     lines = metrics(tmp_path / "out")
-    assert [line["learning_rates"] for line in lines] == [
-        {"connector": 0.004, "decoder": 0.0005},
-        {"connector": 0.004, "decoder": 0.001},
-    ]
-    # What was done is written down as a recipe, too.
-    recorded = json.loads((tmp_path / "out" / "training" / "recipe.json").read_text())
-    assert recorded["steps"] == 2
+    for line, decoder in zip(lines, (0.0005, 0.001), strict=True):
+        assert line["learning_rates"] == pytest.approx({"connector": 0.004, "decoder": decoder})
+    # What was done is recorded under the same names.
+    recorded = json.loads((tmp_path / "out" / "training" / "training_config.json").read_text())
+    assert recorded["iters"] == 2
     assert recorded["freeze"] == ["vision_tower"]
     assert recorded["learning_rate"] == 0.001
 
 
 @pytest.mark.parametrize(
-    ("recipe", "message"),
+    ("content", "message"),
     [
-        ('{"learning_rat": 1}', "learning_rat is no option of train"),
-        ('{"steps": "many"}', "argument --steps: invalid int value: 'many'"),
-        ('{"decay": "slow"}', "argument --decay: invalid choice: 'slow'"),
-        ('{"compile": 1}', "compile cannot be 1"),
-        ('{"steps": true}', "steps cannot be true"),
-        ('{"steps": [1]}', "steps cannot be [1]"),
-        ("[]", "is no recipe; expected an object"),
+        ('{"learning_rat": 1}', "'learning_rat' is no option of train"),
+        ('{"iters": "many"}', "iters is 'many'; expected a whole number"),
+        ('{"iters": []}', "iters is []; expected a whole number"),
+        ('{"iters": true}', "iters is True"),
+        ('{"decay": "slow"}', "decay is 'slow'; expected one of cosine, linear, constant"),
+        ('{"compile": 1}', "compile is 1; expected true or false"),
+        ('{"compile": []}', "compile is []"),
+        ('{"lora_keys": []}', "lora_keys is []"),
+        ('{"betas": []}', "betas is []; expected a list of 2"),
+        ('{"data": []}', "data cannot be []"),
+        ('{"learning_rate": "fast"}', "learning_rate cannot be 'fast'"),
+        ('{"image_cache": "1 parsec"}', "image_cache cannot be '1 parsec'"),
+        ('{"batch_size": 1000000000000}', "batch_size is 1000000000000; expected a whole number"),
+        ('{"rank": ' + "9" * 5000 + "}", "an integer of 5000 digits"),
+        ("[" * 5000, "nested deeper"),
+        ("[]", "is no config; expected an object"),
         ("{", "is no JSON"),
     ],
 )
-def test_a_recipe_with_mistakes_is_refused(capsys, arguments, tmp_path, recipe, message):
-    file = tmp_path / "recipe.json"
-    file.write_text(recipe)
-    line = refused(capsys, *arguments, "--recipe", file)
+def test_a_config_file_with_mistakes_is_refused(capsys, arguments, tmp_path, content, message):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    line = refused(capsys, *arguments, "--config", file)
     assert line.startswith(f"error: {file}")
     assert message in line
+    assert len(line) < 400
+
+
+def test_yaml_aliases_are_refused(capsys, arguments, tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "config.yaml").write_text("betas: &b [0.9, 0.9]\nfreeze: *b\n")
+    line = refused(capsys, *arguments, "--config", tmp_path / "config.yaml")
+    assert "aliases (*name) are not supported" in line
+
+
+HABITS = {
+    "mlx-lm": [
+        "--train", "--mask-prompt", "--iters", 2, "--steps-per-eval", 1, "--steps-per-report", 1,
+        "--grad-accumulation-steps", 1, "--max-seq-length", 400, "--grad-checkpoint",
+        "--fine-tune-type", "lora", "--num-layers", -1, "--save-every", 100, "--seed", 1,
+        "--learning-rate", "1e-5",
+    ],
+    "earlier versions": [
+        "--steps", 2, "--validate-every", 1, "--report-every", 1, "--accumulate", 1,
+        "--max-length", 400, "--gradient-checkpointing", "--adapter", "lora",
+        "--adapter-parts", "decoder", "--adapter-layers", 4, "--text-share", 0.5,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_flags_as_users_know_them(capsys, golden_folder, data, tmp_path, habit):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("red", "green", "blue"):
+        shutil.copy(data.parent / f"{name}.png", folder)
+    examples = "\n".join((data.parent / f"{name}.jsonl").read_text() for name in ("colors", "sums"))
+    (folder / "train.jsonl").write_text(examples)
+    (folder / "valid.jsonl").write_text(examples)
+    out = tmp_path / "out"
+    output = ["--adapter-path" if habit == "mlx-lm" else "--output", out]
+    code, stdout, _ = run(
+        capsys, "train", "--model", golden_folder / "tiny", "--data", folder, *output,
+        "--batch-size", 2, "--dtype", "float32", "--max-crops", 1, *HABITS[habit],
+    )  # fmt: skip
+    assert code == EXIT_OK
+    lines = stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("iteration 1/2: loss ")
+    assert "validation loss " in lines[0]
+    assert lines[-1] == f"written: {out}"
+    assert (out / "adapters.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give the length of the training with either --steps or --epochs"),
-        (["--steps", 3, "--epochs", 1], "either --steps or --epochs"),
-        (["--epochs", 0], "epochs 0.0 must be above 0"),
-        (["--steps", 0], "steps 0 must be at least 1"),
-        (["--steps", 3, "--learning-rate", 0], "learning rate 0.0 must be above 0"),
-        (["--steps", 3, "--betas", 0.9], "betas are two numbers; found 1"),
-        (["--steps", 3, "--recipe", "none.json"], "none.json cannot be read"),
-        (["--steps", 3, "--data", "none.json"], "none.json cannot be read"),
-        (["--steps", 3, "--text-share", 2], "text_share 2.0 must be between 0 and 1"),
-        (["--steps", 3, "--text-share", 0], "text_share is 0, but there are rows"),
-        (["--steps", 3, "--max-length", 10], "tokens"),
-        (["--steps", 3, "--resume"], "holds no training run to go on with; leave out --resume"),
-        (["--steps", 3, "--adapter", "lora", "--rank", 0], "adapter rank 0 must be at least 1"),
-        (["--steps", 3, "--adapter", "lora", "--adapter-keys", "x"], "adapter key x names no"),
         (
-            ["--steps", 3, "--freeze", "vision_tower", "connector", "decoder"],
+            ["--iters", 3, "--epochs", 1],
+            "give the length of the training as either iters or epochs",
+        ),
+        (["--epochs", 0], "epochs is 0.0"),
+        (["--iters", 3, "--config", "none.json"], "has no none.json"),
+        (["--iters", 3, "--data", "none.json"], "none.json cannot be read"),
+        (["--iters", 3, "--text-fraction", 0], "text_fraction is 0.0, but there are examples"),
+        (["--iters", 3, "--max-seq-length", 10], "tokens"),
+        (["--iters", 3, "--resume"], "has no training run to resume; leave out --resume"),
+        (["--iters", 3, "--fine-tune-type", "lora", "--lora-keys", "x"], "lora_keys: x names no"),
+        (
+            ["--iters", 3, "--freeze", "vision_tower", "connector", "decoder"],
             "nothing is left to train",
         ),
     ],
@@ -156,51 +224,31 @@ def test_what_makes_no_sense_is_refused(capsys, arguments, tmp_path, flags, mess
     assert out == ""
     assert err.startswith("error: ")
     assert message in err
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_model_is_not_trained_itself(capsys, arguments, golden_folder):
-    line = refused(capsys, *arguments, "--steps", 3, "--model", golden_folder / "tiny-mlx-4bit")
+    line = refused(capsys, *arguments, "--iters", 3, "--model", golden_folder / "tiny-mlx-4bit")
     assert "quantized weights cannot be trained; train an adapter" in line
 
 
 def test_an_output_that_exists_is_refused(capsys, arguments, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
-    line = refused(capsys, *arguments, "--steps", 3)
+    line = refused(capsys, *arguments, "--iters", 3)
     assert line.endswith("out exists already; give another path")
 
 
-def test_steps_follow_from_epochs(capsys, arguments, tmp_path):
-    # Seven rows are two batches of four, so five epochs in steps of two batches are five.
-    code, _, _ = run(capsys, "train", *arguments, "--epochs", 5, "--accumulate", 2)
+def test_iterations_follow_from_epochs(capsys, arguments, tmp_path):
+    # Seven examples are two batches of four, so two epochs in iterations of two batches are two.
+    code, _, _ = run(capsys, "train", *arguments, "--epochs", 2, "--grad-accumulation-steps", 2)
     assert code == EXIT_OK
-    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5]
-
-
-def test_rates_of_a_part_count_more_than_those_of_all():
-    found = config(
-        learning_rate=1e-3, warmup_steps=7, connector_learning_rate=5e-3, connector_warmup_steps=3,
-        vision_tower_decay="linear", decoder_floor=0.5, decay="constant",
-    )  # fmt: skip
-    assert (found.connector.learning_rate, found.connector.warmup_steps) == (5e-3, 3)
-    assert (found.decoder.learning_rate, found.decoder.warmup_steps) == (1e-3, 7)
-    assert (found.vision_tower.decay, found.connector.decay) == ("linear", "constant")
-    assert (found.vision_tower.floor, found.decoder.floor) == (0.1, 0.5)
-
-
-def test_the_connector_learns_faster_and_warms_up_sooner_unless_told_otherwise():
-    found = config(steps=1000)
-    assert found.connector.learning_rate > found.decoder.learning_rate
-    assert found.decoder.learning_rate > found.vision_tower.learning_rate
-    assert (found.connector.warmup_steps, found.decoder.warmup_steps) == (10, 100)
-    same = config(adapter="lora")
-    assert same.connector.learning_rate == same.decoder.learning_rate
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2]
 
 
 def test_batches_of_one_source_come_first(capsys, arguments, tmp_path):
-    """Batches of one source have images in all rows or in none; mixed ones in some."""
-    code, _, _ = run(capsys, "train", *arguments, "--steps", 6, "--single-source-steps", 4)
+    """Batches of one source have images in all examples or in none; mixed ones in some."""
+    code, _, _ = run(capsys, "train", *arguments, "--iters", 6, "--single-source-iters", 4)
     assert code == EXIT_OK
     images = [
         round(line["images_per_second"] * line["seconds"]) for line in metrics(tmp_path / "out")
@@ -209,28 +257,32 @@ def test_batches_of_one_source_come_first(capsys, arguments, tmp_path):
     assert not set(images[4:]) & {0, 4}
 
 
-def test_a_run_that_goes_on_keeps_its_config(capsys, arguments, tmp_path):
-    flags = ["--steps", 3, "--save-every", 1]
+def test_a_resumed_run_keeps_its_options(capsys, arguments, tmp_path):
+    flags = ["--iters", 3, "--save-every", 1]
     assert run(capsys, "train", *arguments, *flags)[0] == EXIT_OK
     out = tmp_path / "out"
     line = refused(capsys, "--output", out, "--resume")
-    assert line == f"error: the run in {out} is finished; its result can be used as it is"
+    assert "has done 3 iterations; give more --iters to lengthen it" in line
     before = metrics(out)
     # As if it had been killed before the result was written.
     for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         (out / name).unlink()
     line = refused(capsys, "--output", out, "--resume", "--learning-rate", "2e-3")
     assert "learning_rate was 0.001 when this run began, and cannot be 0.002 now" in line
-    code, stdout, _ = run(capsys, "train", "--output", out, "--resume", "--keep", 1)
+    code, stdout, _ = run(capsys, "train", "--output", out, "--resume", "--keep", 1, "--quiet")
     assert (code, stdout) == (EXIT_OK, f"written: {out}\n")
     assert [line["loss"] for line in metrics(out)] == [line["loss"] for line in before]
+    # A finished run is lengthened.
+    code, _, _ = run(capsys, "train", "--output", out, "--resume", "--iters", 4)
+    assert code == EXIT_OK
+    assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
 
 
-def test_a_chart_is_drawn_on_request(capsys, arguments, tmp_path, rows):
+def test_a_chart_is_drawn_on_request(capsys, arguments, tmp_path, data):
     pytest.importorskip("matplotlib")
     code, _, _ = run(
-        capsys, "train", *arguments, "--steps", 3, "--chart", "--validation", rows,
-        "--validate-every", 2,
+        capsys, "train", *arguments, "--iters", 3, "--chart", "--validation", data,
+        "--steps-per-eval", 2,
     )  # fmt: skip
     assert code == EXIT_OK
     assert (tmp_path / "out" / "training" / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -238,19 +290,19 @@ def test_a_chart_is_drawn_on_request(capsys, arguments, tmp_path, rows):
 
 def test_a_missing_matplotlib_is_named_before_the_run(capsys, arguments, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    line = refused(capsys, *arguments, "--steps", 3, "--chart")
+    line = refused(capsys, *arguments, "--iters", 3, "--chart")
     assert "a chart needs matplotlib: pip install 'jvlm-mlx[plot]'" in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["train", "fuse"])
-def test_the_modules_run(verb):
+@pytest.mark.parametrize("subcommand", ["train", "fuse"])
+def test_the_modules_run(subcommand):
     process = subprocess.run(
-        [sys.executable, "-m", f"jvlm_mlx.{verb}", "--help"],
+        [sys.executable, "-m", f"jvlm_mlx.{subcommand}", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == EXIT_OK
-    assert f"usage: python -m jvlm_mlx.{verb}" in process.stdout
+    assert f"usage: python -m jvlm_mlx.{subcommand}" in process.stdout
 
 
 def start(arguments, **environment):
@@ -263,7 +315,7 @@ def start(arguments, **environment):
 
 def test_ctrl_c_keeps_what_was_learned(capsys, arguments, tmp_path):
     out = tmp_path / "out"
-    flags = ["--steps", 400, "--decay", "constant", "--warmup-steps", 0]
+    flags = ["--iters", 400, "--decay", "constant", "--warmup-iters", 0, "--quiet"]
     process = start([*arguments, *flags])
     deadline = time.monotonic() + 240
     while len(metrics(out)) < 2 and time.monotonic() < deadline and process.poll() is None:
@@ -275,7 +327,7 @@ def test_ctrl_c_keeps_what_was_learned(capsys, arguments, tmp_path):
     done = metrics(out)[-1]["step"]
     assert 2 <= done < 400
     assert stderr == (
-        f"stopped after step {done}, to go on with:"
+        f"stopped after iteration {done}; to resume:"
         f" python -m jvlm_mlx.train --output {out} --resume\n"
     )
     # Nothing is left of it but what it says.
@@ -283,46 +335,45 @@ def test_ctrl_c_keeps_what_was_learned(capsys, arguments, tmp_path):
     assert (out / "training" / f"step-{done:08}" / "config.json").is_file()
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def report(**changes):
+    values = {
+        "step": 3, "iters": 5, "loss": 1.2345, "validation_loss": 2.5, "gradient_norm": 1.0,
+        "learning_rates": {"decoder": 1e-4, "connector": 2e-4}, "target_tokens": 3,
+        "tokens_per_second": 3.0, "images_per_second": 1.0, "seconds": 1.0,
+        "peak_memory": 1_500_000_000,
+    }  # fmt: skip
+    return StepReport(**values | changes)
 
 
-def test_two_processes_learn_what_one_does(capsys, arguments, tmp_path):
-    flags = ["--steps", 2, "--max-grad-norm", 1]
-    assert run(capsys, "train", *arguments, *flags)[0] == EXIT_OK
-    both = [*arguments, *flags, "--output", tmp_path / "both"]
-    hosts = tmp_path / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    processes = [start(both, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts)) for rank in (1, 0)]
-    for process in processes:
-        output = process.communicate(timeout=240)
-        assert process.returncode == EXIT_OK, output
-    one, two = metrics(tmp_path / "out"), metrics(tmp_path / "both")
-    for alone, together in zip(one, two, strict=True):
-        # The same sums in another order.
-        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-        assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
-        assert together["target_tokens"] == alone["target_tokens"]
-    assert (tmp_path / "both" / "config.json").is_file()
-
-
-def test_the_bar_shows_loss_and_memory(capsys):
-    report = StepReport(
-        step=3, loss=1.2345, validation_loss=2.5, gradient_norm=1.0, learning_rates={},
-        target_tokens=3, tokens_per_second=3.0, images_per_second=1.0, seconds=1.0,
-        peak_memory=1_500_000_000,
-    )  # fmt: skip
-    with TrainingBars(True) as bars:
-        bars.training(5, 2)(report)
-    shown = capsys.readouterr().err
-    assert "3/5" in shown
-    assert "loss=1.234, memory=1.5 GB, validation=2.500" in shown
+@pytest.mark.parametrize("columns", ["80", "60"])
+def test_a_terminal_gets_a_bar_and_lines_of_validation(capsys, monkeypatch, columns):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", columns)
     with TrainingBars(False) as bars:
-        bars.training(5, 2)(report)
-    assert capsys.readouterr().err == ""
+        bars.show(ProgressEvent("training", 2, 5, "iteration"))
+        bars.report(report())
+        bars.show(ProgressEvent("training", 3, 5, "iteration"))
+        bars._bar.refresh()
+        out, shown = capsys.readouterr()
+    assert out == ""
+    assert "3/5" in shown
+    assert "loss=1.234, memory=1.5 GB" in shown
+    assert "iteration 3: validation loss 2.5000\n" in shown
+
+
+def test_anything_else_gets_a_line_for_every_report(capsys):
+    with TrainingBars(False) as bars:
+        bars.show(ProgressEvent("training", 2, 5, "iteration"))
+        bars.report(report())
+        bars.report(report(step=4, validation_loss=None))
+    out, err = capsys.readouterr()
+    assert out == (
+        "iteration 3/5: loss 1.2345, validation loss 2.5000, learning rate 0.0001/0.0002,"
+        " 3 tokens/s, 1.5 GB\n"
+        "iteration 4/5: loss 1.2345, learning rate 0.0001/0.0002, 3 tokens/s, 1.5 GB\n"
+    )
+    assert err == ""
+    with TrainingBars(True) as bars:
+        bars.report(report())
+    assert capsys.readouterr() == ("", "")

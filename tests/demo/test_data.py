@@ -9,8 +9,7 @@ from benchmarks.demo_model.training_data import SOURCES, caption_row, question_r
 from benchmarks.demo_model.transcription_pages import PAGES
 from jvlm_mlx.demo.tasks import TASKS, examples, is_held_out
 from jvlm_mlx.errors import DataError
-from jvlm_mlx.training.examples import read_conversation, read_lines
-from jvlm_mlx.training.mixture import read_mixture
+from jvlm_mlx.training.examples import read_conversation, read_lines, read_sources
 
 IMAGES, HELD_OUT, TEXTS, PAGES_OF_A_KIND = 32, 8, 7, 6
 
@@ -113,29 +112,29 @@ def test_held_out_images_are_never_trained_on(folder):
 
 def test_mixtures_name_all_files(folder):
     pages, first, second = (
-        read_mixture(folder / f"{name}.json") for name in ("pages", "stage1", "stage2")
+        read_sources(folder / f"{name}.json") for name in ("pages", "stage1", "stage2")
     )
-    assert [one.name for one in pages.sources] == list(PAGES)
-    assert [(one.name, one.kind) for one in first.sources] == [
+    assert [one.name for one in pages] == list(PAGES)
+    assert [(one.name, one.kind) for one in first] == [
         *((kind, "captions") for kind in PAGES),
         ("captions", "captions"),
         ("text", "text"),
     ]
-    assert [(one.name, one.kind) for one in second.sources] == [
+    assert [(one.name, one.kind) for one in second] == [
         *((name, "instructions") for name in SOURCES),
         *((kind, "captions") for kind in PAGES),
         ("captions", "captions"),
         ("text", "text"),
     ]
-    last = read_mixture(folder / "questions.json")
-    assert [one.name for one in last.sources] == [
+    last = read_sources(folder / "questions.json")
+    assert [one.name for one in last] == [
         *SOURCES,
         "print_page",
         "small_print_page",
         "text",
     ]
     # The weights are the shares of the rows, so that all are seen equally often.
-    asked = second.sources[: len(SOURCES)]
+    asked = second[: len(SOURCES)]
     rows = [len(rows_of(one.path)) for one in asked]
     weights = [one.weight for one in asked]
     assert [weight * IMAGES for weight in weights] == [sum(weights) * count for count in rows]
@@ -143,7 +142,7 @@ def test_mixtures_name_all_files(folder):
 
 def test_few_images_name_no_missing_source(tmp_path):
     write_data(tmp_path / "few", 2, 0, 1)
-    assert [one.name for one in read_mixture(tmp_path / "few" / "stage2.json").sources] == [
+    assert [one.name for one in read_sources(tmp_path / "few" / "stage2.json")] == [
         "scenes",
         "print",
         *PAGES,

@@ -21,9 +21,9 @@ from benchmarks.demo_model.pretraining import (
 from benchmarks.demo_model.synthetic_tiles import CELL, KINDS, make_synthetic_tile, patches_of
 from jvlm_mlx.demo.phrases import COLORS, SHAPES
 from jvlm_mlx.errors import ConversionError
+from jvlm_mlx.process_group import ProcessGroup
 from jvlm_mlx.processing.tiles import cut_tiles, resize_source
 from jvlm_mlx.processing.tiling import plan_layout
-from jvlm_mlx.training.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_pretraining_lowers_the_loss(initialized, monkeypatch):
         pretraining, "make_synthetic_tile", lambda random: tiles[random.randrange(4)]
     )
     losses = []
-    pretrain(model, 60, processes=Processes(), report=lambda _, loss: losses.append(loss))
+    pretrain(model, 60, group=ProcessGroup(), report=lambda _, loss: losses.append(loss))
     assert len(losses) == 60
     assert losses[0] > 8
     assert min(losses[-5:]) < losses[0] / 3

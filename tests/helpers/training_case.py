@@ -1,4 +1,4 @@
-"""What the tests of training share: a few rows, config, and batches of them."""
+"""Shared by the tests of training: a few examples, a config, and batches of them."""
 
 import dataclasses
 import json
@@ -6,26 +6,29 @@ import json
 import numpy as np
 from PIL import Image
 
+import jvlm_mlx
+from jvlm_mlx import TrainingConfig
 from jvlm_mlx.cli.main import EXIT_ERROR, run_subcommand
-from jvlm_mlx.training import LoaderConfig, ModuleConfig, TrainingConfig, training_feed
-from jvlm_mlx.training.data_limits import DataLimits
-from jvlm_mlx.training.mixture import read_mixture
-from jvlm_mlx.training.prepare_data import prepare_data
-from jvlm_mlx.training.processes import Processes
+from jvlm_mlx.training.data_loader import training_loader
+from jvlm_mlx.training.dataset import read_examples
+from jvlm_mlx.training.examples import read_sources
+from jvlm_mlx.training.model_setup import prepare_model
+from jvlm_mlx.training.step import Trainer
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 60, 230)}
 QUESTION = "Which color?"
+MODULES = ("vision_tower", "connector", "decoder")
 
 
-def write_rows(folder):
-    """Write pictures of one color each, questions about them, and a mixture with texts."""
-    rows = []
+def write_examples(folder):
+    """Write images of one color each, questions about them, and a mixture with texts."""
+    examples = []
     for name, color in COLORS.items():
         Image.new("RGB", (60, 60), color).save(folder / f"{name}.png")
         content = [{"type": "image", "path": f"{name}.png"}, {"type": "text", "text": QUESTION}]
-        rows.append(_row(content, name))
-    texts = [_row(f"{a} + {b}?", str(a + b)) for a in range(2) for b in range(2)]
-    for name, some in (("colors", rows), ("sums", texts)):
+        examples.append(_example(content, name))
+    texts = [_example(f"{a} + {b}?", str(a + b)) for a in range(2) for b in range(2)]
+    for name, some in (("colors", examples), ("sums", texts)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
     sources = [
         {"name": "colors", "path": "colors.jsonl", "kind": "instructions", "weight": 1.0},
@@ -35,7 +38,7 @@ def write_rows(folder):
     return folder / "mixture.json"
 
 
-def _row(content, answer):
+def _example(content, answer):
     return {
         "messages": [
             {"role": "user", "content": content},
@@ -44,96 +47,71 @@ def _row(content, answer):
     }
 
 
-def make_data(file, processor):
-    limits = DataLimits(max_length=400, max_crops=1, min_pixels=None, max_pixels=None)
-    return prepare_data(read_mixture(file), processor, limits)
-
-
-def feed_config(**changes):
-    values = {
-        "batch_size": 4,
-        "seed": 0,
-        "text_share": 0.5,
-        "single_source": False,
-        "single_source_batches": 0,
-        "bucket_batches": 1,
-        "pad_to_multiple": 1,
-        "cache_bytes": 10**8,
-    }
-    return LoaderConfig(**values | changes)
-
-
-def make_feed(file, processor, **changes):
-    return training_feed(make_data(file, processor), feed_config(**changes), Processes())
-
-
-def part(**changes):
-    values = {
-        "trainable": True,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "decay": "constant",
-        "floor": 0.0,
-    }
-    return ModuleConfig(**values | changes)
-
-
 def make_config(**changes):
+    """Full training in float32 at a constant rate, without checkpoints."""
     values = {
-        "vision_tower": part(),
-        "connector": part(),
-        "decoder": part(),
-        "steps": 10,
-        "accumulate": 1,
-        "betas": (0.9, 0.95),
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-        "max_grad_norm": None,
+        "iters": 10,
+        "fine_tune_type": "full",
         "dtype": "float32",
-        "gradient_checkpointing": False,
-        "compile": False,
-        "seed": 0,
-        "validate_every": None,
-        "save_every": None,
-        "keep": 2,
-        "report_every": 1,
-        "adapter": None,
+        "learning_rate": 1e-3,
+        "warmup_iters": 0,
+        "decay": "constant",
+        "max_grad_norm": 0.0,
+        "max_crops": 1,
+        "bucket_batches": 1,
+        "steps_per_eval": 0,
+        "save_every": 0,
     }
     return TrainingConfig(**values | changes)
 
 
+def make_data(file, processor):
+    options = make_config().image_options
+    return read_examples(read_sources(file), processor, max_seq_length=400, image_options=options)
+
+
+def make_loader(file, processor, **changes):
+    return training_loader(make_data(file, processor), make_config(**changes))
+
+
+def make_trainer(folder, adapter=None, **changes):
+    """Load a checkpoint and make it ready; returns trainer and processor."""
+    model, processor = jvlm_mlx.load(folder, dtype="float32")
+    config = make_config(**changes)
+    prepare_model(model, config, adapter)
+    return Trainer(model, config, config.iters), processor
+
+
 def joined(batches):
-    """One batch with the rows of several of the same length and number of tiles."""
+    """One batch with the examples of several of the same length and number of tiles."""
     first = batches[0]
     fields = {}
     for field in dataclasses.fields(first):
         values = [getattr(batch, field.name) for batch in batches]
         if isinstance(values[0], np.ndarray):
             fields[field.name] = np.concatenate(values)
-        elif isinstance(values[0], int):
-            fields[field.name] = sum(values)
         else:
-            fields[field.name] = values[0] if values[0] is None else sum(values, ())
+            fields[field.name] = None if values[0] is None else sum(values)
     return type(first)(**fields)
 
 
-def run_arguments(model, rows, output):
-    """What every short run on the command line is asked for."""
+def run_arguments(model, data, output):
+    """Flags of every short run on the command line."""
     return [
-        "--model", model, "--data", rows, "--output", output,
+        "--model", model, "--data", data, "--output", output, "--fine-tune-type", "full",
         "--batch-size", 4, "--max-crops", 1, "--dtype", "float32", "--bucket-batches", 1,
     ]  # fmt: skip
 
 
-def run_command(capsys, verb, *arguments):
-    """Run a verb: its exit code, what it printed, and what it said."""
-    code = run_subcommand(verb, [str(argument) for argument in arguments])
+def run_command(capsys, subcommand, *arguments):
+    """Run a subcommand; returns exit code, standard output and standard error."""
+    code = run_subcommand(subcommand, [str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out, output.err
 
 
 def refusal_of_training(capsys, *arguments):
-    """The one line that a refusal is."""
+    """The one line of a refusal."""
     code, out, err = run_command(capsys, "train", *arguments)
     assert code == EXIT_ERROR
     assert out == ""

@@ -9,25 +9,28 @@ from PIL import Image
 
 from jvlm_mlx.errors import DataError, JvlmError, RequestError
 from jvlm_mlx.processing.image_io import open_image
-from jvlm_mlx.training.data_limits import DataLimits
-from jvlm_mlx.training.mixture import read_mixture
-from jvlm_mlx.training.prepare_data import MAX_SHOWN
+from jvlm_mlx.training import TrainingConfig
+from jvlm_mlx.training.data_loader import validation_loader
+from jvlm_mlx.training.dataset import MAX_SHOWN
+from jvlm_mlx.training.example_images import decoded_size, image_size
+from jvlm_mlx.training.examples import VALIDATION_NAME, read_sources
 from tests.helpers.image_files import PNG, TURNED, TURNED_PNG, chunk, encode, exif, png_of_size
-from tests.helpers.training_rows import (
+from tests.helpers.training_examples import (
     CHATML,
     assistant,
-    batches_of,
+    config_of,
+    example,
     image,
-    image_row,
+    image_example,
+    loader_of,
     prepare,
-    row,
     text,
-    text_row,
+    text_example,
     user,
     with_template,
+    write_examples,
     write_image,
     write_mixture,
-    write_rows,
 )
 
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -54,10 +57,10 @@ def refusal(path, processor, **options):
 
 def only_batch(path, processor):
     data = prepare(path, processor)
-    return batches_of(data, batch_size=data.num_rows, bucket_batches=1)[0]
+    return validation_loader(data, config_of(batch_size=len(data.examples)))[0]
 
 
-def test_places_of_a_image(folder, processor):
+def test_sources_of_an_image(folder, processor):
     here = folder / "images" / "b.png"
     address = "data:image/png;base64," + base64.b64encode(here.read_bytes()).decode()
     parts = [
@@ -69,43 +72,45 @@ def test_places_of_a_image(folder, processor):
         {"type": "image", "image": address},
         {"type": "image_url", "image_url": {"url": address}},
     ]
-    rows = [row(user(part, text("?")), assistant("red")) for part in parts]
-    rows.append(row(user({"type": "image"}, text("?")), assistant("red"), images=[str(here)]))
-    batch = only_batch(write_rows(folder / "rows.jsonl", rows), processor)
+    examples = [example(user(part, text("?")), assistant("red")) for part in parts]
+    examples.append(
+        example(user({"type": "image"}, text("?")), assistant("red"), images=[str(here)])
+    )
+    batch = only_batch(write_examples(folder / "examples.jsonl", examples), processor)
     expected = processor.from_messages([user(image(str(here)), text("?"))])
-    assert len(batch.sources) == len(rows)
-    for place in range(len(rows)):
+    assert len(batch.input_ids) == len(examples)
+    for place in range(len(examples)):
         np.testing.assert_array_equal(batch.pixel_values[place], expected.pixel_values[0])
         np.testing.assert_array_equal(batch.input_ids[place], batch.input_ids[0])
 
 
 def test_images_beside_the_messages_are_taken_in_order(folder, processor):
-    one = row(
+    one = example(
         user({"type": "image"}, image("a.png"), {"type": "image"}, text("?")),
         assistant("red"),
         user({"type": "image"}, text("?")),  # after the last answer
         images=["images/b.png", "a.png", "images/b.png"],
     )
-    data = prepare(write_rows(folder / "rows.jsonl", [one]), processor)
-    assert [opened.source for opened in data.sources[0].rows[0].images] == [
+    data = prepare(write_examples(folder / "examples.jsonl", [one]), processor)
+    assert [opened.source for opened in data.examples[0].images] == [
         str(folder / "images" / "b.png"),
         str(folder / "a.png"),
         str(folder / "a.png"),
     ]
 
 
-def test_other_keys_empty_lines_and_parts_without_words(folder, processor):
-    plain = image_row()
+def test_other_keys_empty_lines_and_parts_without_text(folder, processor):
+    plain = image_example()
     busy = json.loads(json.dumps(plain)) | {"id": 7, "source": {"page": 3}}
     busy["messages"][0]["name"] = "Ada"
     busy["messages"][1]["content"] = [text("red")]
-    path = write_rows(folder / "rows.jsonl", [plain, "", "  ", busy, ""])
+    path = write_examples(folder / "examples.jsonl", [plain, "", "  ", busy, ""])
     batch = only_batch(path, processor)
-    assert len(batch.sources) == 2
+    assert len(batch.input_ids) == 2
     np.testing.assert_array_equal(batch.input_ids[0], batch.input_ids[1])
 
 
-BAD_ROWS = {
+BAD_EXAMPLES = {
     "{": "no JSON",
     "[1]": "no JSON object",
     "[" * 100_000: "no JSON",
@@ -115,28 +120,30 @@ BAD_ROWS = {
     '{"messages": []}': "has no messages",
     '{"messages": "Hi"}': "has no messages",
     '{"messages": ["Hi"]}': "message 0 must be an object",
-    json.dumps(row(user("Hi"))): "has no answer",
-    json.dumps(row(assistant("Hi"))): "message 0 is an answer",
-    json.dumps(row(user("Hi"), assistant(""))): "message 1 is an empty answer",
-    json.dumps(row(user("Hi"), assistant(" \n"))): "message 1 is an empty answer",
-    json.dumps(row(user("Hi"), assistant([text(""), text(" ")]))): "message 1 is an empty answer",
-    json.dumps(row(user("Hi"), assistant(None))): "message 1 has content of None",
-    json.dumps(row(user("Hi"), assistant([image("a.png")]))): "an answer with an image",
-    json.dumps(row({"role": "human", "content": "Hi"}, assistant("Ho"))): "role 'human'",
-    json.dumps(image_row("none.png")): "none.png' cannot be opened: No such file",
-    json.dumps(image_row("rows.jsonl")): "rows.jsonl' is JSON, and no image",
-    json.dumps(image_row("images")): "images' cannot be opened",
-    json.dumps(image_row("~nobody-here/a.png")): "cannot be found",
-    json.dumps(image_row("https://example.com/a.png")): "on the web; download it",
-    json.dumps(image_row("HTTP://example.com/a.png")): "on the web; download it",
-    json.dumps(image_row("data:image/png;base64,?")): "no valid base64",
-    json.dumps(image_row("long.png")): "too elongated: 1 x 500",
-    json.dumps(image_row("huge.png")): "is too large",
-    json.dumps(image_row(7)): "an image is of type int",
-    json.dumps(image_row(None)): "1 image parts without a source of their own, but 0 images",
-    json.dumps(row(user("Hi"), assistant("Ho"), images=["a.png"])): "but 1 images were given",
-    json.dumps(row(user({"type": "image"}), assistant("Ho"), images=[3])): "of type int",
-    json.dumps(text_row(answer="word " * 3000)): "tokens, 0 of them for images; at most 2000",
+    json.dumps(example(user("Hi"))): "has no answer",
+    json.dumps(example(assistant("Hi"))): "message 0 is an answer",
+    json.dumps(example(user("Hi"), assistant(""))): "message 1 is an empty answer",
+    json.dumps(example(user("Hi"), assistant(" \n"))): "message 1 is an empty answer",
+    json.dumps(
+        example(user("Hi"), assistant([text(""), text(" ")]))
+    ): "message 1 is an empty answer",
+    json.dumps(example(user("Hi"), assistant(None))): "message 1 has content of None",
+    json.dumps(example(user("Hi"), assistant([image("a.png")]))): "an answer with an image",
+    json.dumps(example({"role": "human", "content": "Hi"}, assistant("Ho"))): "role 'human'",
+    json.dumps(image_example("none.png")): "none.png' cannot be opened: No such file",
+    json.dumps(image_example("examples.jsonl")): "examples.jsonl' is JSON, and no image",
+    json.dumps(image_example("images")): "images' cannot be opened",
+    json.dumps(image_example("~nobody-here/a.png")): "cannot be found",
+    json.dumps(image_example("https://example.com/a.png")): "on the web; download it",
+    json.dumps(image_example("HTTP://example.com/a.png")): "on the web; download it",
+    json.dumps(image_example("data:image/png;base64,?")): "no valid base64",
+    json.dumps(image_example("long.png")): "too elongated: 1 x 500",
+    json.dumps(image_example("huge.png")): "is too large",
+    json.dumps(image_example(7)): "an image is of type int",
+    json.dumps(image_example(None)): "1 image parts without a source of their own, but 0 images",
+    json.dumps(example(user("Hi"), assistant("Ho"), images=["a.png"])): "but 1 images were given",
+    json.dumps(example(user({"type": "image"}), assistant("Ho"), images=[3])): "of type int",
+    json.dumps(text_example(answer="word " * 3000)): "tokens, 0 of them for images; at most 2000",
 }
 
 
@@ -145,31 +152,31 @@ def write_bad_images(folder):
     (folder / "huge.png").write_bytes(png_of_size(60_000, 60_000))
 
 
-@pytest.mark.parametrize("bad", BAD_ROWS, ids=lambda bad: BAD_ROWS[bad][:30])
-def test_bad_row(bad, folder, processor):
+@pytest.mark.parametrize("bad", BAD_EXAMPLES, ids=lambda bad: BAD_EXAMPLES[bad][:30])
+def test_bad_example(bad, folder, processor):
     write_bad_images(folder)
-    path = write_rows(folder / "rows.jsonl", [image_row(), bad, text_row()])
+    path = write_examples(folder / "examples.jsonl", [image_example(), bad, text_example()])
     heading, *lines = refusal(path, processor).split("\n")
-    assert heading == "a row cannot be trained on; mend or remove what is listed here:"
+    assert heading == "an example cannot be trained on; fix or remove what is listed here:"
     (line,) = lines
     assert line.startswith(f"{path}:2: ")
-    assert BAD_ROWS[bad] in line
+    assert BAD_EXAMPLES[bad] in line
     assert len(line) < 400
 
 
-def test_all_bad_rows_of_all_files_are_named(folder, processor):
+def test_all_bad_examples_of_all_files_are_named(folder, processor):
     write_bad_images(folder)
-    bad = list(BAD_ROWS)
+    bad = list(BAD_EXAMPLES)
     path = write_mixture(
         folder,
-        one=("captions", 1, [image_row(), *bad[:5], image_row(), text_row()]),
-        two=("text", 1, ["{", text_row(), image_row()]),
+        one=("captions", 1, [image_example(), *bad[:5], image_example(), text_example()]),
+        two=("text", 1, ["{", text_example(), image_example()]),
         three=("instructions", 1, []),
     )
     (folder / "three.jsonl").unlink()
     lines = refusal(path, processor).split("\n")
     assert lines.pop(0) == f"{folder}/three.jsonl cannot be read: No such file or directory"
-    assert lines[0].startswith("8 rows cannot")
+    assert lines[0].startswith("8 examples cannot")
     assert [line.split(": ")[0].removeprefix(f"{folder}/") for line in lines[1:]] == [
         *(f"one.jsonl:{number}" for number in (2, 3, 4, 5, 6, 8)),
         "two.jsonl:1",
@@ -179,72 +186,76 @@ def test_all_bad_rows_of_all_files_are_named(folder, processor):
     assert lines[8].endswith("has an image, but the source is of kind text")
 
 
-def test_many_bad_rows_are_counted(folder, processor):
-    path = write_rows(folder / "rows.jsonl", ["{"] * (MAX_SHOWN + 30))
+def test_many_bad_examples_are_counted(folder, processor):
+    path = write_examples(folder / "examples.jsonl", ["{"] * (MAX_SHOWN + 30))
     lines = refusal(path, processor).split("\n")
-    assert lines[0].startswith(f"{MAX_SHOWN + 30} rows")
+    assert lines[0].startswith(f"{MAX_SHOWN + 30} examples")
     assert len(lines) == 1 + MAX_SHOWN + 1
     assert lines[-1] == "and 30 more"
 
 
-def test_file_without_rows(folder, processor):
-    path = write_rows(folder / "rows.jsonl", ["", " "])
-    assert refusal(path, processor) == f"{path} has no rows"
+def test_file_without_examples(folder, processor):
+    path = write_examples(folder / "examples.jsonl", ["", " "])
+    assert refusal(path, processor) == f"{path} has no examples"
 
 
 def test_file_that_is_not_utf_8(folder, processor):
-    path = folder / "rows.jsonl"
-    path.write_bytes(json.dumps(text_row()).encode() + b'\n{"messages": "\xff"}')
+    path = folder / "examples.jsonl"
+    path.write_bytes(json.dumps(text_example()).encode() + b'\n{"messages": "\xff"}')
     assert f"{path}:2: no JSON" in refusal(path, processor)
 
 
 def test_length_counts_images_and_stop_token(folder, processor):
-    path = write_rows(folder / "rows.jsonl", [image_row("images/b.png"), image_row()])
-    row_length = max(one.length for one in prepare(path, processor).sources[0].rows)
+    path = write_examples(
+        folder / "examples.jsonl", [image_example("images/b.png"), image_example()]
+    )
+    example_length = max(one.length for one in prepare(path, processor).examples)
     batch = only_batch(path, processor)
-    assert batch.input_ids.shape[1] == row_length
-    prepare(path, processor, max_length=row_length)
-    assert f"{path}:1: has {row_length} tokens" in refusal(
-        path, processor, max_length=row_length - 1
+    assert batch.input_ids.shape[1] == example_length
+    prepare(path, processor, max_seq_length=example_length)
+    assert f"{path}:1: has {example_length} tokens" in refusal(
+        path, processor, max_seq_length=example_length - 1
     )
 
 
 def test_limits_on_images_hold_in_training(folder, processor):
     write_image(folder / "a.png", 300, 300)
-    path = write_rows(folder / "rows.jsonl", [image_row()])
+    path = write_examples(folder / "examples.jsonl", [image_example()])
     question = [user(image(str(folder / "a.png")), text("What color?"))]
     for limits in ({"max_crops": 1}, {"max_pixels": 20_000}, {"min_pixels": 140_000}):
         data = prepare(path, processor, **limits)
         expected = processor.from_messages(question, **limits)
-        assert data.sources[0].rows[0].num_tiles == expected.pixel_values.shape[1]
+        assert data.examples[0].num_tiles == expected.pixel_values.shape[1]
         np.testing.assert_array_equal(
-            batches_of(data, batch_size=1)[0].pixel_values, expected.pixel_values
+            loader_of(data, batch_size=1)[0].pixel_values, expected.pixel_values
         )
     with pytest.raises(RequestError, match="max_crops is 0"):
         prepare(path, processor, max_crops=0)
-    with pytest.raises(RequestError, match="max_length 0"):
-        DataLimits(max_length=0, max_crops=None, min_pixels=None, max_pixels=None)
+    with pytest.raises(RequestError, match="max_seq_length is 0"):
+        TrainingConfig(max_seq_length=0)
 
 
 def test_pixels_are_only_decoded_on_demand(folder, processor):
     whole = (folder / "a.png").read_bytes()
     (folder / "a.png").write_bytes(whole[: len(whole) // 2])
-    path = write_rows(folder / "rows.jsonl", [text_row(), image_row()])
+    path = write_examples(folder / "examples.jsonl", [text_example(), image_example()])
     data = prepare(path, processor)
     line = refusal(path, processor, decode_images=True).split("\n")[1]
     assert line.startswith(f"{path}:2: ")
     assert "cannot be decoded" in line
-    batches = batches_of(data, batch_size=4, text_share=0.5, bucket_batches=1)
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*a\.png' cannot be decoded") as caught:
+    batches = loader_of(data, batch_size=4, text_fraction=0.5, bucket_batches=1)
+    with pytest.raises(
+        DataError, match=r"examples\.jsonl:2: .*a\.png' cannot be decoded"
+    ) as caught:
         batches[0]
     assert "\n" not in str(caught.value)
 
 
 def test_image_that_has_changed_since_it_was_checked(folder, processor):
-    data = prepare(write_rows(folder / "rows.jsonl", [image_row()]), processor)
+    data = prepare(write_examples(folder / "examples.jsonl", [image_example()]), processor)
     write_image(folder / "a.png", 50, 40)
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: .* has 50 x 40 pixels, and had 40 x 40"):
-        batches_of(data, batch_size=1)[0]
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: .* has changed its size since"):
+        loader_of(data, batch_size=1)[0]
 
 
 XMP = b'<x tiff:Orientation="6"/>'
@@ -267,49 +278,51 @@ KINDS = {
 def test_size_from_the_beginning_of_a_file(kind, folder, processor):
     path = folder / kind
     path.write_bytes(KINDS[kind])
-    data = prepare(write_rows(folder / "rows.jsonl", [image_row(kind)]), processor)
-    assert data.sources[0].rows[0].images[0].size == open_image(path).size
+    assert image_size(str(path)) == decoded_size(str(path)) == open_image(path).size
+    data = prepare(write_examples(folder / "examples.jsonl", [image_example(kind)]), processor)
+    width, height = open_image(path).size
+    assert data.examples[0].images[0].layout == processor.image_layout(width, height)
 
 
 def test_turn_that_is_only_known_at_the_end_of_a_file(folder, processor):
     turn = chunk(b"eXIf", exif(TURNED).tobytes().removeprefix(b"Exif\0\0"))
     (folder / "late.png").write_bytes(PNG[:-12] + turn + PNG[-12:])
-    path = write_rows(folder / "rows.jsonl", [image_row("late.png")])
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: .* save it anew"):
-        batches_of(prepare(path, processor), batch_size=1)[0]
-    data = prepare(path, processor, decode_images=True)
-    batches_of(data, batch_size=1)[0]
+    path = write_examples(folder / "examples.jsonl", [image_example("late.png")])
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: .* has changed since"):
+        loader_of(prepare(path, processor), batch_size=1)[0]
+    line = refusal(path, processor, decode_images=True).split("\n")[1]
+    assert line.endswith("late.png' says only at its end that it is to be turned; save it anew")
 
 
-def test_template_is_tried_before_rows(folder, processor):
-    path = write_rows(folder / "rows.jsonl", ["{"])
+def test_template_is_tried_before_examples(folder, processor):
+    path = write_examples(folder / "examples.jsonl", ["{"])
     assert "template" in refusal(path, with_template(processor, "{{ 1 }}"))
-    assert "rows.jsonl:1" in refusal(path, with_template(processor, CHATML))
+    assert "examples.jsonl:1" in refusal(path, with_template(processor, CHATML))
 
 
 def test_progress(folder, processor):
     path = write_mixture(
         folder,
-        one=("captions", 1, [image_row()] * 3),
-        two=("text", 1, [text_row()] * 2 + [""] * 3),
+        one=("captions", 1, [image_example()] * 3),
+        two=("text", 1, [text_example()] * 2 + [""] * 3),
     )
-    told = []
-    prepare(path, processor, progress=told.append)
+    reported = []
+    prepare(path, processor, progress=reported.append)
     size = sum((folder / name).stat().st_size for name in ("one.jsonl", "two.jsonl"))
-    assert {event.total for event in told} == {size}
-    assert told == sorted(told)
-    assert told[-1] == ("examples", size, size, "B")
-    assert len(told) > 5
+    assert {event.total for event in reported} == {size}
+    assert reported == sorted(reported)
+    assert reported[-1][:4] == ("checking examples", size, size, "B")
+    assert len(reported) > 5
 
 
 def test_digest_knows_what_changes_a_batch(folder, processor):
-    rows = [image_row(), text_row()]
-    path = write_rows(folder / "rows.jsonl", rows)
+    examples = [image_example(), text_example()]
+    path = write_examples(folder / "examples.jsonl", examples)
     digest = prepare(path, processor).digest
     assert prepare(path, processor).digest == digest
     assert prepare(path, processor, max_crops=2).digest != digest
     assert prepare(path, with_template(processor, CHATML)).digest != digest
-    write_rows(path, [image_row(), text_row("How do you do?")])
+    write_examples(path, [image_example(), text_example("How do you do?")])
     assert prepare(path, processor).digest != digest
 
 
@@ -328,7 +341,7 @@ def test_mixture_file(folder):
             }
         )
     )
-    scenes, texts = read_mixture(path).sources
+    scenes, texts = read_sources(path)
     assert (scenes.name, scenes.kind, scenes.weight) == ("scenes", "captions", 3.0)
     assert scenes.path.resolve() == (folder / "s.jsonl").resolve()
     assert texts.path == absolute
@@ -347,7 +360,7 @@ BAD_MIXTURES = {
         json.dumps({"sources": [GOOD | {"weight": weight}]})
         for weight in (0, -1, True, "1", float("inf"), float("nan"))
     ],
-    "source 0 has 'wieght'": json.dumps({"sources": [GOOD | {"wieght": 3}]}),
+    "source 0 has the key 'wieght'": json.dumps({"sources": [GOOD | {"wieght": 3}]}),
     "two sources are named 'a'": json.dumps({"sources": [GOOD, GOOD]}),
 }
 
@@ -358,29 +371,27 @@ def test_bad_mixture(line, tmp_path):
     for words in [texts] if isinstance(texts, str) else texts:
         (tmp_path / "mixture.json").write_text(words)
         with pytest.raises(DataError) as caught:
-            read_mixture(tmp_path / "mixture.json")
+            read_sources(tmp_path / "mixture.json")
         assert line in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_missing_mixture(tmp_path):
     with pytest.raises(JvlmError, match=r"none\.json cannot be read: No such file"):
-        read_mixture(tmp_path / "none.json")
+        read_sources(tmp_path / "none.json")
 
 
-def test_single_file_is_told_apart_by_what_rows_have(folder, processor):
-    path = write_rows(folder / "rows.jsonl", [image_row(), text_row(), image_row()])
-    data = prepare(str(path), processor)
-    assert [(one.name, one.kind, len(one.rows)) for one in data.sources] == [
-        ("rows", "instructions", 2),
-        ("rows-text", "text", 1),
-    ]
-    assert data.num_rows == 3
-    assert data.has_text
-    assert data.has_images
-    data = prepare(write_rows(path, [text_row()]), processor)
-    assert [(one.name, one.kind) for one in data.sources] == [("rows", "text")]
-    assert not data.has_images
-    data = prepare(write_rows(path, [image_row()]), processor)
-    assert [(one.name, one.kind) for one in data.sources] == [("rows", "instructions")]
-    assert not data.has_text
+def test_a_folder_has_files_as_mlx_lm_names_them(folder, processor):
+    write_examples(folder / "train.jsonl", [image_example(), text_example()])
+    write_examples(folder / "valid.jsonl", [text_example()])
+    assert len(prepare(folder, processor).examples) == 2
+    (source,) = read_sources(folder, VALIDATION_NAME)
+    assert source.path == folder / "valid.jsonl"
+    (folder / "train.jsonl").unlink()
+    assert "train.jsonl cannot be read" in refusal(folder, processor)
+
+
+def test_a_file_without_an_end_is_refused(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("jvlm_mlx.training.examples.MAX_BYTES", 1000)
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    assert "endless.jsonl has a line of more than" in refusal(tmp_path / "endless.jsonl", processor)

@@ -1,18 +1,22 @@
 """What `fuse` and training must not delete, and what their model cards say."""
 
 import shutil
+import signal
+import subprocess
+import sys
 
+import mlx.core as mx
 import pytest
 from huggingface_hub import metadata_load
 
 import jvlm_mlx
+from jvlm_mlx import fuse
 from jvlm_mlx.checkpoint.adapters import AdapterConfig, adapter_parameters, add_adapters
 from jvlm_mlx.checkpoint.hub import DEMO, locate_checkpoint
 from jvlm_mlx.checkpoint.model_card import trained_card
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import CheckpointError, ConversionError
-from jvlm_mlx.training.checkpoints import RUN_FOLDER, step_folder, write_adapter
-from jvlm_mlx.training.fusing import fuse
+from jvlm_mlx.training.checkpoints import RUN_FOLDER, step_folder
 from tests.helpers.converting import config_of, entries_of
 
 
@@ -24,7 +28,8 @@ def adapter(grouped, tmp_path_factory):
     config = AdapterConfig("lora", 2, 2.0, 0.0, ("decoder.layers.0.mlp.up",))
     model, _ = jvlm_mlx.load(grouped)
     add_adapters(model, config, seed=0)
-    write_adapter(folder, config, adapter_parameters(model), len(model.layers))
+    mx.save_safetensors(str(folder / "adapters.safetensors"), adapter_parameters(model))
+    config.write(folder)
     return folder
 
 
@@ -35,9 +40,9 @@ def existing(grouped, tmp_path):
     return tmp_path / "targets" / "out"
 
 
-def replace(verb, model, adapter, target):
+def replace(subcommand, model, adapter, target):
     """Write a checkpoint in a target's place, by either command."""
-    if verb == "fuse":
+    if subcommand == "fuse":
         fuse(model, adapter, target, force=True)
     else:
         convert(model, target, force=True)
@@ -72,14 +77,14 @@ def test_force_replaces_a_checkpoint_beside_the_adapter(grouped, adapter, existi
     assert entries_of(existing.parent) == ["out"]
 
 
-@pytest.mark.parametrize("verb", ["fuse", "convert"])
-def test_force_never_deletes_a_run(grouped, adapter, existing, verb):
+@pytest.mark.parametrize("subcommand", ["fuse", "convert"])
+def test_force_never_deletes_a_run(grouped, adapter, existing, subcommand):
     step = step_folder(existing, 20)
     step.mkdir(parents=True)
     (step / "model.safetensors").write_bytes(b"hours of work")
     before = all_files(existing.parent)
     with pytest.raises(ConversionError, match=r"out holds checkpoints of a training") as caught:
-        replace(verb, grouped, adapter, existing)
+        replace(subcommand, grouped, adapter, existing)
     assert "\n" not in str(caught.value)
     assert all_files(existing.parent) == before
     # What is left of a run without any is nothing to go on from.
@@ -90,15 +95,15 @@ def test_force_never_deletes_a_run(grouped, adapter, existing, verb):
 
 
 @pytest.mark.parametrize("target", [".", "..", "../out", "../../targets"])
-@pytest.mark.parametrize("verb", ["fuse", "convert"])
+@pytest.mark.parametrize("subcommand", ["fuse", "convert"])
 def test_the_current_folder_is_never_replaced(
-    grouped, adapter, existing, monkeypatch, target, verb
+    grouped, adapter, existing, monkeypatch, target, subcommand
 ):
     shutil.copyfile(existing / "config.json", existing.parent / "config.json")
     monkeypatch.chdir(existing)
     before = all_files(existing.parent)
     with pytest.raises(ConversionError, match="the current folder; give another path") as caught:
-        replace(verb, grouped, adapter, target)
+        replace(subcommand, grouped, adapter, target)
     assert "\n" not in str(caught.value)
     assert all_files(existing.parent) == before
 
@@ -166,3 +171,23 @@ def test_a_card_names_a_folder(tmp_path):
         other = tmp_path / place
         other.mkdir(parents=True)
         assert "base_model" not in trained_card(other, "trained further")
+
+
+def test_a_killed_fuse_leaves_nothing_once_it_has_run_again(grouped, adapter, tmp_path):
+    """Neither of the two stages of a quantized result."""
+    script = (
+        "import os, signal, sys\n"
+        "from jvlm_mlx import fuse\n"
+        "kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.modules['jvlm_mlx.fuse'].convert = kill\n"
+        "fuse(*sys.argv[1:], quantize=True, q_group_size=32)\n"
+    )
+    target = tmp_path / "targets" / "out"
+    arguments = [str(path) for path in (grouped, adapter, target)]
+    process = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert entries_of(target.parent)
+    fuse(grouped, adapter, target, quantize=True, q_group_size=32)
+    assert entries_of(target.parent) == ["out"]
+    assert {"fused", "converted"}.isdisjoint(entries_of(target))

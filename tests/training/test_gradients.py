@@ -1,4 +1,4 @@
-"""The loss and its gradients: against differences, against one another, and against rules."""
+"""The loss and its gradients: compared with differences, with one another, and with rules."""
 
 import dataclasses
 
@@ -9,23 +9,23 @@ import pytest
 import jvlm_mlx
 from jvlm_mlx import RequestError
 from jvlm_mlx.training import loss as loss_module
-from jvlm_mlx.training import prepare_model
 from jvlm_mlx.training.loss import loss_sum, prepare
-from jvlm_mlx.training.processes import Processes
-from jvlm_mlx.training.step import Trainer
-from tests.helpers.training_case import joined, make_config, make_feed, write_rows
+from tests.helpers.training_case import joined, make_loader, write_examples
+from tests.helpers.training_case import make_trainer as new_trainer
 
 
 @pytest.fixture(scope="module")
-def feed(golden_folder, tmp_path_factory):
+def loader(golden_folder, tmp_path_factory):
     _, processor = jvlm_mlx.load(golden_folder / "tiny")
-    return make_feed(write_rows(tmp_path_factory.mktemp("rows")), processor)
+    file = write_examples(tmp_path_factory.mktemp("examples"))
+    # A seed whose first batch has examples with images and without.
+    return make_loader(file, processor, text_fraction=0.5)
 
 
 @pytest.fixture(scope="module")
-def batch(feed):
+def batch(loader):
     """Images and texts, with some patches that are padding."""
-    batch = feed.batches[0]
+    batch = loader[0]
     assert batch.pixel_values is not None
     masks = batch.image_masks.copy()
     masks[:, 0, :20] = 0
@@ -35,10 +35,7 @@ def batch(feed):
 @pytest.fixture
 def make_trainer(golden_folder):
     def make(folder=golden_folder / "tiny", **changes):
-        model, _ = jvlm_mlx.load(folder, dtype="float32")
-        config = make_config(**changes)
-        prepare_model(model, config, None)
-        return Trainer(model, config, Processes())
+        return new_trainer(folder, **changes)[0]
 
     return make
 
@@ -98,10 +95,7 @@ DIFFERENTIATED = (
 
 @pytest.fixture(scope="module")
 def differentiated(golden_folder, batch):
-    model, _ = jvlm_mlx.load(golden_folder / "tiny", dtype="float32")
-    config = make_config()
-    prepare_model(model, config, None)
-    trainer = Trainer(model, config, Processes())
+    trainer, _ = new_trainer(golden_folder / "tiny")
     _, gradients = gradients_of(trainer, batch)
     return trainer, gradients
 
@@ -115,7 +109,7 @@ def slope(trainer, inputs, path, direction, size):
             trainer.parameters | changed, inputs, mx.array(1 / len(inputs["targets"])), None
         )
         losses.append(value.item())
-    trainer.put_back()
+    trainer.restore_parameters()
     return (losses[0] - losses[1]) / (2 * size)
 
 
@@ -139,7 +133,7 @@ def test_gradients_equal_differences(differentiated, batch, path):
     assert found == pytest.approx(expected, rel=0.03)
 
 
-def test_both_embedding_tables_and_both_marks_of_padding_learn(differentiated):
+def test_both_embedding_tables_and_both_padding_vectors_learn(differentiated):
     _, gradients = differentiated
     rows = mx.linalg.norm(gradients["decoder.embedding.weight"], axis=-1)
     vocabulary = differentiated[0].model.config.decoder.embedding_size
@@ -199,9 +193,9 @@ def test_labels_may_differ_from_what_is_read_next(make_trainer, batch):
     assert target.item() == labels[row, place] != batch.input_ids[row, place]
 
 
-def test_padding_behind_a_row_changes_nothing(make_trainer, feed):
+def test_padding_behind_an_example_changes_nothing(make_trainer, loader):
     trainer = make_trainer()
-    batch = feed.batches[0]
+    batch = loader[0]
     padded = dataclasses.replace(
         batch,
         input_ids=np.pad(batch.input_ids, ((0, 0), (0, 9)), constant_values=7),
@@ -214,18 +208,18 @@ def test_padding_behind_a_row_changes_nothing(make_trainer, feed):
     assert_close(padded_gradients, gradients, 1e-4)
 
 
-def test_logits_in_pieces_give_the_same(make_trainer, batch, monkeypatch):
+def test_logits_in_chunks_give_the_same(make_trainer, batch, monkeypatch):
     trainer = make_trainer()
     loss, gradients = gradients_of(trainer, batch)
     monkeypatch.setattr(loss_module, "MAX_LOGITS", 3 * 512)
-    pieces_loss, pieces_gradients = gradients_of(trainer, batch)
-    assert pieces_loss == pytest.approx(loss, rel=1e-6)  # another order of the same sums
-    assert_close(pieces_gradients, gradients, 1e-4)
+    chunk_loss, chunk_gradients = gradients_of(trainer, batch)
+    assert chunk_loss == pytest.approx(loss, rel=1e-6)  # another order of the same sums
+    assert_close(chunk_gradients, gradients, 1e-4)
 
 
-def test_accumulation_equals_one_large_batch(make_trainer, batch, feed):
+def test_accumulation_equals_one_large_batch(make_trainer, batch, loader):
     trainer = make_trainer()
-    # Rows with different numbers of targets: a mean of means would be another number.
+    # Examples with different numbers of targets: a mean of means would be another number.
     rows = [cut(batch, slice(row, row + 1)) for row in range(3)]
     assert len({row.num_targets for row in rows}) > 1
     loss, gradients = gradients_of(trainer, joined(rows))
@@ -245,7 +239,7 @@ def cut(batch, rows):
 
 def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, batch):
     loss, gradients = gradients_of(make_trainer(), batch)
-    trainer = make_trainer(gradient_checkpointing=True)
+    trainer = make_trainer(grad_checkpoint=True)
     layer = type(trainer.model.decoder.layers[0])
     again_loss, again_gradients = gradients_of(trainer, batch)
     assert again_loss == pytest.approx(loss, rel=1e-6)
@@ -254,10 +248,10 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, batch):
     assert type(trainer.model.decoder.layers[0]) is layer
 
 
-def test_compiled_batches_give_the_same(make_trainer, feed):
+def test_compiled_batches_give_the_same(make_trainer, loader):
     plain, compiled = make_trainer(), make_trainer(compile=True)
     for number in range(2):
-        batch = feed.batches[number]
+        batch = loader[number]
         loss, gradients = gradients_of(plain, batch)
         compiled_loss, compiled_gradients = gradients_of(compiled, batch)
         assert compiled_loss == pytest.approx(loss, rel=1e-6)
@@ -285,7 +279,7 @@ def test_bfloat16_keeps_float32_weights(make_trainer, batch):
     assert 0 < change < 2e-3
 
 
-def test_the_model_answers_as_before_after_gradients(make_trainer, batch):
+def test_outputs_are_as_before_after_gradients(make_trainer, batch):
     trainer = make_trainer()
     inputs = prepare(trainer.model, batch)
     before = loss_sum(trainer.model, inputs).item()

@@ -4,34 +4,39 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jvlm_mlx import RequestError
-from jvlm_mlx.training.modules import decays, part_of
-from jvlm_mlx.training.optimizer import PartOptimizer, gradient_norm
-from jvlm_mlx.training.schedule import learning_rate
-from tests.helpers.training_case import make_config, part
+from jvlm_mlx.errors import RequestError
+from jvlm_mlx.training import TrainingConfig
+from jvlm_mlx.training.optimizer import ModuleOptimizer, schedule
+from jvlm_mlx.training.training_config import MODULES, Rates, decays, module_of
+from tests.helpers.training_case import make_config
+
+
+def rates_of(rates, iters, count):
+    """Learning rates of the first iterations, as the optimizer computes them."""
+    function = schedule(rates, iters)
+    return [function(mx.array(step, mx.uint64)).item() for step in range(count)]
 
 
 def test_warm_up_is_a_straight_line_that_ends_at_the_highest_rate():
-    config = part(learning_rate=1.0, warmup_steps=4, decay="constant")
-    rates = [learning_rate(config, step, 10) for step in range(6)]
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    found = rates_of(Rates(1.0, 4, "constant", 0.0), 10, 6)
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0], rel=1e-6)  # float32
 
 
 @pytest.mark.parametrize(
     ("decay", "middle"), [("cosine", 0.1 + 0.9 * 0.5), ("linear", 0.55), ("constant", 1.0)]
 )
-def test_decay_ends_at_the_floor(decay, middle):
-    config = part(learning_rate=2.0, warmup_steps=2, decay=decay, floor=0.1)
-    rates = [learning_rate(config, step, 13) for step in range(13)]
-    assert rates[2] == 2.0
-    assert rates[7] == pytest.approx(2 * middle)  # half of the ten steps after the warm-up
-    assert rates[12] == pytest.approx(2.0 if decay == "constant" else 0.2)
-    assert rates[2:] == sorted(rates[2:], reverse=True)
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_decay_ends_at_the_floor(decay, middle, warmup):
+    found = rates_of(Rates(2.0, warmup, decay, 0.1), warmup + 11, warmup + 12)
+    assert found[warmup] == 2.0
+    assert found[warmup + 5] == pytest.approx(2 * middle)  # half of what follows the warm-up
+    assert found[warmup + 10 :] == pytest.approx([2.0 if decay == "constant" else 0.2] * 2)
+    assert found[warmup:] == sorted(found[warmup:], reverse=True)
 
 
 def test_a_warm_up_as_long_as_the_run_is_no_error():
-    config = part(learning_rate=1.0, warmup_steps=5, decay="cosine")
-    assert learning_rate(config, 4, 5) == 1.0
+    assert rates_of(Rates(1.0, 5, "cosine", 0.1), 5, 5)[4] == pytest.approx(1.0)
+    assert rates_of(Rates(1.0, 9, "cosine", 0.1), 1, 1)[0] == pytest.approx(1 / 9)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,7 @@ def test_a_warm_up_as_long_as_the_run_is_no_error():
     ],
 )
 def test_embeddings_and_head_belong_to_the_decoder(path, owner):
-    assert part_of(path) == owner
+    assert module_of(path) == owner
 
 
 def test_only_matrices_of_layers_decay(tiny):
@@ -81,25 +86,27 @@ def as_mlx(arrays):
 
 def test_steps_equal_adamw_by_its_definition():
     config = make_config(
-        vision_tower=part(learning_rate=1e-3, warmup_steps=3),
-        connector=part(learning_rate=1e-2, warmup_steps=1),
-        decoder=part(learning_rate=2e-3, warmup_steps=0),
+        learning_rate=1e-3,
+        vision_tower_warmup_iters=3,
+        connector_learning_rate=1e-2,
+        connector_warmup_iters=1,
+        decoder_learning_rate=2e-3,
         weight_decay=0.1,
         betas=(0.8, 0.9),
         eps=1e-3,
     )
     weights = random_arrays(0)
     parameters = as_mlx(weights)
-    optimizer = PartOptimizer(config, parameters)
+    optimizer = ModuleOptimizer(config, config.iters, parameters)
     first = {path: np.zeros(shape) for path, shape in PATHS.items()}
     second = {path: np.zeros(shape) for path, shape in PATHS.items()}
     for step in range(4):
         gradients = random_arrays(step + 1)
-        rates = optimizer.set_learning_rates(step)
         parameters = optimizer.apply(as_mlx(gradients), parameters)
+        rates = optimizer.learning_rates
         assert rates["vision_tower"] == pytest.approx(1e-3 * min(1, (step + 1) / 3))
         for path, gradient in gradients.items():
-            rate = rates[part_of(path)]
+            rate = rates[module_of(path)]
             decay = 0.1 if path.endswith("up.weight") else 0.0
             first[path] = 0.8 * first[path] + 0.2 * gradient
             second[path] = 0.9 * second[path] + 0.1 * gradient**2
@@ -113,54 +120,110 @@ def test_steps_equal_adamw_by_its_definition():
         np.testing.assert_allclose(np.array(parameters[path]), expected, atol=1e-6, err_msg=path)
 
 
-def test_the_state_goes_on_where_it_was_saved():
+def test_the_state_resumes_where_it_was_saved():
     parameters = as_mlx(random_arrays(0))
-    one, other = (PartOptimizer(make_config(), parameters) for _ in range(2))
+    one, other = (ModuleOptimizer(make_config(), 10, parameters) for _ in range(2))
     for step in range(2):
-        one.set_learning_rates(step)
         parameters = one.apply(as_mlx(random_arrays(step + 1)), parameters)
     other.load(one.arrays())
     results = []
     for optimizer in (one, other):
-        optimizer.set_learning_rates(2)
         results.append(optimizer.apply(as_mlx(random_arrays(9)), parameters))
     for path in PATHS:
         assert mx.array_equal(results[0][path], results[1][path])
 
 
 def test_a_state_of_other_parameters_is_refused():
-    parameters = as_mlx(random_arrays(0))
-    optimizer = PartOptimizer(make_config(), parameters)
+    optimizer = ModuleOptimizer(make_config(), 10, as_mlx(random_arrays(0)))
     arrays = optimizer.arrays()
-    with pytest.raises(ValueError, match=r"decoder\.norm\.weight\.m: expected \(2,\), found"):
-        optimizer.load(arrays | {"decoder.norm.weight.m": mx.zeros((3,))})
-
-
-def test_the_norm_is_over_all_parts():
-    gradients = as_mlx(random_arrays(1))
-    everything = np.concatenate([np.array(array).ravel() for array in gradients.values()])
-    expected = np.linalg.norm(everything)
-    assert gradient_norm(gradients).item() == pytest.approx(expected, rel=1e-6)
+    name = next(name for name in arrays if name.endswith("decoder.norm.weight.m"))
+    with pytest.raises(ValueError, match=rf"{name}: expected \(2,\), found \(3,\)"):
+        optimizer.load(arrays | {name: mx.zeros((3,))})
+    with pytest.raises(KeyError, match=name):
+        optimizer.load({other: array for other, array in arrays.items() if other != name})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"connector": part(learning_rate=0.0)}, "connector: learning rate 0.0 must be above 0"),
-        ({"decoder": part(warmup_steps=-1)}, "decoder: -1 warm-up steps"),
-        ({"decoder": part(decay="exponential")}, "decay exponential is not one of cosine"),
-        ({"vision_tower": part(floor=1.5)}, "vision_tower: floor 1.5"),
-        ({"steps": 0}, "steps 0 must be at least 1"),
-        ({"accumulate": 0}, "accumulate 0 must be at least 1"),
-        ({"dtype": "float16"}, "dtype float16 is not one of float32, bfloat16"),
-        ({"betas": (0.9, 1.0)}, "betas"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm -1.0 must be above 0"),
+        ({"connector_learning_rate": 0.0}, "connector_learning_rate is 0.0; expected a finite"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; expected a finite"),
+        ({"decoder_learning_rate": float("nan")}, "decoder_learning_rate is nan; expected"),
+        ({"decoder_warmup_iters": -1}, "decoder_warmup_iters is -1; expected a whole number"),
+        ({"decoder_decay": "exponential"}, "decay is 'exponential'; expected one of cosine"),
+        ({"vision_tower_floor": 1.5}, "vision_tower_floor is 1.5; expected a number from 0 to 1"),
+        ({"floor": float("nan")}, "floor is nan"),
+        ({"iters": 0}, "iters is 0; expected a whole number from 1"),
+        ({"iters": -3}, "iters is -3"),
+        ({"iters": 10**9}, "iters is 1000000000"),
+        ({"iters": "many"}, "iters is 'many'; expected a whole number"),
+        ({"iters": True}, "iters is True; expected a whole number"),
+        ({"iters": 3, "epochs": 1.0}, "either iters or epochs"),
+        ({"iters": None, "epochs": 0.0}, "epochs is 0.0"),
+        ({"grad_accumulation_steps": 0}, "grad_accumulation_steps is 0"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000; expected a whole number from 1"),
+        ({"bucket_batches": 10**9}, "bucket_batches is 1000000000"),
+        ({"rank": 10**30}, "rank is 1000000"),
+        ({"rank": 0}, "rank is 0"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"scale": 10**400}, "scale is"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a number of at least 0 and below 1"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
+        ({"betas": (0.9, 1.0)}, "betas is"),
+        ({"betas": (0.9,)}, "betas is .*expected a list of 2"),
+        ({"betas": (float("nan"), 0.9)}, "betas is"),
+        ({"eps": float("inf")}, "eps is inf"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+        ({"image_cache": -1}, "image_cache is -1"),
+        ({"image_cache": 1.5}, "image_cache is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"text_fraction": 1.5}, "text_fraction is 1.5"),
+        ({"compile": 1}, "compile is 1; expected true or false"),
+        ({"freeze": ("head",)}, "freeze is .*each one of vision_tower"),
+        ({"freeze": MODULES}, "every module is frozen"),
         (
-            {name: part(trainable=False) for name in ("vision_tower", "connector", "decoder")},
-            "every part is frozen",
+            {"fine_tune_type": "lora", "freeze": ("decoder",)},
+            "every module with adapters is frozen",
         ),
+        ({"fine_tune_type": "lora", "lora_modules": ()}, "lora_modules is"),
+        ({"fine_tune_type": "lora", "lora_keys": []}, "lora_keys is"),
+        ({"nonsense": 1}, "'nonsense' is no option of training"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(RequestError, match=message):
-        make_config(**changes)
+def test_options_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(RequestError, match=message) as refused:
+        make_config().changed(changes)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 250
+
+
+def test_rates_of_a_module_count_more_than_those_of_all():
+    config = TrainingConfig(
+        learning_rate=1e-3, warmup_iters=7, connector_learning_rate=5e-3,
+        connector_warmup_iters=3, vision_tower_decay="linear", decoder_floor=0.5,
+        decay="constant",
+    )  # fmt: skip
+    tower, connector, decoder = (config.rates(module, 1000) for module in MODULES)
+    assert (connector.learning_rate, connector.warmup_iters) == (5e-3, 3)
+    assert (decoder.learning_rate, decoder.warmup_iters) == (1e-3, 7)
+    assert (tower.decay, connector.decay) == ("linear", "constant")
+    assert (tower.floor, decoder.floor) == (0.1, 0.5)
+
+
+def test_the_connector_learns_faster_and_warms_up_sooner_by_default():
+    full = TrainingConfig(fine_tune_type="full")
+    tower, connector, decoder = (full.rates(module, 1000) for module in MODULES)
+    assert connector.learning_rate > decoder.learning_rate > tower.learning_rate
+    assert (connector.warmup_iters, decoder.warmup_iters) == (10, 100)
+    adapters = TrainingConfig()
+    assert adapters.rates("connector", 10).learning_rate == (
+        adapters.rates("decoder", 10).learning_rate
+    )
+
+
+def test_options_can_be_changed_and_listed():
+    assert TrainingConfig().non_defaults() == {}
+    changed = TrainingConfig().changed({"betas": [0.8, 0.9], "learning_rate": 1})
+    assert changed.non_defaults() == {"betas": (0.8, 0.9), "learning_rate": 1.0}

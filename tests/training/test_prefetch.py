@@ -7,15 +7,16 @@ import time
 import pytest
 
 from jvlm_mlx.errors import DataError
-from jvlm_mlx.training.data_loader import Batches
-from tests.helpers.training_rows import (
+from jvlm_mlx.training.data_loader import DataLoader
+from tests.helpers.training_examples import (
     assert_same_batch,
-    batches_of,
-    image_row,
-    plan_of,
+    config_of,
+    image_example,
+    loader_of,
     prepare,
+    sampler_of,
+    write_examples,
     write_image,
-    write_rows,
 )
 
 THREAD = "training-batches"
@@ -29,9 +30,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def single(folder, tiny):
-    """24 rows of one source."""
-    rows = [image_row(answer="a " * n) for n in range(1, 25)]
-    return prepare(write_rows(folder / "rows.jsonl", rows), tiny[1])
+    """24 examples of one source."""
+    examples = [image_example(answer="a " * n) for n in range(1, 25)]
+    return prepare(write_examples(folder / "examples.jsonl", examples), tiny[1])
 
 
 def threads():
@@ -39,7 +40,7 @@ def threads():
 
 
 def test_prefetch_gives_the_same_batches(single):
-    batches = batches_of(single)
+    batches = loader_of(single)
     with batches.prefetch(5, 12, ahead=3) as stream:
         made = list(stream)
         assert next(stream, None) is None
@@ -52,7 +53,7 @@ def test_prefetch_gives_the_same_batches(single):
 
 
 def test_prefetch_ends_when_it_is_left(single):
-    batches = batches_of(single)
+    batches = loader_of(single)
     with batches.prefetch(0, None, ahead=2) as stream:
         for _ in range(3):
             next(stream)
@@ -71,11 +72,11 @@ def test_prefetch_ends_when_it_is_left(single):
     assert not threads()
 
 
-class Counting(Batches):
+class Counting(DataLoader):
     """Counts the batches that are asked for; `on_step` may do something else first."""
 
     def __init__(self, data, on_step=lambda _: None):
-        super().__init__(data, plan_of(data), pad_to_multiple=1, cache_bytes=0)
+        super().__init__(data, config_of(), sampler_of(data), 6)
         self.asked = []
         self.on_step = on_step
 
@@ -127,7 +128,7 @@ def test_prefetch_raises_what_went_wrong(single, folder):
     stream = batches.prefetch(0, None, ahead=2)
     next(stream)
     next(stream)
-    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: .*a\.png' cannot be opened"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:\d+: .*a\.png' cannot be opened"):
         next(stream)
     assert not threads()
     assert next(stream, None) is None

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tests.helpers.processes import free_port
-from tests.helpers.training_case import write_rows
+from tests.helpers.training_case import write_examples
 
 
-def start(output, rows, golden_folder, *options, rank=None, hosts=None):
+def start(output, data, golden_folder, *options, rank=None, hosts=None):
     environment = {**os.environ}
     if rank is not None:
         environment |= {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     command = [
         sys.executable, "-m", "jvlm_mlx.train", "--model", golden_folder / "tiny",
-        "--data", rows, "--output", output, "--text-share", "0.5", "--dtype", "float32",
-        "--batch-size", "4", "--steps", "3", "--learning-rate", "1e-3", "--warmup-steps", "0",
-        "--connector-warmup-steps", "0", "--max-crops", "1", "--quiet", *options,
+        "--data", data, "--output", output, "--text-fraction", "0.5", "--dtype", "float32",
+        "--batch-size", "4", "--iters", "2", "--learning-rate", "1e-3", "--warmup-iters", "0",
+        "--fine-tune-type", "full", "--max-crops", "1", "--quiet", *options,
     ]  # fmt: skip
     return subprocess.Popen(
         [str(part) for part in command],
@@ -36,11 +36,11 @@ def start(output, rows, golden_folder, *options, rank=None, hosts=None):
 def together(tmp_path, golden_folder):
     """Runs the same command in two processes; gives their outputs and exit codes."""
 
-    def together(output, rows, *options):
+    def together(output, data, *options):
         hosts = tmp_path / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
         processes = [
-            start(output, rows, golden_folder, *options, rank=rank, hosts=hosts)
+            start(output, data, golden_folder, *options, rank=rank, hosts=hosts)
             for rank in range(2)
         ]
         try:
@@ -59,12 +59,12 @@ def metrics(output):
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, golden_folder, together):
-    rows = write_rows(tmp_path)
+    data = write_examples(tmp_path)
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    process = start(alone, rows, golden_folder)
+    process = start(alone, data, golden_folder)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    said, codes = together(pair, rows)
+    said, codes = together(pair, data)
     assert codes == [0, 0], said
     # Only the first process speaks.
     assert said[0][0] == f"written: {pair}\n"
@@ -72,6 +72,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, golden_folder, together):
     for one, other in zip(metrics(alone), metrics(pair), strict=True):
         # The same sums in another order.
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
         assert other["target_tokens"] == one["target_tokens"]
     expected, found = (mx.load(str(one / "model.safetensors")) for one in (alone, pair))
     start_weights = mx.load(str(golden_folder / "tiny" / "model.safetensors"))
@@ -84,11 +85,11 @@ def test_two_processes_learn_what_one_learns(tmp_path, golden_folder, together):
     assert not np.allclose(np.array(expected[head]), np.array(start_weights[head]), atol=1e-4)
 
 
-def test_rows_that_cannot_be_shared_are_refused(tmp_path, together):
-    rows = write_rows(tmp_path)
-    said, codes = together(tmp_path / "output", rows, "--batch-size", "3")
+def test_batches_that_cannot_be_shared_are_refused(tmp_path, together):
+    data = write_examples(tmp_path)
+    said, codes = together(tmp_path / "output", data, "--batch-size", "3")
     assert codes == [1, 1]
     assert said[0][1] == (
-        "error: 2 processes cannot share batches of 3 rows; set batch_size to a multiple of 2\n"
+        "error: 2 processes cannot share batches of 3 examples; set batch_size to a multiple of 2\n"
     )
     assert not (tmp_path / "output").exists()

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import jvlm_mlx
 from jvlm_mlx.checkpoint.names import LAYOUTS, ORIGINAL
-from jvlm_mlx.training import prepare_model
 from jvlm_mlx.training.loss import prepare
-from jvlm_mlx.training.processes import Processes
-from jvlm_mlx.training.step import Trainer
 
 torch = pytest.importorskip("torch")
 
@@ -23,15 +19,12 @@ torch = pytest.importorskip("torch")
 def test_gradients_equal_those_of_pytorch(golden_folder, tmp_path):
     from torch_forward import mean_loss
 
-    from tests.helpers.training_case import make_config, make_feed, write_rows
+    from tests.helpers.training_case import make_loader, make_trainer, write_examples
 
     folder = golden_folder / "tiny"
-    model, processor = jvlm_mlx.load(folder, dtype="float32")
-    batch = make_feed(write_rows(tmp_path), processor).batches[0]
-    config = make_config()
-    prepare_model(model, config, None)
-    trainer = Trainer(model, config, Processes())
-    loss, gradients = trainer.gradients([prepare(model, batch)], 0)
+    trainer, processor = make_trainer(folder)
+    batch = make_loader(write_examples(tmp_path), processor, text_fraction=0.5)[0]
+    loss, gradients = trainer.gradients([prepare(trainer.model, batch)], 0)
     mx.eval(loss, gradients)
 
     tensors = {

@@ -1,4 +1,4 @@
-"""Tokens and labels of training rows against what generation reads."""
+"""Tokens and labels of examples compared with what generation reads."""
 
 import json
 
@@ -6,27 +6,28 @@ import numpy as np
 import pytest
 
 from jvlm_mlx.errors import DataError
-from tests.helpers.training_rows import (
+from jvlm_mlx.training.data_loader import validation_loader
+from tests.helpers.training_examples import (
     CHATML,
     assistant,
-    batches_of,
+    config_of,
+    example,
     image,
-    image_row,
+    image_example,
     prepare,
-    row,
     text,
-    text_row,
+    text_example,
     user,
     with_template,
+    write_examples,
     write_image,
-    write_rows,
 )
 
 CONVERSATIONS = {
-    "image": image_row(),
-    "words": text_row(),
-    "system": row({"role": "system", "content": "Be short."}, user("Hi"), assistant("Ho")),
-    "turns": row(
+    "image": image_example(),
+    "text": text_example(),
+    "system": example({"role": "system", "content": "Be short."}, user("Hi"), assistant("Ho")),
+    "turns": example(
         user(image(), text("What color?")),
         assistant("red"),
         user("Sure?"),
@@ -36,13 +37,13 @@ CONVERSATIONS = {
         user("Why?"),
         assistant("Because."),
     ),
-    "spelled tokens": row(
+    "spelled tokens": example(
         user("What is <|im_end|> or <|image|>?"), assistant("<|im_end|> ends <|endoftext|>."),
         user("Thanks <|endoftext|>"), assistant("<|im_start|>"),
     ),
-    "blanks": row(user(" a "), assistant("  two  "), user("\n"), assistant("\tb\n\n")),
-    "parts": row(user("Hi"), assistant([text("one, "), text("two")])),
-    "other letters": row(user("Größe? 大きさ"), assistant("約 3 m 🙂")),
+    "spaces": example(user(" a "), assistant("  two  "), user("\n"), assistant("\tb\n\n")),
+    "parts": example(user("Hi"), assistant([text("one, "), text("two")])),
+    "other scripts": example(user("Größe? 大きさ"), assistant("約 3 m 🙂")),
 }  # fmt: skip
 
 
@@ -63,10 +64,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def batch_of(folder, processor, *rows):
-    data = prepare(write_rows(folder / "rows.jsonl", rows), processor)
-    share = float(not data.has_images)
-    return batches_of(data, batch_size=len(rows), bucket_batches=1, text_share=share)[0]
+def batch_of(folder, processor, *examples):
+    data = prepare(write_examples(folder / "examples.jsonl", examples), processor)
+    return validation_loader(data, config_of(batch_size=len(examples)))[0]
 
 
 def answers_of(messages):
@@ -96,13 +96,13 @@ def test_what_stands_before_an_answer_is_what_generation_reads(
         asked = used.from_messages(messages[:place])
         np.testing.assert_array_equal(batch.input_ids[0, :start], asked.input_ids[0])
         # ... and what is learned there is the answer, up to the one stop token behind it.
-        *words, stop = batch.labels[0, start:end].tolist()
+        *answer, stop = batch.labels[0, start:end].tolist()
         assert stop in used.tokenizer.stop_token_ids
-        assert not set(words) & used.tokenizer.stop_token_ids
+        assert not set(answer) & used.tokenizer.stop_token_ids
         content = messages[place]["content"]
         if not isinstance(content, str):
             content = "".join(part["text"] for part in content)
-        assert used.decode(words) == ("" if template == "chatml" else " ") + content
+        assert used.decode(answer) == ("" if template == "chatml" else " ") + content
 
 
 def test_released_template_has_no_stop_token_to_read_between_turns(folder, processor):
@@ -133,13 +133,13 @@ def test_stop_token_of_the_template_is_learned_and_nothing_behind_it(folder, cha
     assert chatml.decode(batch.input_ids[0, behind]) == "\n\n\n"
 
 
-def test_words_in_front_of_the_stop_token_are_learned(folder, processor):
+def test_text_in_front_of_the_stop_token_are_learned(folder, processor):
     other = with_template(
         processor,
         "{% for m in messages %}{{ m.role }}: {{ m.content }} \n<|im_end|>;{% endfor %}"
         "{{ 'assistant:' if add_generation_prompt }}",
     )
-    batch = batch_of(folder, other, text_row(answer="Fine."))
+    batch = batch_of(folder, other, text_example(answer="Fine."))
     learned = batch.labels[0][batch.loss_mask[0]].tolist()
     assert learned[-1] == other.tokenizer.special_tokens["<|im_end|>"]
     assert other.decode(learned) == " Fine. \n"
@@ -152,16 +152,16 @@ def test_images_that_the_template_has_no_place_for_go_in_front(folder, processor
         "{% else %}{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
         "{% endif %}{% endfor %}{{ ' assistant:' if add_generation_prompt }}",
     )
-    batch = batch_of(folder, other, image_row())
-    asked = other.from_messages(located(image_row()["messages"][:1], folder))
+    batch = batch_of(folder, other, image_example())
+    asked = other.from_messages(located(image_example()["messages"][:1], folder))
     start = int(np.argmax(batch.loss_mask[0]))
     np.testing.assert_array_equal(batch.input_ids[0, :start], asked.input_ids[0])
     np.testing.assert_array_equal(batch.image_input_idx, asked.image_input_idx)
 
 
 def test_what_follows_the_last_answer_is_left_out(folder, processor):
-    longer = row(*image_row()["messages"], user(image("wide.png"), text("And?")))
-    batch, expected = (batch_of(folder, processor, one) for one in (longer, image_row()))
+    longer = example(*image_example()["messages"], user(image("wide.png"), text("And?")))
+    batch, expected = (batch_of(folder, processor, one) for one in (longer, image_example()))
     np.testing.assert_array_equal(batch.input_ids, expected.input_ids)
     np.testing.assert_array_equal(batch.labels, expected.labels)
     np.testing.assert_array_equal(batch.pixel_values, expected.pixel_values)
@@ -183,7 +183,7 @@ TEMPLATES = {
 )
 def test_templates_that_cannot_be_trained_with(line, source, folder, processor):
     with pytest.raises(DataError, match=line):
-        batch_of(folder, with_template(processor, source), text_row())
+        batch_of(folder, with_template(processor, source), text_example())
 
 
 def test_template_that_changes_earlier_answers(folder, processor):
@@ -193,8 +193,8 @@ def test_template_that_changes_earlier_answers(folder, processor):
         "{{ m.content if loop.last or m.role == 'user' else '...' }}{% endfor %}"
         "{{ ' assistant:' if add_generation_prompt }}",
     )
-    batch_of(folder, forgets, text_row())  # a single answer can be learned
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: message 3 .* changes earlier answers"):
+    batch_of(folder, forgets, text_example())  # a single answer can be learned
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: message 3 .* changes earlier answers"):
         batch_of(folder, forgets, CONVERSATIONS["spelled tokens"])
 
 
@@ -206,21 +206,21 @@ def test_template_that_drops_one_answer(folder, processor):
         "{{ ' assistant: ' if add_generation_prompt }}",
     )
     with pytest.raises(DataError, match=r"message 1: the chat template does not write this answer"):
-        batch_of(folder, drops, text_row(answer="a secret"))
+        batch_of(folder, drops, text_example(answer="a secret"))
 
 
 def test_answer_that_merges_with_what_is_around_it(folder, processor):
     bare = with_template(processor, "{% for m in messages %}{{ m.content }}{% endfor %}")
     # " Assistant" is one token; generation goes on behind the tokens of " Assi".
     first = [user("Say Assi"), assistant("stant")]
-    batch = batch_of(folder, bare, row(*first))
+    batch = batch_of(folder, bare, example(*first))
     assert bare.decode(batch.labels[0][batch.loss_mask[0]]) == "stant"
-    with pytest.raises(DataError, match="blanks around one of them merge"):
-        batch_of(folder, bare, row(*first, user("!"), assistant("Done.")))
+    with pytest.raises(DataError, match="spaces around one of them merge"):
+        batch_of(folder, bare, example(*first, user("!"), assistant("Done.")))
 
 
 def test_two_answers_with_nothing_between_them(folder, processor):
-    twice = row(user("Hi"), assistant("Ho"), assistant("Ha"))
+    twice = example(user("Hi"), assistant("Ho"), assistant("Ha"))
     batch_of(folder, processor, twice)
     bare = with_template(processor, "{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(DataError, match="message 2 follows an answer at once; join the two"):

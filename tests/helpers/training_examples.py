@@ -1,4 +1,4 @@
-"""Files of training rows made for a test, and the processors they are read with."""
+"""Files of training examples made for a test, and the processors they are read with."""
 
 import json
 
@@ -8,11 +8,12 @@ from PIL import Image
 from jvlm_mlx.config.prompt_config import PromptConfig
 from jvlm_mlx.processing.chat_template import ChatTemplate
 from jvlm_mlx.processing.processor import Processor
-from jvlm_mlx.training.data_limits import DataLimits
-from jvlm_mlx.training.data_loader import Batches
-from jvlm_mlx.training.mixture import read_mixture
-from jvlm_mlx.training.prepare_data import prepare_data
-from jvlm_mlx.training.sampler import MixturePlan, SamplerConfig
+from jvlm_mlx.progress import no_progress
+from jvlm_mlx.training import TrainingConfig
+from jvlm_mlx.training.data_loader import training_loader
+from jvlm_mlx.training.dataset import read_examples
+from jvlm_mlx.training.examples import read_sources
+from jvlm_mlx.training.sampler import Sampler
 
 CHATML = """\
 {%- for message in messages -%}
@@ -22,14 +23,6 @@ CHATML = """\
 {%- endfor %}{% endif %}<|im_end|>
 {% endfor -%}
 {{ '<|im_start|>assistant\\n' if add_generation_prompt }}"""
-LIMITS = {"max_length": 2000, "max_crops": None, "min_pixels": None, "max_pixels": None}
-SETTINGS = {
-    "batch_size": 4,
-    "seed": 0,
-    "text_share": 0.0,
-    "single_source": False,
-    "bucket_batches": 2,
-}
 
 
 def with_template(processor, source):
@@ -45,30 +38,30 @@ def image(path="a.png"):
     return {"type": "image", "path": path}
 
 
-def text(words):
-    return {"type": "text", "text": words}
+def text(content):
+    return {"type": "text", "text": content}
 
 
 def user(*content):
-    """A question of words alone, or of parts."""
-    words = len(content) == 1 and isinstance(content[0], str)
-    return {"role": "user", "content": content[0] if words else list(content)}
+    """A question of text alone, or of parts."""
+    is_text = len(content) == 1 and isinstance(content[0], str)
+    return {"role": "user", "content": content[0] if is_text else list(content)}
 
 
-def assistant(words):
-    return {"role": "assistant", "content": words}
+def assistant(content):
+    return {"role": "assistant", "content": content}
 
 
-def row(*messages, **others):
+def example(*messages, **others):
     return {"messages": list(messages), **others}
 
 
-def image_row(path="a.png", question="What color?", answer="red"):
-    return row(user(image(path), text(question)), assistant(answer))
+def image_example(path="a.png", question="What color?", answer="red"):
+    return example(user(image(path), text(question)), assistant(answer))
 
 
-def text_row(question="How are you?", answer="Fine."):
-    return row(user(question), assistant(answer))
+def text_example(question="How are you?", answer="Fine."):
+    return example(user(question), assistant(answer))
 
 
 def write_image(path, width=40, height=40, seed=0):
@@ -76,42 +69,46 @@ def write_image(path, width=40, height=40, seed=0):
     Image.fromarray(pixels).save(path)
 
 
-def write_rows(path, rows):
-    """Write rows; a text is written as it is."""
-    lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
+def write_examples(path, examples):
+    """Write examples; a text is written as it is."""
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in examples]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
 def write_mixture(folder, **sources):
-    """Write rows and mixture of name=(kind, weight, rows); returns the path of the mixture."""
+    """Write examples and mixture of name=(kind, weight, examples); returns its path."""
     entries = []
-    for name, (kind, weight, rows) in sources.items():
-        write_rows(folder / f"{name}.jsonl", rows)
+    for name, (kind, weight, examples) in sources.items():
+        write_examples(folder / f"{name}.jsonl", examples)
         entries.append({"name": name, "path": f"{name}.jsonl", "kind": kind, "weight": weight})
     path = folder / "mixture.json"
     path.write_text(json.dumps({"sources": entries}), encoding="utf-8")
     return path
 
 
-def prepare(path, processor, decode_images=False, progress=None, **limits):
-    return prepare_data(
-        read_mixture(path),
+def prepare(path, processor, max_seq_length=2000, decode_images=False, progress=no_progress,
+            **limits):  # fmt: skip
+    return read_examples(
+        read_sources(path),
         processor,
-        DataLimits(**LIMITS | limits),
+        max_seq_length=max_seq_length,
+        image_options=TrainingConfig(**limits).image_options,
         decode_images=decode_images,
         progress=progress,
     )
 
 
-def plan_of(data, **config):
-    return MixturePlan(data, SamplerConfig(**SETTINGS | config))
+def config_of(**changes):
+    return TrainingConfig(**{"bucket_batches": 2, "image_cache": 0} | changes)
 
 
-def batches_of(data, pad_to_multiple=1, cache_bytes=0, **config):
-    return Batches(
-        data, plan_of(data, **config), pad_to_multiple=pad_to_multiple, cache_bytes=cache_bytes
-    )
+def sampler_of(data, **changes):
+    return Sampler(data, config_of(**changes))
+
+
+def loader_of(data, **changes):
+    return training_loader(data, config_of(**changes))
 
 
 def assert_same_batch(one, other):
@@ -121,4 +118,3 @@ def assert_same_batch(one, other):
     if one.pixel_values is not None:
         for name in ("pixel_values", "image_masks", "image_input_idx"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert one.sources == other.sources
