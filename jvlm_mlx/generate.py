@@ -87,7 +87,9 @@ def stream_generate(
     if image is not None and images is not None:
         raise RequestError("image and images are the same argument; give one of them")
     sources = images if image is None else image
-    prepared = prepare_prompt(processor, prompt, sources, system, request)
+    prepared = prepare_prompt(
+        processor, prompt, sources, system, request, model=model, cancel=cancel
+    )
     return Answer(
         model,
         processor,

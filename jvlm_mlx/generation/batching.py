@@ -190,7 +190,12 @@ class _Batch:
             asked = BatchRequest.of(request)
             options = GenerationOptions.of(self._options, asked.options)
             prompt = prepare_prompt(
-                self._processor, asked.prompt, asked.images, asked.system, options
+                self._processor,
+                asked.prompt,
+                asked.images,
+                asked.system,
+                options,
+                model=self._model,
             )
             return _Prepared(index, options, prompt, start)
 

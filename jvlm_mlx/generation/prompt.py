@@ -1,5 +1,6 @@
 """A prompt prepared for the model, as caches know it, and the room it leaves for an answer."""
 
+import threading
 from typing import Any
 
 from ..errors import PromptError
@@ -17,9 +18,22 @@ def prepare_prompt(
     images: Any,
     system: str | None,
     options: GenerationOptions,
+    *,
+    model: Model | None = None,
+    cancel: threading.Event | None = None,
 ) -> PreparedPrompt[PromptImage]:
-    """Return what `Processor.prepare` makes of a request; arguments and errors as there."""
-    return processor.prepare(prompt, images, system=system, options=options.image_options)
+    """Return what `Processor.prepare` makes of a request; arguments and errors as there.
+
+    With the model, a prompt that fills its context is refused before an image is decoded.
+    """
+    return processor.prepare(
+        prompt,
+        images,
+        system=system,
+        options=options.image_options,
+        context_size=None if model is None else model.config.decoder.context_size,
+        cancel=cancel,
+    )
 
 
 def prompt_key(prompt: PreparedPrompt[PromptImage]) -> PromptKey:

@@ -160,7 +160,7 @@ class Processor:
         system: str | None = None,
         options: ImageOptions | None = None,
         add_generation_prompt: bool = True,
-        max_tokens: int | None = None,
+        context_size: int | None = None,
         limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
     ) -> PreparedPrompt[PromptImage]:
@@ -178,7 +178,7 @@ class Processor:
             system: a system message in front.
             options: of images; None: the checkpoint's.
             add_generation_prompt: whether messages end with what an answer follows.
-            max_tokens: most tokens of the prompt, images included.
+            context_size: tokens that prompt and answer may have together.
             limits: of images of strangers.
             cancel: ends the opening of images with a RequestError when it is set.
 
@@ -215,13 +215,13 @@ class Processor:
                 messages = [{"role": "system", "content": system}, *messages]
             sources = collect_images(messages, sources or None)
             text = self.template.render(messages, add_generation_prompt)
-        if max_tokens is not None and self.tokenizer.is_longer(text, max_tokens):
+        if context_size is not None and self.tokenizer.is_longer(text, context_size):
             raise PromptError(
-                f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold;"
-                " shorten it"
+                f"the prompt has {len(text)} characters, more than the model's context of"
+                f" {context_size} tokens can hold; shorten it"
             )
         ids = self.encode(text, len(sources))
-        return self._place(ids, sources, options, max_tokens, limits, cancel)
+        return self._place(ids, sources, options, context_size, limits, cancel)
 
     def image_layout(
         self, width: int, height: int, options: ImageOptions | None = None, **overrides: Any
@@ -281,7 +281,7 @@ class Processor:
         ids: NDArray[np.int32],
         sources: Sequence[Any],
         options: ImageOptions | None,
-        max_tokens: int | None = None,
+        context_size: int | None = None,
         limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
     ) -> PreparedPrompt[PromptImage]:
@@ -291,11 +291,11 @@ class Processor:
             _check(cancel)
             images.append(self.image_processor.open(source, options, limits, cancel))
         prompt = place_images(ids, images, self.tokenizer.image_token_ids.image)
-        if max_tokens is not None and len(prompt.token_ids) > max_tokens:
+        if context_size is not None and len(prompt.token_ids) >= context_size:
             raise PromptError(
                 f"the prompt has {len(prompt.token_ids)} tokens, {prompt.image_tokens} of them for"
-                f" images; at most {max_tokens} are possible: shorten the text, send fewer images,"
-                " or lower max_crops"
+                f" images, and the model's context of {context_size} must hold the answer too:"
+                " shorten the text, send fewer images, or lower max_crops"
             )
         for image in images:
             _check(cancel)

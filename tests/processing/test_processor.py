@@ -347,8 +347,8 @@ def test_a_prompt_that_has_been_rendered_already_is_noticed(processor, caplog):
 
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_decoded(processor, monkeypatch):
     monkeypatch.setattr(image_processor.OpenedImage, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(PromptError, match=r"the prompt has \d+ tokens, \d+ of them for images; at"):
-        processor.prepare("What?", [image("dot")] * 3, max_tokens=20)
+    with pytest.raises(PromptError, match=r"\d+ tokens, \d+ of them for images, and"):
+        processor.prepare("What?", [image("dot")] * 3, context_size=20)
 
 
 def test_opening_images_can_be_canceled(processor):
@@ -393,5 +393,5 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_encoded(processor, monk
     tokenizer = processor.tokenizer
     assert not tokenizer.is_longer("a" * 10_000, 10_000)
     monkeypatch.setattr(tokenizer, "_encode_text", lambda _: pytest.fail("encoded"))
-    with pytest.raises(PromptError, match="characters, more than 100 tokens can hold"):
-        processor.prepare("b" * 10**6, max_tokens=100)
+    with pytest.raises(PromptError, match="characters, more than the model's context of 100"):
+        processor.prepare("b" * 10**6, context_size=100)
