@@ -412,7 +412,9 @@ def test_turns_are_taken_in_turn():
         for _ in range(100):
             device.run(lambda: order.append(name))
 
-    device.post(gate.wait)
+    started = threading.Event()
+    device.post(lambda: (started.set(), gate.wait(30)))
+    started.wait()
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
     for thread in threads:
         thread.start()
