@@ -130,6 +130,8 @@ def run(function: Callable[[], T]) -> T:
     if on_worker():
         return function()
     if _worker.closed:
+        if threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # a daemon thread that is still running ends without a word
         raise RequestError("the interpreter is shutting down; nothing can be computed any more")
     _worker.start()
     results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
