@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import random
 import subprocess
 import sys
@@ -27,7 +26,7 @@ def expected(tiny):
 
 
 def native_threads():
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def in_thread(function):
