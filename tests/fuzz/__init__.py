@@ -1,0 +1,1 @@
+"""Inputs of strangers, mutated: every one is used or refused in one line."""
