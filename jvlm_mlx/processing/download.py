@@ -18,9 +18,11 @@ from typing import Any
 
 from ..config.json_file import quoted
 from ..errors import ImageError, RequestError
+from ..files import reason
 from ..version import __version__
-from .image_decoding import reason
 
+MAX_REDIRECT_BYTES = 2**16
+"""Read of the body of a redirect that says how long it is."""
 SCHEMES = ("http", "https")
 _POLL = 0.1
 """Seconds between two looks at the flag that cancels."""
@@ -236,6 +238,14 @@ def _connection(base: type[http.client.HTTPConnection], transfer: _Transfer) -> 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, name: str) -> None:
         self._name = name
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """Follow a redirect; of its body, no more is read than anybody would write."""
+        if fp.length is not None:
+            fp.length = min(fp.length, MAX_REDIRECT_BYTES)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str

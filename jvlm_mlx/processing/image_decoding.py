@@ -11,6 +11,7 @@ from typing import IO
 from PIL import ExifTags, Image
 
 from ..errors import ImageError
+from ..files import reason
 from .image_formats import FORMAT_NAMES, identify, what_it_is
 from .rgb import to_rgb
 
@@ -82,12 +83,6 @@ def decode(
         return to_rgb(image if turn is None else image.transpose(turn), name)
     except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
         raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Return what an exception says, on one line; its kind if it says nothing."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return " ".join(str(said or error).split()) or type(error).__name__
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int | None, frame: int = 1) -> Image.Image:

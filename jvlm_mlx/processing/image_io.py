@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
+from ..files import reason
 from .documents import expand, may_have_pages
 from .download import SCHEMES
-from .image_decoding import decode, image_size, reason
+from .image_decoding import decode, image_size
 from .pdf import draw_page
 from .rgb import to_rgb
 from .sources import (

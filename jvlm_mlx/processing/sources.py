@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ImageError
+from ..files import reason
 from .download import SCHEMES, download
-from .image_decoding import reason
 
 MAX_CHARACTERS = 100
 """Longest source that a message quotes in full."""

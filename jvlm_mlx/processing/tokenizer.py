@@ -194,9 +194,9 @@ class Tokenizer:
         return ids + self._encode_text(text[start:])
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids; ids below 0, the padding of a batch, have none."""
-        tokens = [int(token) for token in ids if token >= 0]
-        text: str = self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
+        """Return the text of token ids; ids that no tokenizer has, like padding, have none."""
+        known = [token for token in map(int, ids) if 0 <= token < 2**32]
+        text: str = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
