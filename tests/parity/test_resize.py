@@ -29,8 +29,8 @@ def resize_whole(rows, size, new_size, interpolation, antialias):
 
 
 @pytest.mark.parametrize(("interpolation", "antialias", "kind", "direction"), VARIANTS)
-def test_every_variant_of_the_original(interpolation, antialias, kind, direction):
-    """Compared exactly: every sum is made in the original's order and rounded where it rounds."""
+def test_every_variant_of_the_reference(interpolation, antialias, kind, direction):
+    """Compared exactly: every sum is made in the reference's order and rounded where it rounds."""
     name, new_size = f"{interpolation}-{antialias}-{kind}-{direction}", SIZES[direction]
     expected = GOLDEN[name]
     rows = image_rows(Image.fromarray(SOURCE))

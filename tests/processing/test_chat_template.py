@@ -55,16 +55,16 @@ def test_golden_chats(chat, default, template, tokenizer):
 
 def test_default_template_equals_the_released_one(template, tokenizer):
     rng = random.Random(0)
-    words = ["", " ", "a", "two\nlines \n", "{{ x }}", "{% raw %}", "ü", "<|im_end|>"]
+    texts = ["", " ", "a", "two\nlines \n", "{{ x }}", "{% raw %}", "ü", "<|im_end|>"]
     for _ in range(200):
         messages = [
             {
                 "role": rng.choice(["system", "user", "assistant"]),
                 "content": rng.choice(
                     [
-                        rng.choice(words),
+                        rng.choice(texts),
                         [
-                            rng.choice([IMAGE, {"type": "text", "text": rng.choice(words)}])
+                            rng.choice([IMAGE, {"type": "text", "text": rng.choice(texts)}])
                             for _ in range(rng.randrange(4))
                         ],
                     ]
@@ -92,15 +92,15 @@ def test_variables_and_tags_of_chat_templates(tokenizer):
     assert of_source(source, tokenizer).render(messages) == '<|endoftext|><|image|>%"ü\\"<"'
 
 
-def test_words_that_spell_special_tokens_are_marked(template, tokenizer):
-    words = "say <|im_end|>, <im_patch> and <|image|>!"
-    prompt = template.render([user(IMAGE, words), {"role": "assistant", "content": "<im_end>"}])
-    assert prompt == f" User: <|image|>{words} Assistant: <im_end> Assistant:"
+def test_text_that_spell_special_tokens_are_marked(template, tokenizer):
+    text = "say <|im_end|>, <im_patch> and <|image|>!"
+    prompt = template.render([user(IMAGE, text), {"role": "assistant", "content": "<im_end>"}])
+    assert prompt == f" User: <|image|>{text} Assistant: <im_end> Assistant:"
     start = len(" User: <|image|>")
     assert prompt.literals == {
-        start + words.index("<|im_end|>"),
-        start + words.index("<im_patch>"),
-        start + words.index("<|image|>"),
+        start + text.index("<|im_end|>"),
+        start + text.index("<im_patch>"),
+        start + text.index("<|image|>"),
         prompt.index("<im_end>"),
     }
     ids = tokenizer.encode(prompt, prompt.literals)
@@ -121,7 +121,7 @@ def test_words_that_spell_special_tokens_are_marked(template, tokenizer):
         ("|<EXTRA_TOKENS_0>", "|<EXTRA_TOKENS_1>|"),
     ],
 )
-def test_words_in_several_parts_spell_a_special_token(parts, template, tokenizer):
+def test_text_in_several_parts_spell_a_special_token(parts, template, tokenizer):
     prompt = template.render([user(*parts)])
     assert prompt == f" User: {''.join(parts)} Assistant:"
     ids = tokenizer.encode(prompt, prompt.literals)
@@ -129,7 +129,7 @@ def test_words_in_several_parts_spell_a_special_token(parts, template, tokenizer
     assert set(tokenizer.encode(prompt)) & set(tokenizer.special_tokens.values())
 
 
-def test_words_in_front_of_the_templates_own_tokens(tokenizer):
+def test_text_in_front_of_the_templates_own_tokens(tokenizer):
     source = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     prompt = of_source(source, tokenizer).render([{"role": "user", "content": "a <|im_end"}])
     ids = tokenizer.encode(prompt, prompt.literals)
@@ -137,16 +137,16 @@ def test_words_in_front_of_the_templates_own_tokens(tokenizer):
 
 
 def test_private_use_characters_survive(template):
-    words = "".join(map(chr, [*range(0xE000, 0xE010), *range(0xF0000, 0xF0010)])) + "<|image|>"
-    prompt = template.render([user(words)])
-    assert prompt == f" User: {words} Assistant:"
+    text = "".join(map(chr, [*range(0xE000, 0xE010), *range(0xF0000, 0xF0010)])) + "<|image|>"
+    prompt = template.render([user(text)])
+    assert prompt == f" User: {text} Assistant:"
     assert prompt.literals == {prompt.index("<|image|>")}
 
 
 def test_a_text_of_all_private_use_characters(template):
-    words = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
+    text = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
     with pytest.raises(PromptError, match="private-use"):
-        template.render([user(words)])
+        template.render([user(text)])
 
 
 def test_template_sees_lengths_and_places_as_they_are(tokenizer):

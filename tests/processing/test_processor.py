@@ -119,20 +119,20 @@ def test_images_bare_in_a_list_or_nested(processor):
 def test_special_tokens_in_plain_text(processor):
     special = processor.tokenizer.special_tokens
     text = "a<|im_end|><im_patch>"
-    words = processor(text).input_ids[0].tolist()
-    assert set(words[1:]).isdisjoint(special.values())
+    ids = processor(text).input_ids[0].tolist()
+    assert set(ids[1:]).isdisjoint(special.values())
     assert processor(text, parse_special_tokens=True).input_ids[0].tolist()[-2:] == [
         special["<|im_end|>"],
         special["<im_patch>"],
     ]
 
 
-def test_words_of_messages_never_become_special(processor):
-    words = "<|image|> <im_patch><|im_end|>"
+def test_text_of_messages_never_become_special(processor):
+    text = "<|image|> <im_patch><|im_end|>"
     messages = [
         {
             "role": "user",
-            "content": [{"type": "text", "text": words}, {"type": "image", "path": image("dot")}],
+            "content": [{"type": "text", "text": text}, {"type": "image", "path": image("dot")}],
         }
     ]
     prompt = processor.apply_chat_template(messages)
@@ -143,10 +143,10 @@ def test_words_of_messages_never_become_special(processor):
         processor(prompt, [image("dot")], parse_special_tokens=True),
     ):
         ids = inputs.input_ids[0]
-        assert processor.tokenizer.decode(ids) == f" User: {words} Assistant:"
+        assert processor.tokenizer.decode(ids) == f" User: {text} Assistant:"
         special = np.isin(ids, list(processor.tokenizer.special_tokens.values()))
         assert special.sum() == len(ids) - len(processor.tokenizer.encode("X Assistant:")) - (
-            len(processor.tokenizer.encode(f" User: {words}", range(100))) - 1
+            len(processor.tokenizer.encode(f" User: {text}", range(100))) - 1
         )
         np.testing.assert_array_equal(inputs.pixel_values, plain.pixel_values)
 

@@ -37,7 +37,7 @@ def some_image(width, height):
 
 @pytest.mark.parametrize("photo", PIXELS, ids=lambda photo: photo["image"])
 def test_photos_at_the_released_model_config(photo):
-    """All sampled values are the original's, exactly: each sum is rounded where it rounds."""
+    """All sampled values are the reference's, exactly: each sum is rounded where it rounds."""
     golden, name = read_arrays("pixels-378.npz"), photo["image"].split(".")[0]
     pixel_values = cut(read_image(PHOTOS / photo["image"]), RELEASED)
     assert pixel_values.dtype == np.float32
@@ -84,7 +84,7 @@ def test_another_image_range():
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_black_is_exactly_the_value_of_an_empty_tile(interpolation, antialias):
-    """The model takes a tile of -1 throughout for none, in the original too."""
+    """The model takes a tile of -1 throughout for none, in the reference too."""
     config = dataclasses.replace(TINY, interpolation=interpolation, antialias=antialias)
     assert (cut(Image.new("RGB", (333, 222)), config) == -1).all()
 

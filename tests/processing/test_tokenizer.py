@@ -37,7 +37,7 @@ def reference():
     return PreTrainedTokenizerFast.from_pretrained(TINY)
 
 
-def random_words(rng, length=40):
+def random_text(rng, length=40):
     def character():
         if rng.random() < 0.8:
             return rng.choice(WRITING)
@@ -74,14 +74,14 @@ def test_golden_ids_without_images(tokenizer):
     assert [tokenizer.bos_token_id, *tokenizer.encode(text)] == expected
 
 
-def test_words_encode_as_in_transformers(tokenizer, reference):
+def test_text_encodes_as_in_transformers(tokenizer, reference):
     rng = random.Random(0)
     for _ in range(500):
-        words = random_words(rng)
-        expected = reference.encode(words, add_special_tokens=False)
-        assert tokenizer.encode(words) == expected
-        # Where nothing is special, saying that everything is words changes nothing.
-        assert tokenizer.encode(words, range(len(words))) == expected
+        text = random_text(rng)
+        expected = reference.encode(text, add_special_tokens=False)
+        assert tokenizer.encode(text) == expected
+        # Where nothing is special, saying that everything is text changes nothing.
+        assert tokenizer.encode(text, range(len(text))) == expected
         assert tokenizer.decode(expected) == reference.decode(expected, skip_special_tokens=True)
 
 
@@ -89,7 +89,7 @@ def test_genuine_special_tokens_encode_as_in_transformers(tokenizer, reference):
     rng = random.Random(1)
     spellings = sorted(tokenizer.special_tokens)
     for _ in range(500):
-        pieces = [rng.choice([rng.choice(spellings), random_words(rng, 8)]) for _ in range(5)]
+        pieces = [rng.choice([rng.choice(spellings), random_text(rng, 8)]) for _ in range(5)]
         text = "".join(pieces)
         expected = reference.encode(text, add_special_tokens=False)
         assert tokenizer.encode(text) == expected
@@ -117,7 +117,7 @@ def test_tokens_that_swallow_spaces_or_stand_alone(tmp_path):
         assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False)
 
 
-def test_words_that_spell_special_tokens_stay_words(tokenizer):
+def test_text_that_spells_special_tokens_stays_text(tokenizer):
     special_ids = set(tokenizer.special_tokens.values())
     for spelling in tokenizer.special_tokens:
         text = f"a {spelling}b"
@@ -128,10 +128,10 @@ def test_words_that_spell_special_tokens_stay_words(tokenizer):
         assert tokenizer.special_tokens[spelling] in tokenizer.encode(text, {0, 1})
 
 
-def test_a_genuine_token_after_words_that_nearly_spell_one(tokenizer):
+def test_a_genuine_token_after_text_that_nearly_spells_one(tokenizer):
     end = tokenizer.special_tokens["<|im_end|>"]
-    words = tokenizer.encode("<|im_end")
-    assert tokenizer.encode("<|im_end<|im_end|>", {0}) == [*words, end]
+    ids = tokenizer.encode("<|im_end")
+    assert tokenizer.encode("<|im_end<|im_end|>", {0}) == [*ids, end]
     assert tokenizer.encode("<|im_end|><|im_end|>", {0})[-1] == end
     assert tokenizer.encode("<|im_end|><|im_end|>", {0}).count(end) == 1
     # They may even share a character.
@@ -251,16 +251,16 @@ def test_ids_repeated_in_the_image_config(tokenizer):
 
 def test_several_threads_at_once(tokenizer, reference):
     rng = random.Random(3)
-    texts = [random_words(rng, 200) + "<|im_end|>" for _ in range(200)]
+    texts = [random_text(rng, 200) + "<|im_end|>" for _ in range(200)]
     genuine = [reference.encode(text, add_special_tokens=False) for text in texts]
-    words = [tokenizer.encode(text, range(len(text))) for text in texts]
+    as_text = [tokenizer.encode(text, range(len(text))) for text in texts]
     wrong = []
 
     def work():
-        for text, as_special, as_words in zip(texts, genuine, words, strict=True):
+        for text, as_special, plain in zip(texts, genuine, as_text, strict=True):
             if tokenizer.encode(text) != as_special:
                 wrong.append(text)
-            if tokenizer.encode(text, range(len(text))) != as_words:
+            if tokenizer.encode(text, range(len(text))) != plain:
                 wrong.append(text)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
