@@ -56,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-p", "--prompt", help="the question about each of --images")
     parser.add_argument(
+        "--per-page", action="store_true",
+        help="ask it about each page of a PDF, and each frame of a TIFF, on its own",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT",
         help="the responses as JSON Lines, - for standard output; OUT.csv and OUT.md are made of"
         " OUT.csv.jsonl and OUT.md.jsonl, which are resumed from",
@@ -189,7 +193,9 @@ def _read_requests(arguments: argparse.Namespace, group: ProcessGroup) -> list[F
     config = response_config(arguments)
     if arguments.images is not None:
         folder = _image_folder(arguments)
-        return image_requests(arguments.images, arguments.prompt, folder, config)
+        return image_requests(
+            arguments.images, arguments.prompt, folder, config, per_page=arguments.per_page
+        )
     if arguments.file == STANDARD_STREAM and group.count > 1:
         raise RequestError(f"{group.count} processes cannot share standard input; give a file")
     return read_requests(arguments.file, config)

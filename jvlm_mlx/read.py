@@ -1,7 +1,8 @@
 """Transcribe pages to Markdown, one after the other, with a mark in front of each.
 
-Pages are images of any kind: scans, photos, screenshots. After an interruption, the same command
-resumes where it stopped. With a JSON Schema, each page becomes one JSON object instead.
+Pages are images of any kind (scans, photos, screenshots), pages of PDFs and frames of TIFFs. After
+an interruption, the same command resumes where it stopped. With a JSON Schema, each page becomes
+one JSON object instead.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
-        help="the pages: images, globs in quotes such as 'scans/*.png', or folders",
+        help="images, PDFs (report.pdf#2-4 for some pages), globs in quotes such as"
+        " 'scans/*.png', or folders",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, default=STANDARD_STREAM, metavar="OUT.md",
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         config, prompt, form = f"{config}\n{text}", SCHEMA_PROMPT.format(schema=text), objects
         extra_options = partial(_grammars, schema)
     prompt = prompt if arguments.prompt is None else arguments.prompt
-    requests = image_requests(arguments.files, prompt, Path(), config)
+    requests = image_requests(arguments.files, prompt, Path(), config, per_page=True)
 
     def answer() -> int:
         formats = {arguments.output.suffix.lower(): form}

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..config.json_file import MAX_BYTES, parse_json, quoted
-from ..errors import RequestError
+from ..errors import ImageError, RequestError
 from ..files import reason
 from ..generation.options import JSON_OPTIONS, GenerationOptions
 from ..generation.requests import BatchRequest
+from ..processing.documents import expand, page_range
 from ..processing.image_formats import SUFFIXES
-from ..processing.sources import is_url, source_name
+from ..processing.sources import Page, is_url, source_name
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -139,7 +140,7 @@ def _read_lines(file: IO[bytes], name: str, config: str) -> Iterator[FileRequest
 
 
 def image_requests(
-    patterns: Sequence[str], prompt: str, folder: Path, config: str
+    patterns: Sequence[str], prompt: str, folder: Path, config: str, *, per_page: bool = False
 ) -> list[FileRequest]:
     """Return one request for each image file; its id is the file's path.
 
@@ -149,6 +150,8 @@ def image_requests(
         prompt: asked of every image.
         folder: that relative patterns start from.
         config: as for `FileRequest.of`.
+        per_page: whether each page of a PDF, and each frame of a TIFF, is a request, with an id
+            such as `report.pdf#3`.
 
     Raises:
         RequestError: a pattern matches no file.
@@ -158,19 +161,39 @@ def image_requests(
         found = _expand(pattern, folder)
         if not found:
             raise RequestError(f"{source_name(pattern)} matches no image file")
-        paths |= dict.fromkeys(sorted(found))
+        for path in sorted(found):
+            paths |= dict.fromkeys(_pages(path, folder) if per_page else [path])
     return [
         FileRequest.of(number, json.dumps({"id": p, "prompt": prompt, "images": [p]}), config)
         for number, p in enumerate(paths, 1)
     ]
 
 
+def _pages(path: str, folder: Path) -> list[str]:
+    """Return the pages or frames of a file, or the file itself if it has no several."""
+    named = page_range(path)
+    source = str(folder / path)
+    if named is None and path.lower().endswith((".tif", ".tiff")):
+        source = f"{source}#1-"
+    try:
+        pages = expand(source)
+    except ImageError:  # is said where the request is answered
+        return [path]
+    if not all(isinstance(page, Page) for page in pages) or (named is None and len(pages) == 1):
+        return [path]
+    file = path if named is None else named.source
+    return [f"{file}#{page.number}" for page in pages]
+
+
 def _expand(pattern: str, folder: Path) -> list[str]:
     try:
+        named = page_range(pattern)
+        if named is not None and named.source != pattern and (folder / named.source).is_file():
+            return [pattern]
         path = Path(pattern).expanduser()
         if (folder / path).is_dir():
             found = (folder / path).rglob("*")
-            files = [file for file in found if file.name.lower().endswith(SUFFIXES)]
+            files = [file for file in found if file.name.lower().endswith((*SUFFIXES, ".pdf"))]
         elif (folder / path).is_file():  # a name may have brackets
             files = [folder / path]
         elif path.is_absolute():

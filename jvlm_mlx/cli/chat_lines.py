@@ -102,7 +102,7 @@ def _is_image(path: str) -> bool:
     """Return whether a path that starts at a folder is the file of an image, by its name."""
     if not path.startswith(("/", "~", "./", "../")) or "\n" in path:
         return False
-    if not path.lower().endswith(SUFFIXES):
+    if not path.lower().endswith((*SUFFIXES, ".pdf")):
         return False
     try:
         return local_path(path, ImageError).is_file()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import jvlm_mlx
 from jvlm_mlx.cli.main import main
@@ -59,6 +60,50 @@ def test_a_document_on_standard_output(pages, read, monkeypatch, capsysbinary):
     assert sorted(path.name for path in Path().iterdir()) == [
         "bad--page.png", "out.md", "out.md.jsonl", "scans",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def documents(pages):
+    """Files of several pages: a PDF of three, a TIFF of two, and what is none."""
+    colors = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    colors[0].save("fax.tif", save_all=True, append_images=colors[1:2])
+    colors[0].save("report.pdf", save_all=True, append_images=colors[1:])
+    Path("broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    return pages
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["report.pdf"], ["report.pdf#1", "report.pdf#2", "report.pdf#3"]),
+        (["report.pdf#2-"], ["report.pdf#2", "report.pdf#3"]),
+        (["fax.tif", "scans/1.png"], ["fax.tif#1", "fax.tif#2", "scans/1.png"]),
+        (["*.pdf"], ["broken.pdf", "report.pdf#1", "report.pdf#2", "report.pdf#3"]),
+    ],
+)
+def test_documents_are_read_page_by_page(documents, read, files, names, capsys):
+    pytest.importorskip("pypdfium2")
+    assert read(*files, "-o", "out.md") == ("broken.pdf" in names)
+    marks = [line for line in Path("out.md").read_text().splitlines() if "<!-- page: " in line]
+    assert [
+        mark.removeprefix("<!-- page: ").split(";")[0].removesuffix(" -->") for mark in marks
+    ] == names
+    assert ("not read: 'broken.pdf'" in marks[0]) == ("broken.pdf" in names)
+
+
+def test_a_batch_asks_about_documents_or_their_pages(documents, tiny, golden_folder, monkeypatch):
+    pytest.importorskip("pypdfium2")
+    monkeypatch.setattr("jvlm_mlx.batch.load_model", lambda *_: tiny)
+    command = ["batch", "--model", str(golden_folder / "tiny"), "-m", "2", "-p", "What?",
+               "--images", "report.pdf", "-o"]  # fmt: skip
+    assert main([*command, "whole.jsonl"]) == 0
+    (whole,) = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+    assert (whole["id"], len(whole["tiles"])) == ("report.pdf", 3)
+    assert main([*command, "pages.jsonl", "--per-page"]) == 0
+    responses = [json.loads(line) for line in Path("pages.jsonl").read_text().splitlines()]
+    assert {one["id"]: len(one["tiles"]) for one in responses} == {
+        f"report.pdf#{number}": 1 for number in (1, 2, 3)
+    }
 
 
 def test_whole_pages_have_one_mark():
