@@ -83,7 +83,7 @@ def stream_generate(
         JvlmError: bad options, prompt or images, with one line that says what to do.
     """
     start = time.perf_counter()
-    request = GenerationOptions.of(options, overrides)
+    request = GenerationOptions.of(options, overrides, processor.generation_defaults)
     if image is not None and images is not None:
         raise RequestError("image and images are the same argument; give one of them")
     sources = images if image is None else image

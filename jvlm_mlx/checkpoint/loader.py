@@ -1,5 +1,6 @@
 """Loads a model and its processor."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
 from .validation import check_token_ids, check_tokenizer_files
 from .weights import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -97,7 +100,15 @@ def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
     tokenizer.check_image_ids(config.image_processor)
     check_token_ids(tokenizer.special_tokens, config.model)
     template = ChatTemplate.load(folder, config.prompt, tokenizer)
-    return Processor(tokenizer, template, ImageProcessor(config.image, tokenizer.image_token_ids))
+    images = ImageProcessor(config.image, tokenizer.image_token_ids)
+    processor = Processor(tokenizer, template, images)
+    processor.generation_defaults = config.generation.options
+    if processor.generation_defaults:
+        values = ", ".join(f"{name}={value}" for name, value in config.generation.options.items())
+        logger.warning(
+            "generation_config.json sets %s where a request does not say otherwise", values
+        )
+    return processor
 
 
 def check_template(folder: Path, processor: Processor) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from .config_reader import ConfigReader, boolean, count, integer, number, positive, size
 
 NO_TOKENS: frozenset[int] = frozenset()
+DEFAULT_TOP_K = 50
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,26 @@ class GenerationDefaults:
         if reader.read("num_beams", size, 1) > 1:
             reader.refuse("num_beams", reader.read("num_beams", size), "1")
         return defaults
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a request's options are where it does not say, by their names; empty for the usual.
+
+        Where it samples, what is absent has the value of Hugging Face's generation config.
+        """
+        found: dict[str, Any] = {}
+        if self.do_sample:
+            found = {
+                "temperature": 1.0 if self.temperature is None else self.temperature,
+                "top_k": DEFAULT_TOP_K if self.top_k is None else self.top_k,
+                "top_p": self.top_p,
+                "min_p": self.min_p,
+            }
+        found |= {
+            "repetition_penalty": self.repetition_penalty,
+            "max_tokens": self.max_new_tokens,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def token_ids(value: Any) -> frozenset[int]:

@@ -76,7 +76,7 @@ def batch_generate(
     Raises:
         RequestError: an option or the batch size is out of range.
     """
-    given = GenerationOptions.of(options, overrides)
+    given = GenerationOptions.of(options, overrides, processor.generation_defaults)
     if (requests is None) == (prompts is None):
         raise RequestError("give either requests or prompts")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

@@ -112,7 +112,7 @@ class ChatSession:
         """
         start = time.perf_counter()
         self._check_idle()
-        request = GenerationOptions.of(self._options, options)
+        request = GenerationOptions.of(self._options, options, self._processor.generation_defaults)
         processor, image_options = self._processor.image_processor, request.image_options
         sources = [
             page for source in as_list(images) for page in processor.expand(source, image_options)
@@ -143,7 +143,7 @@ class ChatSession:
             RequestError: there is no question, or an answer is still being made.
         """
         start = time.perf_counter()
-        request = GenerationOptions.of(self._options, options)
+        request = GenerationOptions.of(self._options, options, self._processor.generation_defaults)
         question = self._last_question()
         images = collect_images([question])
         return self._answer(self._messages[:-2], question, images, request, progress, cancel, start)

@@ -37,6 +37,8 @@ class Processor:
         self.tokenizer = tokenizer
         self.template = template
         self.image_processor = image_processor
+        self.generation_defaults: dict[str, Any] = {}
+        """Options of a request where it does not say, as the checkpoint has them."""
 
     def __call__(
         self,

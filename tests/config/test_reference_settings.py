@@ -146,6 +146,26 @@ def test_sampling_defaults_are_read(golden_folder):
     assert found.stop_token_ids == {3, 4, 511}
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {}),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50}),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+            {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+        ),
+        (
+            {"repetition_penalty": 1.1, "max_new_tokens": 9},
+            {"repetition_penalty": 1.1, "max_tokens": 9},
+        ),
+    ],
+)
+def test_they_are_options_of_a_request(golden_folder, values, expected):
+    assert generation(golden_folder, values).options == expected
+
+
 def test_nothing_is_said_without_a_file(golden_folder):
     found = generation(golden_folder, {})
     assert found.stop_token_ids == {511}

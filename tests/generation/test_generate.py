@@ -533,3 +533,30 @@ def test_a_token_beyond_the_table_is_refused(tmp_path, golden_folder):
         answer(loaded, prompt="<extra 528>")
     (row,) = jvlm_mlx.batch_generate(*loaded, [{"prompt": "<extra 528>"}])
     assert "token 528" in row.error
+
+
+def test_the_checkpoint_samples_unless_the_request_says_otherwise(
+    tmp_path, golden_folder, tiny, caplog
+):
+    """As the reference implementation applies generation_config.json; said once, at load."""
+    folder = shutil.copytree(golden_folder / "tiny", tmp_path / "sampling")
+    values = {"do_sample": True, "temperature": 50.0, "top_k": 0, "max_new_tokens": 7}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    loaded = jvlm_mlx.load(folder)
+    assert caplog.text.count("generation_config.json sets temperature=50.0, top_k=0") == 1
+    greedy = jvlm_mlx.generate(*tiny, QUESTION, stop_token_ids=(), max_tokens=7).token_ids
+
+    def asked(**options):
+        session = jvlm_mlx.ChatSession(*loaded, stop_token_ids=(), **options)
+        batch = jvlm_mlx.batch_generate(*loaded, prompts=[QUESTION], stop_token_ids=(), **options)
+        return [
+            jvlm_mlx.generate(*loaded, QUESTION, stop_token_ids=(), **options).token_ids,
+            tuple(response.token for response in session.ask(QUESTION)),
+            next(iter(batch)).result.token_ids,
+        ]
+
+    # At such a temperature seven greedy tokens in a row are one in 10^19.
+    assert all(len(ids) == 7 and ids != greedy for ids in asked())
+    assert asked(temperature=0) == [greedy] * 3
+    whole = GenerationOptions(max_tokens=7, stop_token_ids=())
+    assert jvlm_mlx.generate(*loaded, QUESTION, options=whole).token_ids == greedy
