@@ -83,7 +83,9 @@ def fuse(
         path_or_hf_repo, revision = _base_model(adapter, revision)
     source = locate_checkpoint(path_or_hf_repo, revision=revision, show_progress=show_progress)
     check_target(target, source, adapter=adapter, force=force)
-    model, processor = load(source, dtype=dtype, adapter_path=adapter, progress=progress)
+    model, processor = load(
+        source, dtype=dtype, adapter_path=adapter, check_weights=True, progress=progress
+    )
     check_template(source, processor)
     with atomic_folder(
         target,

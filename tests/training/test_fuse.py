@@ -17,7 +17,7 @@ from jvlm_mlx.checkpoint.model_card import trained_card
 from jvlm_mlx.conversion.converter import convert
 from jvlm_mlx.errors import CheckpointError, ConversionError
 from jvlm_mlx.training.checkpoints import RUN_FOLDER, step_folder
-from tests.helpers.converting import config_of, entries_of
+from tests.helpers.converting import config_of, edit_weights, entries_of
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,14 @@ def test_a_template_that_is_broken_is_not_passed_on(grouped, adapter, tmp_path):
     with pytest.raises(CheckpointError, match="source: the chat template fails"):
         fuse(source, adapter, tmp_path / "targets" / "out")
     assert entries_of(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_weights_that_are_no_numbers_are_not_passed_on(existing, adapter, tmp_path, quantize):
+    edit_weights(existing, lambda tensors: tensors["decoder.norm.weight"].put(0, float("nan")))
+    with pytest.raises(CheckpointError, match=r"decoder\.norm\.weight has NaN or infinite values"):
+        fuse(existing, adapter, tmp_path / "fused" / "out", quantize=quantize)
+    assert entries_of(tmp_path) == ["targets"]
 
 
 def cached(checkpoint, folder, repository="models--somebody--vlm-2b"):
