@@ -55,11 +55,30 @@ def image_size(
         ImageError: it is of no format that is opened, damaged, or has too many pixels.
     """
     image = _open(stream, name, max_pixels, frame)
+    if image.format == "PNG" and _has_late_metadata(stream):
+        try:
+            image.load()
+        except Exception as error:  # as in `decode`
+            raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
     width, height = image.size
     # Pillow has exchanged them already as TIFF's own tag says, but not as XMP says.
     exchanged = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())
     sideways = not exchanged and orientation(image) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
+
+
+def _has_late_metadata(stream: IO[bytes]) -> bool:
+    """Whether a PNG says behind its pixels how it is to be turned, which only decoding finds."""
+    position = stream.tell()
+    stream.seek(8)
+    seen_pixels = found = False
+    while not found and len(header := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        found = seen_pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+        seen_pixels = seen_pixels or kind == b"IDAT"
+        stream.seek(length + 4, 1)
+    stream.seek(position)
+    return found
 
 
 def count_frames(stream: IO[bytes], name: str, max_pixels: int | None = None) -> int:

@@ -17,6 +17,8 @@ from jvlm_mlx.errors import ImageError
 from jvlm_mlx.processing import image_decoding
 from jvlm_mlx.processing.image_decoding import exif_orientation
 from jvlm_mlx.processing.image_io import open_image, read_image
+from jvlm_mlx.processing.image_processor import ImageProcessor
+from jvlm_mlx.processing.tiling import plan_layout
 from tests.helpers.image_files import (
     PIXELS,
     PNG,
@@ -30,6 +32,7 @@ from tests.helpers.image_files import (
     exif,
     png_of_size,
 )
+from tests.helpers.image_goldens import TINY, TINY_IDS
 
 # Orientation
 
@@ -56,6 +59,16 @@ def test_orientation_in_other_places():
     block = exif(TURNED).tobytes()
     assert_opens(png("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n"), UPRIGHT)
     assert_opens(png("Raw profile type exif", "\nexif\n3\nno hex\n"), PIXELS)
+
+
+def test_orientation_behind_the_pixels():
+    """PNG allows it; the size must be known before it is decoded."""
+    block = exif(TURNED).tobytes().removeprefix(b"Exif\0\0")
+    data = PNG[:-12] + chunk(b"eXIf", block) + PNG[-12:]
+    assert_opens(data, UPRIGHT)
+    assert read_image(data).size == (9, 14)
+    assert ImageProcessor(TINY, TINY_IDS)(data).layout == plan_layout(14, 9, TINY)
+    assert "cannot be decoded" in error_line(data[:60] + bytes(8) + data[68:])
 
 
 @pytest.mark.parametrize(("tag", "expected"), [(1, PIXELS), (TURNED, UPRIGHT)])
