@@ -49,7 +49,7 @@ def widen(model: Model, *modules: str) -> None:
             mx.eval(model[name].parameters())
 
     keep_identity(model, change)
-    logger.warning("the %s overflowed in float16, and goes on in bfloat16", names)
+    logger.warning("the %s overflowed in float16; from now on it computes in bfloat16", names)
 
 
 def _wider(array: mx.array) -> mx.array:

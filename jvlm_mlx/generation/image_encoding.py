@@ -159,12 +159,12 @@ def encode_tiles(
             on_group(len(group.tiles))
         return device.run(partial(_joined, features))
 
-    try:
-        return encode()
-    except Overflow:
-        device.run(partial(widen, model, "vision_tower", "connector"))
-        on_group = _ignore
-        return encode()
+    while True:
+        try:
+            return encode()
+        except Overflow:
+            device.run(partial(widen, model, "vision_tower", "connector"))  # raises the next time
+            on_group = _ignore
 
 
 def _ignore(_: int) -> None:

@@ -91,11 +91,11 @@ class Prefill:
         Raises:
             CheckpointError: they are not finite, in a wider type than float16 either.
         """
-        try:
-            return self._run(prepared)
-        except Overflow:
-            device.run(partial(widen, self._model, "decoder", "lm_head"))
-            return self._run(prepared)
+        while True:
+            try:
+                return self._run(prepared)
+            except Overflow:
+                device.run(partial(widen, self._model, "decoder", "lm_head"))  # raises next time
 
     def keep(self, answer: Sequence[int] = ()) -> None:
         """Put the KV cache into the caches, for prompts with the same prefix. On the worker.

@@ -21,6 +21,7 @@ OTHER_TOKENS, OTHER_REPEATS = 1024, 32
 _MIN_LETTERS = 12
 _LETTERS_PER_LINE = 40
 """A line with fewer is a line of a list."""
+_LINE_END = re.compile(r"\n\s*")
 _STRUCTURE = re.compile(r"[|{}\[\]<>\t_=]|:\s*\d")
 
 
@@ -57,7 +58,8 @@ class RepetitionGuard:
         text = self._decode(self._tokens[-period:])
         letters = sum(character.isalpha() for character in text)
         visible = sum(not character.isspace() for character in text)
-        lines = text.count("\n")
+        # In two cycles, for a blank line may be cut where one ends.
+        lines = len(_LINE_END.findall(text * 2)) / 2
         return (
             letters >= max(_MIN_LETTERS, visible * 0.7)
             and letters >= _LETTERS_PER_LINE * lines
