@@ -143,7 +143,7 @@ def test_errors_belong_to_their_row(tiny, images, alone, caplog):
         answers,
         (None, "/no/such.png", "needs a prompt", "needs a prompt", "no option 'temprature'",
          "max_tokens is 0", "max_kv_size is 3", "role 'nobody'",
-         "strange image", "messages must be a list of messages, found type int", None),
+         "read by numpy: strange", "messages must be a list of messages, found type int", None),
         strict=True,
     ):  # fmt: skip
         if expected is None:
