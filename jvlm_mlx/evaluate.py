@@ -255,7 +255,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
         help="answers made at the same time",
     )  # fmt: skip
-    parser.add_argument("--max-tokens", "-m", type=int, default=MAX_TOKENS, help="of an answer")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer")
     parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
     parser.add_argument("--max-memory", type=size, metavar="SIZE", help="such as 8GB")
     add_cache_argument(parser)

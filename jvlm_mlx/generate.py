@@ -5,7 +5,6 @@ The answer goes to standard output; everything else goes to standard error.
 
 import argparse
 import dataclasses
-import json
 import sys
 import threading
 import time
@@ -19,16 +18,25 @@ from .cli.arguments import (
     generation_options,
     load_model,
 )
-from .cli.formatting import summarize
-from .cli.main import EXIT_INTERRUPTED, EXIT_OK
+from .cli.formatting import json_line, printable, summarize
+from .cli.generate_questions import (
+    add_question_arguments,
+    extra_stop_tokens,
+    prefilled_prompt,
+    read_questions,
+)
+from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_subcommand
 from .cli.progress_bars import ProgressBars, wants_progress
-from .errors import RequestError
+from .errors import JvlmError, RequestError, SessionError
+from .files import local_path
 from .generation.answer import Answer
 from .generation.caches import GenerationCaches
 from .generation.options import GenerationOptions
 from .generation.prompt import prepare_prompt
 from .generation.response import GenerationResponse, GenerationResult
+from .generation.session import ChatSession
 from .model import Model
+from .processing.chat_template import RenderedPrompt
 from .processing.processor import Processor, Prompt
 from .progress import Progress
 
@@ -119,87 +127,113 @@ def generate(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
-    parser.add_argument(
-        "-i", "--image", action="append", default=[], metavar="IMAGE",
-        help="path, URL, data URI, or - for standard input; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("-p", "--prompt", help="the question; else it is read from standard input")
-    parser.add_argument("--system", help="a system message in front")
-    parser.add_argument(
+    add_question_arguments(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="show the answer while it is made",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="show speeds and memory")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    group.add_argument("--verbose", action="store_true", help="show speeds and memory")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument(
+        "--prompt-cache-file", metavar="FILE",
+        help="continue the conversation in this file, if it exists, and save it there",
+    )  # fmt: skip
     add_model_arguments(parser)
     add_generation_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answer, and return the exit code."""
+    """Answer all questions, and return the exit code.
+
+    One that cannot be answered ends the command only if it is the only one.
+    """
     options = generation_options(arguments)
-    GenerationOptions.of(None, options)  # refuses what makes no sense, before anything is loaded
-    images, prompt = _read_input(arguments)
-    stream = arguments.stream and not arguments.json
-    responses: list[GenerationResponse] = []
-    interrupted = False
+    questions = read_questions(arguments)
+    code = EXIT_OK
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
-        answer = stream_generate(
-            model,
-            processor,
-            prompt,
-            images,
-            system=arguments.system,
-            progress=bars.show,
-            **options,
-        )
-        with closing(answer):
+        options |= extra_stop_tokens(processor, arguments.extra_eos_token)
+        caches = GenerationCaches() if len(questions) > 1 else None
+        session = _open_session(model, processor, arguments, options)
+        for question in questions:
+            if len(questions) > 1 and not arguments.json:
+                print(printable(question.title), file=sys.stderr)
+            content = question.content(
+                prompt_first=arguments.prompt_first, image_labels=arguments.image_labels
+            )
             try:
-                for response in answer:
-                    responses.append(response)
-                    if stream:
-                        print(response.text, end="", flush=True)
-            except KeyboardInterrupt:
-                # What has been said so far is kept.
-                interrupted = True
-    if not responses:
-        return EXIT_INTERRUPTED
-    result = GenerationResult.collect(responses)
+                if session is not None:
+                    responses = session.ask(content, list(question.images), progress=bars.show)
+                else:
+                    prompt = prefilled_prompt(processor, question, content, arguments)
+                    responses = stream_generate(
+                        model, processor, prompt, list(question.images),
+                        system=None if isinstance(prompt, RenderedPrompt) else arguments.system,
+                        caches=caches, progress=bars.show, **options,
+                    )  # fmt: skip
+                result = _answer(responses, arguments)
+            except JvlmError as error:
+                if len(questions) == 1:
+                    raise
+                print(f"error: {printable(str(error))}", file=sys.stderr)
+                code = EXIT_ERROR
+                continue
+            if result is None or result.finish_reason == "cancelled":
+                return EXIT_INTERRUPTED
+            if session is not None:
+                session.save(local_path(arguments.prompt_cache_file, SessionError))
+    return code
+
+
+def _open_session(
+    model: Model, processor: Processor, arguments: argparse.Namespace, options: dict[str, Any]
+) -> ChatSession | None:
+    """Return the conversation that --prompt-cache-file names, a new one if it does not exist."""
+    if arguments.prompt_cache_file is None:
+        return None
+    if arguments.prefill_response is not None:
+        raise RequestError("--prompt-cache-file and --prefill-response exclude each other")
+    file = local_path(arguments.prompt_cache_file, SessionError)
+    if not file.exists():
+        return ChatSession(model, processor, arguments.system, **options)
+    if arguments.system is not None:
+        raise RequestError(f"--system: the conversation in {file} has its own system message")
+    return ChatSession.load(file, model, processor, **options)
+
+
+def _answer(
+    responses: Generator[GenerationResponse, None, None], arguments: argparse.Namespace
+) -> GenerationResult | None:
+    """Print an answer and return it; after Ctrl-C what there is of it, if anything."""
+    stream = arguments.stream and not arguments.json
+    received: list[GenerationResponse] = []
+    interrupted = False
+    with closing(responses):
+        try:
+            for response in responses:
+                received.append(response)
+                if stream:
+                    print(response.text, end="", flush=True)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not received:
+        return None
+    result = GenerationResult.collect(received)
     if interrupted:
         result = dataclasses.replace(result, finish_reason="cancelled")
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+        print(json_line(dataclasses.asdict(result)))
     else:
-        print("" if stream else result.text)
+        print("" if stream else result.text, flush=True)
     if arguments.verbose:
         print(summarize(result), file=sys.stderr)
-    return EXIT_INTERRUPTED if interrupted else EXIT_OK
-
-
-def _read_input(arguments: argparse.Namespace) -> tuple[list[str | bytes], str]:
-    """Return images and prompt; either, but not both, may come from standard input."""
-    from_stdin = arguments.image.count("-")
-    if from_stdin > 1 or (from_stdin and arguments.prompt is None):
-        raise RequestError("standard input can be one image or the prompt, not both or twice")
-    images = [sys.stdin.buffer.read() if image == "-" else image for image in arguments.image]
-    prompt = arguments.prompt
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise RequestError("there is no question: give one with -p, or on standard input")
-        prompt = sys.stdin.read().strip()
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise RequestError(f"the question on standard input is no {sys.stdin.encoding} text")
-    if not prompt and not images:
-        raise RequestError("there is nothing to answer: give a question with -p, or an image")
-    return images, prompt
+    return result
 
 
 if __name__ == "__main__":
     # The module that the package has imported does the work, not this second copy of it.
-    from .cli.main import run_subcommand
-
     sys.exit(run_subcommand("generate"))

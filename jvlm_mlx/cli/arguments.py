@@ -1,14 +1,16 @@
-"""Flags that every verb with a model shares, and how they become a model and options."""
+"""Groups of flags that subcommands share, and how they become a model, options and caches."""
 
 import argparse
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..checkpoint.loader import load
 from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..config.dtypes import FLOAT_DTYPES
 from ..conversion.recipes import MODES, RECIPES
+from ..errors import RequestError
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
@@ -16,27 +18,7 @@ from ..processing.processor import Processor
 from ..units import bytes_text, parse_bytes
 from .progress_bars import ProgressBars
 
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which model to load."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
-        help="folder of a checkpoint, repository on the Hugging Face Hub, or demo: a very small"
-        " model in this package",
-    )  # fmt: skip
-    group.add_argument("--revision", help="branch, tag or commit of a repository")
-    group.add_argument(
-        "--dtype", metavar="TYPE",
-        help=f"compute in {', '.join(FLOAT_DTYPES)}, or auto for what this machine is fastest in;"
-        " or for single modules, as in tower=float16,decoder=bfloat16; else as stored",
-    )  # fmt: skip
-    group.add_argument(
-        "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
-    )
-    group.add_argument(
-        "--check-weights", action="store_true", help="refuse weights that are NaN or infinite"
-    )
+logger = logging.getLogger(__name__)
 
 
 def size(text: str) -> int:
@@ -53,56 +35,103 @@ def _memory(text: str) -> int:
     return found
 
 
-_FLAGS: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
-    (("-m", "--max-tokens"), "max_tokens", {"type": int}),
-    (("--temperature", "--temp"), "temperature", {"type": float}),
-    (("--top-p",), "top_p", {"type": float}),
-    (("--top-k",), "top_k", {"type": int}),
-    (("--min-p",), "min_p", {"type": float}),
-    (("--seed",), "seed", {"type": int}),
-    (("--repetition-penalty",), "repetition_penalty", {"type": float}),
-    (("--repetition-context-size",), "repetition_context_size", {"type": int}),
-    (("--presence-penalty",), "presence_penalty", {"type": float}),
-    (("--frequency-penalty",), "frequency_penalty", {"type": float}),
-    (("--stop",), "stop", {"action": "append", "metavar": "TEXT"}),
-    (("--max-kv-size",), "max_kv_size", {"type": int, "metavar": "TOKENS"}),
-    (("--kv-bits",), "kv_bits", {"type": int, "choices": KV_BITS}),
-    (("--kv-group-size",), "kv_group_size", {"type": int}),
-    (("--prefill-step-size",), "prefill_step_size", {"type": int, "metavar": "TOKENS"}),
-    (("--tile-group-size",), "tile_group_size", {"type": int, "metavar": "TILES"}),
-    (("--max-memory",), "max_memory", {"type": _memory, "metavar": "SIZE"}),
-    (("--max-crops",), "max_crops", {"type": int, "metavar": "TILES"}),
-    (("--min-pixels",), "min_pixels", {"type": int}),
-    (("--max-pixels",), "max_pixels", {"type": int}),
+class _Option(NamedTuple):
+    """The flag of one generation option."""
+
+    name: str
+    """Of the option in `GenerationOptions`."""
+    flags: tuple[str, ...]
+    help: str
+    details: dict[str, Any]
+
+
+def _option(flags: str, text: str, **details: Any) -> _Option:
+    first, *_ = names = tuple(flags.split())
+    return _Option(first.removeprefix("--").replace("-", "_"), names, text, details)
+
+
+_ANSWER_OPTIONS = (
+    _option("--max-tokens", "most tokens of the answer", type=int, metavar="TOKENS"),
+    _option("--temperature --temp", "0 takes the most probable token every time", type=float),
+    _option("--top-p", "sample among the most probable tokens that have this probability together",
+            type=float, metavar="P"),
+    _option("--top-k", "sample among this many most probable tokens; 0 for all", type=int,
+            metavar="K"),
+    _option("--min-p", "leave out tokens below this fraction of the highest probability",
+            type=float, metavar="P"),
+    _option("--seed", "make sampling repeatable", type=int),
+    _option("--repetition-penalty", "divide the scores of recent tokens by this", type=float,
+            metavar="FACTOR"),
+    _option("--repetition-context-size", "how many recent tokens penalties look at", type=int,
+            metavar="TOKENS"),
+    _option("--presence-penalty", "subtract this from the scores of recent tokens", type=float,
+            metavar="SCORE"),
+    _option("--frequency-penalty", "the same for every time they occurred", type=float,
+            metavar="SCORE"),
+    _option("--stop", "end the answer at this text; may be repeated", action="append",
+            metavar="TEXT"),
+)  # fmt: skip
+_MEMORY_OPTIONS = (
+    _option("--max-kv-size", "keep this many tokens in the KV cache; the prompt always stays",
+            type=int, metavar="TOKENS"),
+    _option("--kv-bits", "quantize the KV cache to this many bits", type=int, choices=KV_BITS),
+    _option("--kv-group-size", "values that share a scale in a quantized KV cache", type=int,
+            metavar="VALUES"),
+    _option("--prefill-step-size", "prompt tokens computed at once", type=int, metavar="TOKENS"),
+    _option("--tile-group-size", "tiles encoded at once; more need more memory", type=int,
+            metavar="TILES"),
+    _option("--max-memory", "compute no more at once than fits into this much memory, like 8GB",
+            type=_memory, metavar="SIZE"),
+)  # fmt: skip
+_IMAGE_OPTIONS = (
+    _option("--max-crops", "most tiles of an image; fewer are faster and show less", type=int,
+            metavar="TILES"),
+    _option("--min-pixels", "enlarge images of a smaller area", type=int, metavar="PIXELS"),
+    _option("--max-pixels", "reduce images of a larger area", type=int, metavar="PIXELS"),
+    _option("--do-resize", "resize an image to whole patches before it is cut, as the processor"
+            " does; the release's script does so only with --max-pixels, else --no-do-resize",
+            action=argparse.BooleanOptionalAction),
+)  # fmt: skip
+_GROUPS = (
+    ("answer", _ANSWER_OPTIONS),
+    ("images", _IMAGE_OPTIONS),
+    ("KV cache and memory", _MEMORY_OPTIONS),
 )
-_HELP = {
-    "max_tokens": "most tokens of the answer",
-    "temperature": "0 takes the likeliest token every time",
-    "top_p": "sample among the likeliest tokens with this share of the probability",
-    "top_k": "sample among this many likeliest tokens; 0 for all",
-    "min_p": "leave out tokens below this share of the likeliest one's probability",
-    "seed": "make sampling repeatable",
-    "repetition_penalty": "divide the scores of recent tokens by this",
-    "repetition_context_size": "how many recent tokens penalties look at",
-    "presence_penalty": "subtract this from the scores of recent tokens",
-    "frequency_penalty": "the same for every time they occurred",
-    "stop": "end the answer at this text; may be repeated",
-    "max_kv_size": "keep keys and values of this many tokens; the prompt always stays",
-    "kv_bits": "quantize keys and values to this many bits",
-    "kv_group_size": "values that share a scale in a quantized cache",
-    "prefill_step_size": "prompt tokens read at once",
-    "tile_group_size": "tiles encoded at once; more need more memory",
-    "max_memory": "encode tiles in groups that fit into this much memory, like 8GB",
-    "max_crops": "most tiles of an image; fewer are faster and see less",
-    "min_pixels": "enlarge images of a smaller area",
-    "max_pixels": "reduce images of a larger area",
-}
+_OPTIONS = tuple(option for _, options in _GROUPS for option in options)
 _DEFAULTS = {
-    name: getattr(GenerationOptions(), name)
-    for _, name, _ in _FLAGS
-    if getattr(GenerationOptions(), name) not in (None, ())
+    option.name: getattr(GenerationOptions(), option.name)
+    for option in _OPTIONS
+    if getattr(GenerationOptions(), option.name) not in (None, ())
 }
-"""Of the options that have one."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which model to load."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m", "--model", default=DEFAULT_REPOSITORY, metavar="DIR_OR_REPO",
+        help="folder of a checkpoint, repository on the Hugging Face Hub, or demo: a very small"
+        " model in this package",
+    )  # fmt: skip
+    group.add_argument("--revision", help="branch, tag or commit of a repository")
+    group.add_argument(
+        "--dtype", metavar="TYPE",
+        help=f"compute in {', '.join(FLOAT_DTYPES)}, or auto for what this machine is fastest in;"
+        " or for single modules, as in tower=float16,decoder=bfloat16; else as stored",
+    )  # fmt: skip
+    group.add_argument(
+        "--adapter-path", type=Path, metavar="DIR", help="folder of adapters trained for the model"
+    )
+    group.add_argument(
+        "--check-weights", action="store_true", help="refuse weights that are NaN or infinite"
+    )
+    group.add_argument(
+        "--trust-remote-code", action="store_true",
+        help="accepted for commands written for other tools; code of a checkpoint is never run",
+    )  # fmt: skip
+    # Known to users of mlx-lm, and refused with a reason rather than as unknown.
+    group.add_argument("--draft-model", help=argparse.SUPPRESS)
+    group.add_argument("--num-draft-tokens", help=argparse.SUPPRESS)
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,16 +139,20 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
 
     Flags that are not given leave nothing behind: a saved conversation has options of its own.
     """
-    group = parser.add_argument_group("answer")
-    for flags, name, details in _FLAGS:
-        text = _HELP[name]
-        if name in _DEFAULTS:
-            text = f"{text} (default: {_DEFAULTS[name]})"
-        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **details)
+    for title, options in _GROUPS:
+        group = parser.add_argument_group(title)
+        for option in options:
+            text = option.help
+            if option.name in _DEFAULTS:
+                text = f"{text} (default: {_DEFAULTS[option.name]})"
+            group.add_argument(
+                *option.flags, dest=option.name, default=argparse.SUPPRESS, help=text,
+                **option.details,
+            )  # fmt: skip
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that bounds what answers remember for later ones."""
+    """Add the flag that bounds what requests leave for later ones."""
     parser.add_argument(
         "--cache-size", type=size, default=bytes_text(DEFAULT_MAX_BYTES), metavar="SIZE",
         help="memory for images and prompts that were seen before, like 2GB; 0 for none",
@@ -155,16 +188,47 @@ def caches(arguments: argparse.Namespace) -> GenerationCaches:
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, by the names of `GenerationOptions`."""
     given = vars(arguments)
-    return {name: given[name] for _, name, _ in _FLAGS if name in given}
+    return {option.name: given[option.name] for option in _OPTIONS if option.name in given}
 
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that were given or have a default, by the same names."""
-    return {**_DEFAULTS, **given_options(arguments)}
+    """Return the options that were given or have a default, by the same names.
+
+    Raises:
+        RequestError: an option is out of range; before anything is loaded.
+    """
+    options = {**_DEFAULTS, **given_options(arguments)}
+    GenerationOptions.of(None, options)
+    return options
+
+
+def check_model_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse what no model can do, and mention what has no effect.
+
+    Raises:
+        RequestError: a draft model is asked for, or a number stands where the model should.
+    """
+    if arguments.draft_model is not None or arguments.num_draft_tokens is not None:
+        raise RequestError(
+            "--draft-model: no smaller model shares this one's tokens and sees images, so there"
+            " is nothing to draft with; leave it out"
+        )
+    if arguments.model.isdecimal() and not Path(arguments.model).exists():
+        raise RequestError(
+            f"-m is the model, as in the release's script: for {arguments.model} tokens at most,"
+            f" give --max-tokens {arguments.model}"
+        )
+    if arguments.trust_remote_code:
+        logger.warning("--trust-remote-code has no effect: code of a checkpoint is never run")
 
 
 def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model, Processor]:
-    """Load the model that the flags name, with progress."""
+    """Load the model that the flags name, with progress.
+
+    Raises:
+        JvlmError: there is no such model, it is damaged, or a flag asks for what cannot be.
+    """
+    check_model_arguments(arguments)
     model, processor = load(
         arguments.model,
         revision=arguments.revision,

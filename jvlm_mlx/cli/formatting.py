@@ -1,6 +1,8 @@
 """What the terminal shows of results: one kind of table, one style of chart, one summary."""
 
+import json
 import re
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,12 @@ def printable(text: str) -> str:
     Names and messages may come from files of strangers. Newlines and tabs stay.
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def json_line(content: object) -> str:
+    """Return one line of JSON that standard output can take, whatever its encoding."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(content, ensure_ascii=encoding != "utf8", allow_nan=False)
 
 
 def new_figure(what: str) -> Any:

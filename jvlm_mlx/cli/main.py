@@ -1,28 +1,19 @@
 """`jvlm SUBCOMMAND`, and the same subcommands as `python -m jvlm_mlx.SUBCOMMAND`."""
 
-import argparse
-import errno
 import importlib
-import io
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
 
 from ..errors import JvlmError
 from ..version import __version__
 from .formatting import printable
-
-EXIT_OK = 0
-EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
-"""After Ctrl-C, as in shells. argparse itself ends with 2 for unknown flags."""
-
-_OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+from .parser import CommandParser
+from .standard_streams import EXIT_ERROR as EXIT_ERROR
+from .standard_streams import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from .standard_streams import EXIT_OK as EXIT_OK
+from .standard_streams import standard_input, write_through
 
 
 @dataclass(frozen=True)
@@ -50,18 +41,9 @@ SUBCOMMANDS = {
 }
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Shows the default of a flag where it says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, [], True, False, argparse.SUPPRESS):
-            return action.help
-        return f"{action.help} (default: %(default)s)"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `jvlm` and return its exit code."""
-    return _with_output(lambda: _main(arguments))
+    return write_through(lambda: _main(arguments))
 
 
 def main_convert() -> int:
@@ -70,7 +52,7 @@ def main_convert() -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jvlm", description="Jina-VLM on Apple Silicon: images and questions in, text out."
     )
     parser.add_argument("--version", action="version", version=f"jvlm-mlx {__version__}")
@@ -91,105 +73,27 @@ def run_subcommand(
     A user's mistake is one line on standard error and exit code 1 (2 for flags that do not
     exist); Ctrl-C is 130; a reader of the output that went away, like `head`, is no error.
     """
-    with _input():
-        return _with_output(lambda: _run_subcommand(name, arguments, prog))
+    with standard_input():
+        return write_through(lambda: _run_subcommand(name, arguments, prog))
 
 
 def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None) -> int:
-    subcommand = SUBCOMMANDS[name]
-    module = importlib.import_module(f"jvlm_mlx.{subcommand.module}")
-    parser = argparse.ArgumentParser(
-        prog=prog or f"python -m jvlm_mlx.{name}",
-        description=(module.__doc__ or "").split("\n\n")[0],
-        formatter_class=_HelpFormatter,
-    )
-    module.add_arguments(parser)
-    options = parser.parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("jvlm_mlx")
     logger.addHandler(handler)
+    parser = CommandParser(prog=prog or f"python -m jvlm_mlx.{name}")
     try:
-        return int(module.run(options))
+        # Imported here, where Ctrl-C during the import is handled, too.
+        module = importlib.import_module(f"jvlm_mlx.{SUBCOMMANDS[name].module}")
+        parser.description = (module.__doc__ or "").split("\n\n")[0]
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(arguments)))
     except JvlmError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(parser.name_flags(str(error)))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         logger.removeHandler(handler)
-
-
-@contextmanager
-def _input() -> Iterator[None]:
-    """Let bytes that are no text arrive as lone surrogates; without standard input, have none."""
-    if sys.stdin is None:  # closed by whoever started this process
-        with Path(os.devnull).open(encoding="utf-8") as sys.stdin:
-            try:
-                yield
-            finally:
-                sys.stdin = None
-        return
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        with suppress(io.UnsupportedOperation):  # something has been read already
-            sys.stdin.reconfigure(errors="surrogateescape")
-    yield
-
-
-def _with_output(run: Callable[[], int]) -> int:
-    """Run, and make sure that what was printed has been written; return the exit code."""
-    code = EXIT_OK
-    try:
-        try:
-            code = run()
-        except SystemExit:
-            _flush(sys.stdout)  # the help, for one
-            raise
-        _flush(sys.stdout)
-        return code
-    except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):
-            if _fails(stream):
-                _close(stream)
-        return code
-    except OSError as error:
-        reason = error.strerror or error
-        if _fails(sys.stdout):
-            _close(sys.stdout)
-            print(f"error: cannot write standard output: {reason}", file=sys.stderr)
-        elif _is_unbuffered() and error.errno in _OF_FULL_DISKS:
-            print(f"error: {reason}", file=sys.stderr)
-        elif error.filename is not None:
-            print(f"error: {error.filename}: {reason}", file=sys.stderr)
-        else:
-            raise
-        return EXIT_ERROR
-
-
-def _flush(stream: TextIO | None) -> None:
-    if stream is not None:
-        stream.flush()
-
-
-def _fails(stream: TextIO | None) -> bool:
-    """Whether a stream takes nothing more: what it did not take then fails again."""
-    try:
-        _flush(stream)
-    except OSError:
-        return True
-    return False
-
-
-def _is_unbuffered() -> bool:
-    """Whether what standard output did not take is gone, so that nothing can fail again."""
-    return isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase)
-
-
-def _close(stream: TextIO) -> None:
-    """Let what is left go nowhere: Python flushes once more at exit, and would complain."""
-    with suppress(io.UnsupportedOperation):  # it is no file
-        descriptor = stream.fileno()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)

@@ -74,7 +74,7 @@ def test_options_that_exclude_each_other_are_one_line(
         "--max-kv-size", "99",
     )  # fmt: skip
     assert code == 1
-    assert err.startswith("error: kv_bits and max_kv_size exclude each other")
+    assert err.startswith("error: --kv-bits and --max-kv-size exclude each other")
     assert err.count("\n") == 1
 
 

@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(grouped, tmp_path, capsys):
         (["--hf-path", grouped, "-q", "--quant-predicate", "mixed_3_6"],
          "no recipe means the same as quant-predicate 'mixed_3_6'; use mixed_4_6, or recipe"),
         (["--hf-path", grouped, "-q", "--quant-predicate", "mixed_4_6", "--q-bits", 4],
-         "quant_predicate gives recipe and q_bits"),
+         "--quant-predicate gives recipe and --q-bits"),
         (["--hf-path", grouped, "--mlx-path", tmp_path / "out", "--recipe", "mixed"],
          "recipe is for quantization; add quantize (-q), too"),
         (["--hf-path", tmp_path / "nowhere", "--mlx-path", tmp_path / "out"], "there is no folder"),

@@ -51,7 +51,7 @@ def test_the_commands_can_be_typed_as_they_are(capsys, language):
     for words, turn in zip(commands, example.turns, strict=True):
         assert words[:3] == ["python", "-m", "jvlm_mlx.generate"]
         read = parser.parse_args(words[3:])
-        assert (read.model, read.image, read.prompt) == ("demo", ["my own.png"], turn.question)
+        assert (read.model, read.image, read.prompt) == ("demo", ["my own.png"], [turn.question])
 
 
 def test_a_file_is_never_replaced_unasked(here, capsys):

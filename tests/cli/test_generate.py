@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx.cli.main import main
+from jvlm_mlx.cli.main import SUBCOMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,9 @@ def run(*arguments, stdin=b""):
 
 
 def test_answer_is_all_of_stdout(tiny_folder, image):
-    code, out, err = run("--model", tiny_folder, "-i", image, "-p", "Describe this image.", "-m", 9)
+    code, out, err = run(
+        "--model", tiny_folder, "-i", image, "-p", "Describe this image.", "--max-tokens", 9
+    )
     assert (code, err) == (0, "")
     assert out.endswith("\n")
     assert out.strip()
@@ -57,8 +59,8 @@ def test_answer_is_all_of_stdout(tiny_folder, image):
 
 def test_json_has_everything(tiny_folder, image, named_case):
     code, out, err = run(
-        "--model", tiny_folder, "-i", image, "-p", "Describe this image.", "-m", 5, "--json",
-        "--verbose",
+        "--model", tiny_folder, "-i", image, "-p", "Describe this image.",
+        "--max-tokens", 5, "--json", "--verbose",
     )  # fmt: skip
     assert code == 0
     answer = json.loads(out)
@@ -73,7 +75,7 @@ def test_json_has_everything(tiny_folder, image, named_case):
 
 
 def test_images_and_prompts_from_everywhere(tiny_folder, image):
-    arguments = ("--model", tiny_folder, "-m", 5)
+    arguments = ("--model", tiny_folder, "--max-tokens", 5)
     reference = run(*arguments, "-i", image, "-p", "Hi")
     data_uri = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
     assert run(*arguments, "-i", data_uri, "-p", "Hi") == reference
@@ -91,13 +93,14 @@ def test_images_and_prompts_from_everywhere(tiny_folder, image):
         (("--model", "absent", "-p", "Hi"), b"", "there is no folder absent"),
         (("-i", "absent.png", "-p", "Hi"), b"", "absent.png"),
         (("-i", "-", "-p", "Hi"), b"no image", "8 bytes"),
-        (("-i", "-"), b"", "standard input"),
-        (("-i", "-", "-i", "-", "-p", "Hi"), b"", "standard input"),
+        (("-i", "-"), b"", "standard input is empty"),
+        (("-i", "-", "-i", "-", "-p", "Hi"), b"", "standard input can be"),
+        (("-i", "-", "-p", "-"), b"", "standard input can be"),
         ((), b"", "nothing to answer"),
         # Noticed before a model is looked for.
-        (("-p", "Hi", "--max-tokens", "0", "--model", "absent"), b"", "max_tokens"),
+        (("-p", "Hi", "--max-tokens", "0", "--model", "absent"), b"", "--max-tokens is 0"),
         (("-p", "Hi", "--kv-bits", "4"), b"", "head of 16"),
-        (("-p", "Hi", "--max-kv-size", "3"), b"", "max_kv_size is 3"),
+        (("-p", "Hi", "--max-kv-size", "3"), b"", "--max-kv-size is 3"),
     ],
 )
 def test_mistakes_are_one_line(tiny_folder, arguments, stdin, message, monkeypatch, capsys):
@@ -119,17 +122,76 @@ def test_mistakes_are_no_traceback_in_a_process_either():
     )
 
 
-def test_unknown_flags_are_usage_errors(tiny_folder):
-    code, out, err = run("--model", tiny_folder, "--color", "blue")
-    assert (code, out) == (2, "")
-    assert "--color" in err
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--color", "blue"], "unknown flag --color"),
+        (["--promt=Hi"], "unknown flag --promt; did you mean --prompt?"),
+        (["--temperatur", "0.x"], "--temperature/--temp: invalid float value: '0.x'"),
+        (["-p", "What", "is", "this"], "unexpected argument 'is'; text with spaces needs quotes"),
+        (["-p", "-x"], "-p/--prompt: expected one argument; a value that begins with a dash"
+         " is given as --prompt=VALUE"),
+        (["--kv-bits", "7"], "--kv-bits: invalid choice: 7 (choose from 2, 3, 4, 5, 6, 8)"),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as left:
+        main(["generate", *arguments])
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"error: {line}; jvlm generate --help shows more\n")
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_every_subcommand_has_a_help(capsys, subcommand):
+    with pytest.raises(SystemExit) as left:
+        main([subcommand, "--help"])
+    assert left.value.code == 0
+    assert f"usage: jvlm {subcommand}" in capsys.readouterr().out
+
+
+def test_a_misspelled_subcommand_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["genrate"])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "did you mean generate?" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", "256"), "-m is the model, as in the release's script"),
+        (("--draft-model", "small"), "--draft-model: no smaller model"),
+        (("--max-tokens", "0"), "--max-tokens is 0; it must be"),
+        (("--temperature", "-1"), "--temperature is -1.0; it must"),
+        (("--kv-bits", "4", "--max-kv-size", "9"), "--kv-bits and --max-kv-size exclude"),
+        (("--prompt-cache-file", "a", "--prefill-response", "b"), "exclude each other"),
+        (("-i", "absent/*.png"), "no file matches absent/*.png"),
+        (("-i", "a.png", "-p", "One?", "-p", "Two?"), "3 questions (-p) and 1 images (-i)"),
+    ],
+)
+def test_messages_name_flags_as_they_are_typed(capsys, tiny_folder, arguments, message):
+    model = () if "-m" in arguments else ("--model", tiny_folder)
+    assert main(["generate", "-p", "Hi", *model, *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}") or message in err
+    assert err.count("\n") == 1
+
+
+def test_remote_code_is_never_trusted(capsys, tiny_folder):
+    flags = ("--trust-remote-code", "--max-tokens", "1")
+    assert main(["generate", "--model", tiny_folder, "-p", "Hi", *flags]) == 0
+    assert "--trust-remote-code has no effect" in capsys.readouterr().err
 
 
 def test_interrupt_keeps_what_was_said(tiny_folder, image):
     process = subprocess.Popen(
         command(
             "--model", tiny_folder, "-i", image, "-p", "Describe this image.",
-            "-m", 20_000, "--repetition-penalty", 2,
+            "--max-tokens", 20_000, "--repetition-penalty", 2,
         ),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, bufsize=0,
     )  # fmt: skip
@@ -144,7 +206,7 @@ def test_interrupt_keeps_what_was_said(tiny_folder, image):
 
 def test_reader_that_goes_away_is_no_error(tiny_folder, image):
     process = subprocess.Popen(
-        command("--model", tiny_folder, "-i", image, "-p", "Hi", "-m", 2000),
+        command("--model", tiny_folder, "-i", image, "-p", "Hi", "--max-tokens", 2000),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None
@@ -182,14 +244,14 @@ def on_a_terminal(*arguments):
 
 
 def test_progress_is_shown_on_a_terminal_unless_quiet(tiny_folder, image):
-    arguments = ("--model", tiny_folder, "-i", image, "-p", "Hi", "-m", 2)
+    arguments = ("--model", tiny_folder, "-i", image, "-p", "Hi", "--max-tokens", 2)
     shown = on_a_terminal(*arguments)
     assert all(stage in shown for stage in ("loading", "tiles", "prefill")), shown
     assert on_a_terminal(*arguments, "--quiet") == ""
 
 
 def test_one_command_with_a_verb_for_everything(capsys, tiny_folder):
-    assert main(["generate", "--model", tiny_folder, "-p", "Hi", "-m", "2"]) == 0
+    assert main(["generate", "--model", tiny_folder, "-p", "Hi", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
         main(["--version"])

@@ -29,7 +29,9 @@ def read(golden_folder, tiny, monkeypatch):
     monkeypatch.setattr("jvlm_mlx.batch.load_model", lambda *_: tiny)
 
     def read(*arguments):
-        return main(["read", "--model", str(golden_folder / "tiny"), "-m", "4", *arguments])
+        return main(
+            ["read", "--model", str(golden_folder / "tiny"), "--max-tokens", "4", *arguments]
+        )
 
     return read
 
@@ -122,7 +124,16 @@ SCHEMA = {
 def test_a_schema_makes_an_object_of_each_page(pages, read, capsys):
     pytest.importorskip("llguidance")
     Path("schema.json").write_text(json.dumps(SCHEMA))
-    command = ("scans", "bad--page.png", "-o", "out.jsonl", "--schema", "schema.json", "-m", "40")
+    command = (
+        "scans",
+        "bad--page.png",
+        "-o",
+        "out.jsonl",
+        "--schema",
+        "schema.json",
+        "--max-tokens",
+        "40",
+    )
     assert read(*command) == 1
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [line["page"] for line in lines] == ["scans/1.png", "scans/2.png", "bad--page.png"]

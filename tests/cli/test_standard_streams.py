@@ -61,7 +61,7 @@ GONE = 'exec 3> >(exec true); wait $!; "$@" {} >&3'
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", ["--model demo -p Hi -m 3 --json", "--help"])
+@pytest.mark.parametrize("arguments", ["--model demo -p Hi --max-tokens 3 --json", "--help"])
 def test_a_reader_that_has_left_is_no_error(arguments, unbuffered):
     assert shell(GONE.format(arguments), PYTHONUNBUFFERED=unbuffered) == (0, "")
 
@@ -76,7 +76,7 @@ def test_a_reader_of_errors_that_has_left_ends_quietly():
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("flag", ["--json", "--stream"])
 def test_output_that_is_full_is_one_line(flag, unbuffered):
-    command = f'"$@" --model demo -p Hi -m 3 {flag} > /dev/full'
+    command = f'"$@" --model demo -p Hi --max-tokens 3 {flag} > /dev/full'
     code, err = shell(command, PYTHONUNBUFFERED=unbuffered)
     # Without a buffer nothing tells whether it was standard output.
     place = "" if unbuffered else "cannot write standard output: "

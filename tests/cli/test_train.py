@@ -49,7 +49,7 @@ def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, d
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["fine_tune_type"] == "lora"
     assert config["lora_parameters"]["rank"] == 2
-    asked = ["-p", QUESTION, "-i", image, "--max-crops", 1, "-m", 4]
+    asked = ["-p", QUESTION, "-i", image, "--max-crops", 1, "--max-tokens", 4]
     answers = []
     for flags in (["--model", model], ["--model", model, "--adapter-path", out]):
         code, stdout, _ = run(capsys, "generate", *flags, *asked)
@@ -62,7 +62,7 @@ def test_adapters_are_trained_used_and_fused(capsys, arguments, golden_folder, d
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": QUESTION, "images": [str(image)]}))
     code, stdout, _ = run(
         capsys, "batch", "--model", model, "--adapter-path", out, tmp_path / "asked.jsonl",
-        "-o", tmp_path / "answers.jsonl", "--max-crops", 1, "-m", 4,
+        "-o", tmp_path / "answers.jsonl", "--max-crops", 1, "--max-tokens", 4,
     )  # fmt: skip
     assert code == EXIT_OK
     answer = json.loads((tmp_path / "answers.jsonl").read_text())
@@ -208,10 +208,10 @@ def test_flags_as_users_know_them(capsys, golden_folder, data, tmp_path, habit):
         (["--epochs", 0], "epochs is 0.0"),
         (["--iters", 3, "--config", "none.json"], "has no none.json"),
         (["--iters", 3, "--data", "none.json"], "none.json cannot be read"),
-        (["--iters", 3, "--text-fraction", 0], "text_fraction is 0.0, but there are examples"),
+        (["--iters", 3, "--text-fraction", 0], "--text-fraction is 0.0, but there are examples"),
         (["--iters", 3, "--max-seq-length", 10], "tokens"),
         (["--iters", 3, "--resume"], "has no training run to resume; leave out --resume"),
-        (["--iters", 3, "--fine-tune-type", "lora", "--lora-keys", "x"], "lora_keys: x names no"),
+        (["--iters", 3, "--fine-tune-type", "lora", "--lora-keys", "x"], "--lora-keys: x names no"),
         (
             ["--iters", 3, "--freeze", "vision_tower", "connector", "decoder"],
             "nothing is left to train",
@@ -268,7 +268,7 @@ def test_a_resumed_run_keeps_its_options(capsys, arguments, tmp_path):
     for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         (out / name).unlink()
     line = refused(capsys, "--output", out, "--resume", "--learning-rate", "2e-3")
-    assert "learning_rate was 0.001 when this run began, and cannot be 0.002 now" in line
+    assert "--learning-rate was 0.001 when this run began, and cannot be 0.002 now" in line
     code, stdout, _ = run(capsys, "train", "--output", out, "--resume", "--keep", 1, "--quiet")
     assert (code, stdout) == (EXIT_OK, f"written: {out}\n")
     assert [line["loss"] for line in metrics(out)] == [line["loss"] for line in before]
