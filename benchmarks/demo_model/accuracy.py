@@ -7,19 +7,19 @@ to the letter, blanks around it aside.
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-import numpy as np
 from huggingface_hub.utils import tqdm
-from numpy.typing import NDArray
 
 from jvlm_mlx.checkpoint.loader import load
 from jvlm_mlx.demo.example import Example
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at
+from jvlm_mlx.generation import device
+from jvlm_mlx.generation.engine import Engine, Row
 from jvlm_mlx.model import Model
+from jvlm_mlx.processing.inputs import ModelInputs
 from jvlm_mlx.processing.processor import Processor
 
 from ..harness.report import markdown_table
@@ -175,17 +175,9 @@ def greedy_answerer(
             [[] if example.image is None else [example.image] for example in batch],
             max_crops=max_crops,
         )
-        cache = model.make_cache(inputs.attention_mask)
-        embeddings = model.embed(
-            inputs.input_ids,
-            pixel_values=inputs.pixel_values,
-            image_masks=inputs.image_masks,
-            image_input_idx=inputs.image_input_idx,
-            tile_group_size=_TILE_GROUP_SIZE,
-        )
-        tokens = _decode(model, processor, inputs.input_ids, embeddings, cache)
-        stops = set(processor.tokenizer.stop_token_ids)
-        return [processor.decode(_before_stop(row.tolist(), stops)) for row in tokens]
+        stops = processor.tokenizer.stop_token_ids
+        tokens = device.run(lambda: _decode(model, inputs, stops))
+        return [processor.decode(one) for one in tokens]
 
     return answer
 
@@ -196,36 +188,28 @@ def _prompt(processor: Processor, example: Example) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}])
 
 
-def _decode(
-    model: Model,
-    processor: Processor,
-    input_ids: NDArray[np.int32],
-    embeddings: mx.array,
-    cache: list[Any],
-) -> NDArray[np.int32]:
-    """Return the likeliest tokens, (B, tokens), until every row has had a stop token."""
-    stops = list(processor.tokenizer.stop_token_ids)
-    stopped = np.zeros(len(input_ids), dtype=bool)
-    hidden = model.decoder(embeddings, cache)
-    columns = []
-    for _ in range(_MAX_TOKENS):
-        # (B, L, hidden_size) -> (B, vocabulary) -> (B,)
-        token = mx.argmax(model.head(hidden[:, -1]), axis=-1)
-        columns.append(np.array(token, dtype=np.int32))
-        stopped |= np.isin(columns[-1], stops)
-        if stopped.all():
-            break
-        hidden = model.decoder(model.decoder.embed(token[:, None]), cache)
-    return np.stack(columns, axis=1)
-
-
-def _before_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
-    answer: list[int] = []
-    for token in tokens:
-        if token in stops:
-            break
-        answer.append(token)
-    return answer
+def _decode(model: Model, inputs: ModelInputs, stops: Container[int]) -> list[list[int]]:
+    """Return the greedy tokens of every prompt, up to a stop token. On the device's worker."""
+    cache = model.make_cache(inputs.attention_mask)
+    embeddings = model.embed(
+        inputs.input_ids,
+        pixel_values=inputs.pixel_values,
+        image_masks=inputs.image_masks,
+        image_input_idx=inputs.image_input_idx,
+        tile_group_size=_TILE_GROUP_SIZE,
+    )
+    rows = [Row(max_tokens=_MAX_TOKENS) for _ in inputs.input_ids]
+    answers: dict[Row, list[int]] = {row: [] for row in rows}
+    engine = Engine(model)
+    # (B, L, D) -> (B, D) -> (B, V)
+    engine.add(rows, cache, model.head(model.decoder(embeddings, cache)[:, -1]))
+    while engine.rows:
+        for row, token, _ in engine.step():
+            if token in stops:
+                row.cancelled = True
+            else:
+                answers[row].append(token)
+    return list(answers.values())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+import jvlm_mlx
 from benchmarks.demo_model import accuracy
 from benchmarks.demo_model.accuracy import (
     Accuracy,
@@ -130,9 +131,16 @@ def test_answers_together_are_those_of_generate(tiny, task, max_crops):
 
 
 def test_an_answer_ends_at_its_stop_token():
-    assert accuracy._before_stop([5, 6, 2, 7, 2], {2, 3}) == [5, 6]
-    assert accuracy._before_stop([5, 6], {2}) == [5, 6]
-    assert accuracy._before_stop([2, 6], {2}) == []
+    # Of different lengths: each row ends alone, and the others are decoded to their ends.
+    model, processor = jvlm_mlx.load("demo")
+    batch = list(examples(0, 8, ("count", "word", "form", "text_only"), ("en",)))
+    found = greedy_answerer(model, processor)(batch)
+    alone = [
+        generate(model, processor, one.turns[0].question, one.image, max_tokens=24) for one in batch
+    ]
+    assert found == [result.text for result in alone]
+    assert {result.finish_reason for result in alone} == {"stop"}
+    assert len({result.generation_tokens for result in alone}) > 1
 
 
 class SeeingProcessor:
