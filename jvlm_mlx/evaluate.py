@@ -54,6 +54,9 @@ from .progress import Progress, no_progress
 MAX_TOKENS = 512
 """Of an answer, as in the paper."""
 ANSWERS = "answers.jsonl"
+CACHE_SIZE = "150 MB"
+"""For images that neighboring questions share. A benchmark has thousands of images, and would fill
+any cache."""
 _JUDGE_MODEL = "gpt-4o-mini"
 
 
@@ -260,6 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", type=size, metavar="SIZE", help="such as 8GB")
     add_cache_argument(parser)
     add_model_arguments(parser)
+    parser.set_defaults(cache_size=CACHE_SIZE)
     parser.set_defaults(work=_evaluate)
     subcommands = parser.add_subparsers(metavar="{compare,write-demo}")
     _add_compare(subcommands.add_parser("compare", help="set runs side by side"))
