@@ -139,7 +139,7 @@ def test_the_exit_code_says_so(grouped, broken, capsys):
     assert [line.partition(":")[0] for line in error.splitlines()] == ["bound exceeded", "error"]
     code, _, error = run(capsys, "verify", grouped, broken, *QUICK, "--max-kl", "nan")
     assert code == EXIT_ERROR
-    assert "max_kl is nan" in error
+    assert "--max-kl is nan" in error
 
 
 @pytest.fixture

@@ -57,13 +57,13 @@ def interrupt(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--learning-rate", "inf"], "learning_rate is inf; expected a finite number above 0"),
+        (["--learning-rate", "inf"], "--learning-rate is inf; expected a finite number above 0"),
         (["--betas", "0.9"], "betas is [0.9]; expected a list of 2"),
-        (["--batch-size", "1000000000000"], "batch_size is 1000000000000; expected a whole"),
-        (["--bucket-batches", "1000000000000"], "bucket_batches is 1000000000000"),
+        (["--batch-size", "1000000000000"], "--batch-size is 1000000000000; expected a whole"),
+        (["--bucket-batches", "1000000000000"], "--bucket-batches is 1000000000000"),
         (["--image-cache", "1e300"], "1e300"),
-        (["--text-fraction", "nan"], "text_fraction is nan"),
-        (["--lora-modules"], "lora_modules is []; expected a list of 1 or more"),
+        (["--text-fraction", "nan"], "--text-fraction is nan"),
+        (["--lora-modules"], "--lora-modules is []; expected a list of 1 or more"),
         (["--iters", "0"], "iters is 0; expected a whole number from 1"),
     ],
 )
@@ -79,7 +79,7 @@ def test_options_out_of_range_are_refused(flags, message, capsys, arguments, tmp
 
 def test_epochs_that_cannot_be_counted_are_refused(capsys, arguments):
     line = refused(capsys, *arguments, "--epochs", "1e308")
-    assert line == "error: epochs is 1e+308, which is too many"
+    assert line == "error: --epochs is 1e+308, which is too many"
 
 
 def test_all_examples_of_an_epoch_are_learned_where_an_iteration_takes_several_batches(
