@@ -111,3 +111,12 @@ def test_example(clone, environment, language, text):
 
 def test_every_block_is_run_or_is_output():
     assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json", "xml"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    local = [one.partition("#")[0] for one in targets if not re.match(r"https?://|#", one)]
+    missing = [one for one in local if one and not (ROOT / document).parent.joinpath(one).exists()]
+    assert missing == []
