@@ -15,7 +15,7 @@ from .cli.arguments import (
     add_cache_argument,
     add_generation_arguments,
     add_model_arguments,
-    generation_options,
+    given_options,
     size,
 )
 from .cli.main import EXIT_ERROR, EXIT_OK
@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise RequestError(f"{flag} is {getattr(arguments, name)}; it must be at least 1")
     for name in _SWITCHES:
         setattr(arguments, name, _switch(name, getattr(arguments, name)))
-    options = GenerationOptions.of(None, generation_options(arguments))
+    given = given_options(arguments)
+    options = GenerationOptions.of(given, {})  # refuses what makes no sense
     guard = Guard.for_address(
         arguments.host, arguments.api_key, tuple(arguments.cors_origin), arguments.max_body
     )
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     service = Service(
         ServiceOptions(
             served_name=arguments.served_model_name or "jina-vlm",
-            defaults=options,
+            defaults=given,
             policy=ImagePolicy(allow_urls=arguments.allow_image_urls, folder=folder),
             cache_bytes=arguments.cache_size,
             max_concurrent=arguments.max_concurrent,

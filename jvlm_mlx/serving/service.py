@@ -42,8 +42,8 @@ class ServiceOptions:
 
     served_name: str
     """What clients call the model."""
-    defaults: GenerationOptions
-    """Of requests that do not say otherwise."""
+    defaults: Mapping[str, Any]
+    """Generation options of requests that do not say otherwise; before the checkpoint's own."""
     policy: ImagePolicy
     cache_bytes: int
     max_concurrent: int
@@ -168,7 +168,7 @@ class Service:
         if request.logprobs is not None:
             wanted["logprobs"] = request.logprobs
         try:
-            options = GenerationOptions.of(self.options.defaults, wanted)
+            options = self._with_defaults(wanted)
         except JvlmError as error:
             raise invalid(str(error)) from None
         prompts = [token_ids(processor, one, vocab_size) for one in request.prompts]
@@ -219,7 +219,11 @@ class Service:
             wanted["logprobs"] = request.top_logprobs
         if request.logit_bias:
             wanted["logits_processors"] = (LogitBias(request.logit_bias),)
-        return GenerationOptions.of(self.options.defaults, wanted)
+        return self._with_defaults(wanted)
+
+    def _with_defaults(self, wanted: Mapping[str, Any]) -> GenerationOptions:
+        processor = self.ready()[1]
+        return GenerationOptions.of(self.options.defaults, wanted, processor.generation_defaults)
 
     def logprobs(self, response: GenerationResponse) -> list[TokenLogprob]:
         """Return the log probabilities of a response's token, as the API has them.

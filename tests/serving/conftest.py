@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("starlette")
 import uvicorn
 
-from jvlm_mlx.generation.options import GenerationOptions
 from jvlm_mlx.serving.app import make_app
 from jvlm_mlx.serving.guard import Guard
 from jvlm_mlx.serving.image_policy import ImagePolicy
@@ -96,7 +95,7 @@ def running(load, *, api_key=None, origins=(), max_body=20_000_000, policy=None,
     service = Service(
         ServiceOptions(
             served_name=MODEL,
-            defaults=GenerationOptions(max_tokens=24),
+            defaults={"max_tokens": 24},
             policy=policy or ImagePolicy(),
             cache_bytes=50_000_000,
             **{"max_concurrent": 4, "max_queue": 16, "max_memory": None, **options},

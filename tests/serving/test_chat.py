@@ -205,3 +205,14 @@ def test_a_model_that_cannot_be_loaded():
         assert (status, body["error"]["code"]) == (503, "model_failed")
         assert "/nowhere" not in json.dumps(body)
         assert client.get("/health")[0] == 503
+
+
+def test_sampling_settings_of_the_checkpoint_apply_where_nothing_else_is_said(tiny, monkeypatch):
+    model, processor = tiny
+    monkeypatch.setattr(processor, "generation_defaults", {"temperature": 1.0, "seed": 3})
+    with running(lambda _: (model, processor)) as (client, service):
+        service.wait()
+        sampled = client.chat([user("Hi")])[1]["choices"][0]["message"]["content"]
+        greedy = client.chat([user("Hi")], temperature=0)[1]["choices"][0]["message"]["content"]
+    assert sampled == jvlm_mlx.generate(*tiny, "Hi", max_tokens=24, temperature=1.0, seed=3).text
+    assert greedy == jvlm_mlx.generate(*tiny, "Hi", max_tokens=24, temperature=0.0).text != sampled

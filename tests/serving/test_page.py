@@ -8,7 +8,6 @@ import pytest
 
 from tests.serving.conftest import GOLDEN, running
 
-webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -29,6 +28,7 @@ def test_files_of_the_page_name_no_other_address(client):
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 def test_a_conversation_in_a_browser(tiny):
+    webdriver = pytest.importorskip("selenium.webdriver")
     from selenium.webdriver.chrome.service import Service as Driver
 
     options = webdriver.ChromeOptions()

@@ -90,6 +90,7 @@ def test_batches_that_cannot_be_shared_are_refused(tmp_path, together):
     said, codes = together(tmp_path / "output", data, "--batch-size", "3")
     assert codes == [1, 1]
     assert said[0][1] == (
-        "error: 2 processes cannot share batches of 3 examples; set --batch-size to a multiple of 2\n"
+        "error: 2 processes cannot share batches of 3 examples;"
+        " set --batch-size to a multiple of 2\n"
     )
     assert not (tmp_path / "output").exists()
