@@ -1,6 +1,7 @@
 """Predictions from files: read as pandas reads them, scored like the published scorers."""
 
 import json
+import sys
 
 import pytest
 
@@ -202,7 +203,6 @@ def test_answers_may_be_list_literals(cell, items):
         ("p.jsonl", '{"index": 1}\n{', "line 2: not JSON"),
         ("p.jsonl", "[1]", "line 1: not an object"),
         ("p.xlsx", "no zip", "no Excel file that can be read"),
-        ("p.parquet", "x", "pyarrow"),
     ],
 )
 def test_what_cannot_be_scored_is_named(name, content, message, tmp_path):
@@ -232,3 +232,11 @@ def test_missing_rotations_and_questions_are_named(tmp_path):
     path = write_jsonl(tmp_path / "mme.jsonl", SCORING["mme"]["rows"][1:])
     with pytest.raises(DataError, match=r"image OCR/0\.png of category OCR has 1 questions"):
         score_predictions("MME", path, tmp_path / "out2")
+
+
+def test_parquet_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "p.parquet").write_bytes(b"x")
+    with pytest.raises(DataError, match="pip install pyarrow"):
+        score_predictions("AI2D_TEST", tmp_path / "p.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

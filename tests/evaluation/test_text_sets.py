@@ -12,6 +12,7 @@ from jvlm_mlx.evaluation import text_answers
 from jvlm_mlx.evaluation.benchmarks import find_benchmark
 from jvlm_mlx.evaluation.likelihood import loglikelihood
 from jvlm_mlx.evaluation.text_run import TextSet
+from jvlm_mlx.evaluation.text_sets import read_text_set
 from tests.helpers.evaluation_files import write_jsonl
 
 ROWS = {
@@ -222,3 +223,19 @@ def test_examples_are_of_the_same_category(tmp_path):
 
     with pytest.raises(DataError, match="1 examples are needed of abstract_algebra and 0 are"):
         TextSet(questions, find_benchmark("MMLU"), "", shots=1, examples=examples)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parquet_is_read_like_json_lines(name, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [ROWS[name]]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    benchmark = find_benchmark(name)
+    found = read_text_set(tmp_path / "test.parquet", benchmark)
+    assert found == read_text_set(tmp_path / "test.jsonl", benchmark)
+    assert len(found) == 1
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 damaged PAR1")
+    with pytest.raises(DataError, match="no Parquet file"):
+        read_text_set(tmp_path / "test.parquet", benchmark)
