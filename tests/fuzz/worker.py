@@ -25,6 +25,8 @@ def main(kind, first, count):
     warnings.simplefilter("error")
     out = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the whole process
+    for descriptor in (1, 2):  # what libraries in C print, too
+        os.dup2(sys.stdout.fileno(), descriptor)
     from tests.fuzz.targets import Targets
 
     logging.disable(logging.CRITICAL)
