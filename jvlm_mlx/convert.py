@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    # What stands in front of the subcommand must not be overwritten by its defaults.
+    # Options in front of the subcommand must not be overwritten by its defaults.
     unset = argparse.SUPPRESS
     parser.add_argument("source", metavar="SOURCE", help="folder or repository")
     parser.add_argument("converted", metavar="CONVERTED", help="folder or repository")

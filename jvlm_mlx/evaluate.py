@@ -126,7 +126,7 @@ def run_benchmark(
         seed: of the drawing and of the bootstrap.
         image_root: where relative paths of images start; the folder of `data` unless given.
         examples: file of examples for a text set.
-        shots: how many of them stand in front of a question; lm-eval's number unless given.
+        shots: how many of them precede a question; lm-eval's number unless given.
         batch_size: answers made at the same time.
         cache: for images that several questions share.
         judge: who scores CharXiv and MathVista.

@@ -1,6 +1,6 @@
 """Show what an answer looked at: tiles, pooling weights, and the attention of each answer token.
 
-The answer goes to standard output, the picture into a PNG. Attention says what the decoder read,
+The answer goes to standard output, the image into a PNG. Attention says what the decoder read,
 not why it answered so.
 """
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--image", required=True, metavar="IMAGE", help="path or URL")
     parser.add_argument("-p", "--prompt", required=True, help="the question")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.png", help="picture to write"
+        "-o", "--output", type=Path, required=True, metavar="FILE.png", help="image to write"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_model_arguments(parser)

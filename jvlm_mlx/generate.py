@@ -79,7 +79,7 @@ def stream_generate(
         system: a system message in front.
         caches: what earlier answers stored there is not computed again, and this answer adds to
             it. The tokens are those of an answer without.
-        progress: told how far images and prompt have come.
+        progress: called with how far images and prompt have come.
         cancel: set it, from any thread, to end the answer; its last response then has the finish
             reason `cancelled`.
         **overrides: single options by the names of `GenerationOptions`.

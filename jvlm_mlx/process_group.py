@@ -1,4 +1,4 @@
-"""Several processes that share the work of one run, on one machine or on several.
+"""Several processes that split the work of one run, on one machine or on several.
 
 `mlx.launch` starts them, and MLX connects them. Without it there is one process.
 """

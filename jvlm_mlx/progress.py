@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: the one event type that all callbacks receive."""
+"""Progress of long work: the one event type that all callbacks receive."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,4 +22,4 @@ Progress = Callable[[ProgressEvent], None]
 
 
 def no_progress(_: ProgressEvent) -> None:
-    """Stand in for a callback that was not given."""
+    """Replace a callback that was not given."""

@@ -28,7 +28,7 @@ from .processing.processor import Processor
 from .progress import ProgressEvent
 
 GRACE_SECONDS = 20
-"""For answers under way, after the server was told to end."""
+"""For answers under way, once the server is shutting down."""
 _PREFIX = "JVLM_"
 _SWITCHES = ("allow_image_urls", "quiet")
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -96,7 +96,7 @@ def _switch(name: str, value: bool | str) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until the process is told to end, and return the exit code."""
+    """Serve until the process is asked to stop, and return the exit code."""
     try:
         import uvicorn
 

@@ -8,7 +8,7 @@ for _exponent, _letter in enumerate("KMGT", start=1):
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that a text like `8GB`, `7.5 GiB` or `0B` stands for.
+    """Return the bytes that a text like `8GB`, `7.5 GiB` or `0B` means.
 
     Raises:
         ValueError: it is no size, or a number without its unit.

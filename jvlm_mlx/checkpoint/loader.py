@@ -52,7 +52,7 @@ def load(
         adapter_path: folder of adapters that were trained for this model.
         check_weights: whether to look through all weights for NaN and infinite values.
         show_progress: whether downloads show bars on standard error; None: if it is a terminal.
-        progress: told how many bytes of weights have been read (`loading`).
+        progress: called with how many bytes of weights have been read (`loading`).
 
     Raises:
         CheckpointError: with one line that says what is wrong with checkpoint or adapter.

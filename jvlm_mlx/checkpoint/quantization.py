@@ -92,7 +92,7 @@ def pack(values: mx.array, quantization: Quantization) -> list[mx.array]:
 
 
 def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dtype) -> mx.array:
-    """Return the weights that packed ones stand for.
+    """Return the weights that packed ones encode.
 
     Args:
         arrays: packed weight and scales, and for the affine mode biases.

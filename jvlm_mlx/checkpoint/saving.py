@@ -75,7 +75,7 @@ def read_record(config_json: Mapping[str, Any]) -> Record | None:
         or not all(kind(values[name]) for name, kind in kinds.items())
     ):
         raise CheckpointError(
-            f"{CONFIG}: {RECORD_KEY} was not written by this version; convert the original again"
+            f"{CONFIG}: {RECORD_KEY} was not written by this version; convert the source again"
         )
     return Record(**values)
 

@@ -14,11 +14,11 @@ from .reader import CheckpointFiles
 
 @dataclass(frozen=True)
 class Part:
-    """One stored piece of a parameter."""
+    """One stored tensor of a parameter."""
 
     name: str
     shape: tuple[int, ...]
-    """What the piece must look like."""
+    """Its expected shape."""
     optional: bool
     """Whether zeros take its place where it is absent."""
 
@@ -42,7 +42,7 @@ def find_layout(files: CheckpointFiles) -> Layout:
 def parameter_parts(
     path: str, shape: tuple[int, ...], config: ModelConfig, layout: Layout
 ) -> tuple[Part, ...]:
-    """Return the stored pieces of a parameter of a shape, in order along its first axis."""
+    """Return the stored tensors of a parameter of a shape, in order along its first axis."""
     names = layout.sources(path)
     if len(names) == 1:
         return (Part(names[0], shape, optional=False),)

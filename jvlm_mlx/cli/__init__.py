@@ -1,1 +1,1 @@
-"""The terminal: option groups, progress, tables, charts, and the parts of each subcommand."""
+"""The terminal: option groups, progress, tables, charts, and helpers of each subcommand."""

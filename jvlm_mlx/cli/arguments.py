@@ -206,7 +206,7 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
     """Refuse what no model can do, and mention what has no effect.
 
     Raises:
-        RequestError: a draft model is asked for, or a number stands where the model should.
+        RequestError: a draft model is asked for, or a number is given instead of the model.
     """
     if arguments.draft_model is not None or arguments.num_draft_tokens is not None:
         raise RequestError(

@@ -24,7 +24,7 @@ from ..generation.requests import BatchResponse
 from ..process_group import ProcessGroup
 from .batch_requests import STANDARD_STREAM, FileRequest
 
-_BEGINNING = re.compile(rb'\{("id": "([^"\\]|\\.)*", )?"row": \d+, "request": "', re.DOTALL)
+_PREFIX = re.compile(rb'\{("id": "([^"\\]|\\.)*", )?"row": \d+, "request": "', re.DOTALL)
 """How `ResponseFile.add` begins a line."""
 _EXAMPLE = rb'{"id": "\\", "row": 1, "request": "'
 _COLUMNS = ("id", "text", "error", "finish_reason", "prompt_tokens", "generation_tokens")
@@ -46,8 +46,8 @@ class _Stored(NamedTuple):
 class ResponseFile:
     """Appends responses, and knows which requests have one.
 
-    Each response is one line, written in one piece and handed to the operating system at once.
-    So what is there after the program was killed are whole responses, and perhaps the beginning
+    Each response is one line, written at once and handed to the operating system at once.
+    So what is there after the program was killed are whole responses, and perhaps a prefix
     of one, which is cut off when the file is opened again. Meanwhile no other process can write
     the same output.
 
@@ -294,14 +294,14 @@ def _parse_lines(lines: bytes) -> list[_Stored]:
 
 
 def _is_half_written(line: bytes) -> bool:
-    """Return whether a line is the beginning of a response.
+    """Return whether a line is a prefix of a response.
 
     A file that someone named by mistake may also end without a newline, and must not lose its
-    last line: so only what some rest of `_EXAMPLE` makes the beginning of a response is one.
+    last line: so only what some rest of `_EXAMPLE` makes a prefix of a response is one.
     """
     try:
         parse_json(line)
     except ValueError:
         rests = (_EXAMPLE[start:] for start in range(len(_EXAMPLE), -1, -1))
-        return not line.endswith(b"\n") and any(_BEGINNING.match(line + rest) for rest in rests)
+        return not line.endswith(b"\n") and any(_PREFIX.match(line + rest) for rest in rests)
     return False

@@ -191,7 +191,7 @@ def _help(_conversation: Conversation, _: str) -> str:
     return "\n".join(
         (
             *lines,
-            'A line that ends with \\ goes on in the next; so does everything between two """.',
+            'A line that ends with \\ continues in the next; so does everything between two """.',
             "An image file that is dropped here is shown with the question. Tab completes.",
             "Ctrl-C stops an answer, Ctrl-D leaves.",
         )

@@ -24,7 +24,7 @@ _SPECIAL = re.compile(r"([\s\\'\"])")
 def read_question(read_line: Callable[[bool], str]) -> str:
     r'''Read lines until a question is complete.
 
-    A line that ends with a backslash goes on in the next one. Everything between two lines
+    A line that ends with a backslash continues in the next one. Everything between two lines
     that begin and end with three quotes is one question, as it is:
 
         > """
@@ -33,7 +33,7 @@ def read_question(read_line: Callable[[bool], str]) -> str:
         . """
 
     Args:
-        read_line: returns the next line, without its end; called with whether a question goes on.
+        read_line: returns the next line, without its end; called with whether a question continues.
 
     Raises:
         EOFError: there are no more lines.

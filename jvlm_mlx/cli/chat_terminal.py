@@ -24,7 +24,7 @@ def run_console(
     Answers go to standard output, everything else to standard error.
 
     Args:
-        conversation: to go on with.
+        conversation: to continue.
         progress: called with how far images and prompt have come.
         close_progress: called before anything is shown.
     """

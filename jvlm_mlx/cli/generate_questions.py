@@ -32,7 +32,7 @@ class Question:
 
     @property
     def title(self) -> str:
-        """What stands above its answer if there are several."""
+        """Heading of its answer if there are several."""
         names = [source_name(image) for image in self.images]
         return f"== {', '.join(names)}: {self.text}" if names else f"== {self.text}"
 
@@ -40,8 +40,8 @@ class Question:
         """Return the content of the message that asks it.
 
         Args:
-            prompt_first: whether the text stands before the images; else it follows them.
-            image_labels: whether `Image 1: ` stands before the first of several images, and so on.
+            prompt_first: whether the text precedes the images; else it follows them.
+            image_labels: whether `Image 1: ` precedes the first of several images, and so on.
         """
         labeled = image_labels and len(self.images) > 1
         if not prompt_first and not labeled:
@@ -77,7 +77,7 @@ def add_question_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-labels", action="store_true", help="number several images: Image 1, Image 2, ..."
     )
     group.add_argument(
-        "--prefill-response", metavar="TEXT", help="let the answer go on from this text"
+        "--prefill-response", metavar="TEXT", help="let the answer continue this text"
     )
     group.add_argument(
         "--extra-eos-token", "--eos-tokens", nargs="+", default=[], metavar="TOKEN",
@@ -172,7 +172,7 @@ def prefilled_prompt(
     content: str | list[dict[str, Any]],
     arguments: argparse.Namespace,
 ) -> str | list[dict[str, Any]] | RenderedPrompt:
-    """Return the prompt of a question, which ends with the beginning of the answer if it has one.
+    """Return the prompt of a question, which ends with the prefix of the answer if it has one.
 
     Args:
         processor: of the checkpoint.
@@ -180,8 +180,8 @@ def prefilled_prompt(
         content: of the message that asks it.
         arguments: with `system` and `prefill_response`.
     """
-    beginning = arguments.prefill_response
-    if beginning is None:
+    prefix = arguments.prefill_response
+    if prefix is None:
         return content if isinstance(content, str) else [{"role": "user", "content": content}]
     if isinstance(content, str):
         images = [{"type": "image"} for _ in question.images]
@@ -189,10 +189,10 @@ def prefilled_prompt(
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    messages.append({"role": "assistant", "content": beginning})
+    messages.append({"role": "assistant", "content": prefix})
     rendered = processor.apply_chat_template(messages, add_generation_prompt=False)
-    beginning = beginning.rstrip()  # as some templates do
-    end = rendered.rindex(beginning) + len(beginning)  # what follows would end the answer
+    prefix = prefix.rstrip()  # as some templates do
+    end = rendered.rindex(prefix) + len(prefix)  # what follows would end the answer
     return RenderedPrompt(rendered[:end], [place for place in rendered.literals if place < end])
 
 

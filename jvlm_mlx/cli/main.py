@@ -34,7 +34,7 @@ SUBCOMMANDS = {
     "explain": Subcommand("explain", "show what an answer looked at, as an image"),
     "serve": Subcommand("serve", "answer other programs: an OpenAI-compatible API and a page"),
     "doctor": Subcommand("doctor", "check this machine: chip, kernels, equality, speed"),
-    "train": Subcommand("train", "train a model, or adapters for one, on your own rows"),
+    "train": Subcommand("train", "train a model, or adapters for one, on your own examples"),
     "fuse": Subcommand("fuse", "make one checkpoint of a model and its adapters"),
     "demo": Subcommand("demo.__main__", "draw an image for the model that comes with the package"),
     "convert": Subcommand("convert", "convert a checkpoint, verify a conversion, inspect a file"),

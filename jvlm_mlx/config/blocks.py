@@ -11,7 +11,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh",
 }  # fmt: skip
-"""Names of activations, and which of the three that there are each stands for."""
+"""Names of activations, and which of the three implemented ones each means."""
 DEFAULT_EPS = 1e-5
 
 

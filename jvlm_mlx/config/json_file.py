@@ -29,7 +29,7 @@ def quoted(value: Any) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value that a JSON text stands for.
+    """Return the value that a JSON text encodes.
 
     Raises:
         ValueError: in one line, that it is no JSON (in UTF-8) or exceeds a limit.

@@ -243,7 +243,7 @@ def _wanted(source: Checkpoint, options: ConversionOptions) -> dict[str, Quantiz
         if have not in (None, wanted[path]):
             raise RequestError(
                 f"{source.files.folder}: {layer} is quantized already, and in another"
-                " way; convert the original, or add dequantize to quantize it a second time"
+                " way; convert the source, or add dequantize to quantize it a second time"
             )
     return wanted
 
@@ -258,7 +258,7 @@ def _mlp_sizes(
     if not 0 < unpadded <= size:
         raise CheckpointError(
             f"config.json: a width of {size} cannot be padded from {unpadded}; convert the"
-            " original again"
+            " source again"
         )
     paths = [
         f"vision_tower.layers.{layer}.mlp.down.weight"

@@ -94,7 +94,7 @@ def _rounding(
 
 
 def relative_error(squares: list[Squares]) -> float:
-    """Return the root of the quotient of two sums of squares, each given in pieces."""
+    """Return the root of the quotient of two sums of squares, each given as partial sums."""
     # Exact sums do not depend on how rows were cut.
     errors, values = (math.fsum(column) for column in zip(*squares, strict=True))
     return math.sqrt(errors / values) if values else math.inf

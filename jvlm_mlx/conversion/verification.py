@@ -172,7 +172,7 @@ def verify(
         weights_only: whether to ask no questions.
         bounds: what the conversion may cost.
         show_progress: whether downloads show bars.
-        progress: told of the stages `comparing`, in bytes, `source` and `converted`, in questions.
+        progress: called with `comparing`, in bytes, and `source` and `converted`, in questions.
 
     Raises:
         JvlmError: one of the two cannot be read, they are different models, or the options

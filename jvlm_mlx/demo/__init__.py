@@ -1,1 +1,1 @@
-"""The demo model: a very small Jina-VLM, and the labelled images that taught it."""
+"""The demo model: a very small Jina-VLM, and the labeled images it was trained on."""

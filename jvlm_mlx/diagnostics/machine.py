@@ -1,4 +1,4 @@
-"""Chip, memory, system and versions, and what of them stands in the way."""
+"""Chip, memory, system and versions, and which of them do not meet the requirements."""
 
 import os
 import platform

@@ -18,7 +18,7 @@ _SECONDS = 2.0
 DECODER_WEIGHTS = 1_721_000_000
 """Weights that a decode step of the released model reads: layers and head."""
 _BYTES = {"bfloat16": 2.0, "8-bit": 1.0625, "4-bit": 0.5625}
-"""Of a weight, with its share of scale and bias in groups of 64."""
+"""Of a weight, with its fraction of scale and bias in groups of 64."""
 _SLOW_MATMUL = 20e9
 """A reference BLAS does 1 to 3 GFLOP/s on a core, a tuned one 30 and more."""
 

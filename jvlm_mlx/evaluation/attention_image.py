@@ -46,12 +46,12 @@ def with_tiles(explanation: Explanation) -> Image.Image:
 
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
-    """Return one picture of everything: tiles, pooling weights, all tokens, then each token."""
+    """Return one image of everything: tiles, pooling weights, all tokens, then each token."""
     image = explanation.image
     grid = len(explanation.tile_boxes) - 1
     panels = [
         (f"{grid} tiles and the thumbnail", with_tiles(explanation)),
-        ("pooling: patches above their share", overlay(image, _excess(explanation.pooling_map()))),
+        ("pooling: patches above the mean", overlay(image, _excess(explanation.pooling_map()))),
         (f"answer: {explanation.text.strip()}", overlay(image, explanation.attention_map())),
     ]
     shown = explanation.tokens[: _MAX_PANELS - len(panels)]

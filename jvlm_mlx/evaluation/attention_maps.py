@@ -77,7 +77,7 @@ class Explanation:
         """
         inside = _areas(self.patch_boxes) > 0
         boxes = self.patch_boxes[inside]
-        # Beside a share of 1 / p, p being the patches that are there.
+        # Relative to the uniform weight 1 / p of p valid patches.
         relative = (self.pooling * inside.sum(1, keepdims=True))[inside]
         areas = _areas(boxes)
         total = self._spread(boxes, relative * areas)

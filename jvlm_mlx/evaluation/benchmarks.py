@@ -29,7 +29,7 @@ class Benchmark:
     images: str = field(default="front", kw_only=True)
     """Where images go: `front`, `numbered` (at `<image 2>`), `marked` (at each `<image>`)."""
     main: str = field(default="Overall", kw_only=True)
-    """The figure that stands for the benchmark."""
+    """The benchmark's headline figure."""
     unit: str = field(default="percent", kw_only=True)
     reported_split: str | None = field(default=None, kw_only=True)
     """The split whose figures are reported, where the file holds others too."""

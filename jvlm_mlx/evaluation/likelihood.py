@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations: what benchmarks of multiple choice compare.
 
-Contexts are read in an order in which neighbors share their beginnings, and only what differs is
+Contexts are read in an order in which neighbors share their prefixes, and only what differs is
 read again. All continuations of a context then go through the decoder together.
 """
 

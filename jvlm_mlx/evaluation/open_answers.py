@@ -72,7 +72,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def contains_answer(prediction: str, answers: Sequence[str], category: str) -> float:
-    """OCRBench: 1 if an answer stands in the prediction; formulas without spaces, with case."""
+    """OCRBench: 1 if the prediction contains an answer; formulas without spaces, with case."""
 
     def simplified(text: str) -> str:
         if category == FORMULA_CATEGORY:
@@ -84,7 +84,7 @@ def contains_answer(prediction: str, answers: Sequence[str], category: str) -> f
 
 
 def contains_multilingual(prediction: str, answer: str) -> float:
-    """MTVQA: 1 if the answer stands in the prediction, without case and periods."""
+    """MTVQA: 1 if the prediction contains the answer, without case and periods."""
 
     def simplified(text: str) -> str:
         return text.strip().lower().replace(".", "")

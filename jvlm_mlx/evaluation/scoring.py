@@ -215,5 +215,5 @@ def _number(row: Row) -> int:
         return int(index)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise DataError(
-            f"index {index!r}: rotations of options are told by whole numbers modulo {ROTATION:,}"
+            f"index {index!r}: rotations of options are given by whole numbers modulo {ROTATION:,}"
         ) from None

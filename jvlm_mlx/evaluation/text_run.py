@@ -28,7 +28,7 @@ class TextSet:
         path: the published file, Parquet or JSON Lines.
         benchmark: which it is of.
         settings: what else answers depend on, as a text.
-        shots: how many examples stand in front of a question; lm-eval's number unless given.
+        shots: how many examples precede a question; lm-eval's number unless given.
         examples: file of the split that examples are taken from.
         limit: how many questions to draw at random.
         seed: of the drawing.

@@ -34,7 +34,7 @@ class TextQuestion:
     solution: str
     """What follows the question in an example."""
     header: str
-    """What stands in front of everything."""
+    """Precedes all examples."""
 
 
 def _mmlu(index: int, row: Mapping[str, Any]) -> TextQuestion:
@@ -137,7 +137,7 @@ _SHOTS = {"gsm8k": 5, "mmlu_pro": 5, "mmlu": 5, "arc": 0, "hellaswag": 0}
 
 
 def default_shots(benchmark: Benchmark) -> int:
-    """Return how many examples usually stand in front of a question."""
+    """Return how many examples usually precede a question."""
     return _SHOTS[benchmark.prompt]
 
 

@@ -78,7 +78,7 @@ class Answer:
         prepared: the prompt.
         options: of the request.
         caches: for images and prompts, or None.
-        progress: told how far images and prompt have come.
+        progress: called with how far images and prompt have come.
         cancel: ends the answer when it is set.
         start: when the request came, by `time.perf_counter`.
 

@@ -293,7 +293,7 @@ def _guarded(index: int, work: Any) -> Any:
         raise
     except JvlmError as error:
         return BatchResponse(index=index, result=None, error=str(error))
-    except Exception as error:  # whatever it is, the other requests go on
+    except Exception as error:  # whatever it is, the other requests continue
         return _failed(index, error)
 
 

@@ -18,7 +18,7 @@ from .prompt_key import PromptKey
 
 DEFAULT_MAX_BYTES = 1_000_000_000
 _FEATURE_FRACTION = 8
-"""The features of an image need a small fraction of what its keys and values need."""
+"""The features of an image need a small fraction of what its KV cache needs."""
 _MEMORY_FRACTION = 0.9
 """Of what the system recommends for a GPU; above it, caches shrink."""
 _NO_LIMIT = 2**31
@@ -133,7 +133,7 @@ class _Entry:
 
 
 class PrefixCache:
-    """Finds the longest prefix of a prompt whose keys and values are stored.
+    """Finds the longest prefix of a prompt whose KV cache is stored.
 
     Prompts are stored and searched by mlx-lm's `LRUPromptCache`. What is put in must have been
     evaluated.
@@ -152,7 +152,7 @@ class PrefixCache:
         return int(self._prompts.nbytes)
 
     def fetch(self, model: str, key: PromptKey) -> tuple[PromptKey, list[LayerState]]:
-        """Return the longest stored prefix of a prompt, and its keys and values.
+        """Return the longest stored prefix of a prompt, and its KV cache.
 
         At least the last element is left out, for the model needs something to run on. Without
         any stored prefix, the key is empty.
@@ -172,7 +172,7 @@ class PrefixCache:
         return self._alone(search, nothing)
 
     def insert(self, model: str, key: PromptKey, layers: Sequence[LayerState]) -> None:
-        """Store the keys and values of a prompt; stored prefixes of it are dropped.
+        """Store the KV cache of a prompt; stored prefixes of it are dropped.
 
         Nothing is stored of a prompt that is larger than the whole cache.
         """
@@ -236,7 +236,7 @@ class GenerationCaches:
 
     Args:
         max_bytes: limit on device memory for all of it: an eighth for features of images, the
-            rest for keys and values. The oldest leave first.
+            rest for KV caches. The oldest leave first.
 
     Raises:
         RequestError: `max_bytes` is negative.

@@ -47,7 +47,7 @@ class Row:
     """What is to be handed out beside each token; computed with it, so nothing waits for it."""
     grammar: Grammar | None = None
     error: Exception | None = None
-    """What its own sampler, processors or grammar raised; the others go on. It must be removed."""
+    """What its own sampler, processors or grammar raised; others continue. It must be removed."""
     cancelled: bool = False
     """May be set from any thread, by a finalizer too: the row leaves before the next step."""
 

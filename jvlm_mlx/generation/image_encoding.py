@@ -83,7 +83,7 @@ def encode_opened_images(
         images: opened or encoded.
         caches: searched first and added to; or None.
         tile_group_size: most tiles in the tower at once.
-        progress: told about `tiles`, if any must be encoded.
+        progress: called with `tiles`, if any must be encoded.
         check: called before each group of tiles; may raise.
     """
     features: list[mx.array | None] = []
@@ -125,14 +125,14 @@ def encode_tiles(
 ) -> mx.array:
     """Send an image through tower and connector, one group of tiles after the other.
 
-    It goes alone, so its features are the same to the last bit whatever stands beside it. If
+    It goes alone, so its features are the same to the last bit in any batch. If
     they overflow float16, tower and connector change to bfloat16, and it goes once more.
 
     Args:
         model: the model.
         image: cut into tiles.
         tile_group_size: most tiles at once.
-        on_group: told, after each group, how many tiles it had.
+        on_group: called after each group with how many tiles it had.
 
     Returns:
         (N, hidden_size) evaluated; ordered by tile and window.
@@ -199,7 +199,7 @@ def encode_image(
         processor: from `load`.
         source: of any kind a question takes.
         caches: searched for the image first, and added to.
-        progress: told how many `tiles` are done.
+        progress: called with how many `tiles` are done.
         tile_group_size: most tiles in the vision tower at once.
         max_crops: most tiles beside the thumbnail; None: the checkpoint's.
         min_pixels: area below which the image is enlarged; None: the checkpoint's.

@@ -17,7 +17,7 @@ from ..processing.tokenizer import Tokenizer
 
 MAX_SCHEMA_CHARACTERS = 100_000
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As Python writes JSON. Where any white space may stand, a model may go on with it for ever."""
+"""As Python writes JSON. Where any white space may stand, a model may repeat it for ever."""
 
 
 class JsonGrammar:

@@ -63,14 +63,14 @@ def tile_bytes(config: ModelConfig, value_bytes: int) -> int:
 
 
 def kv_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
-    """Return the bytes of the keys and values of so many tokens."""
+    """Return the bytes of the KV cache of so many tokens."""
     decoder = config.decoder
     width = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return tokens * width * value_bytes
 
 
 def prefill_bytes(config: ModelConfig, step: int, tokens: int, value_bytes: int) -> int:
-    """Return the memory that reading `step` tokens of a prompt takes beside keys and values.
+    """Return the memory that reading `step` tokens of a prompt takes beside the KV cache.
 
     Those are results of decoder layers. On a CPU, where attention is not fused, there are scores
     of every token with all tokens so far, too.
@@ -157,7 +157,7 @@ def choose_steps(
         least_name = "one tile" if least > prefill(least_tokens) else f"{least_tokens} tokens"
         message = (
             f"max_memory is {limit / 1e9:.2f} GB, but weights ({weights / 1e9:.2f}),"
-            f" keys and values{f' of {answers} answers' if answers > 1 else ''}"
+            f" the KV cache{f' of {answers} answers' if answers > 1 else ''}"
             f" ({cache / 1e9:.2f}), embeddings ({embeddings / 1e9:.2f}) and {least_name} at a time"
             f" ({least / 1e9:.2f}) need {(limit - room + least) / 1e9:.2f}: allow"
             " more, or take a model of fewer bits"

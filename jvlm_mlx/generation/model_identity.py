@@ -62,7 +62,7 @@ def model_digest(model: Model) -> str:
 
 
 def describe(model: Model) -> str:
-    """Return a few words about a model, for people to tell it from others."""
+    """Return a short description of a model, for people to tell it from others."""
     decoder = model.config.decoder
     quantized = any(path.endswith(".scales") for path, _ in _parameters(model))
     dtype = str(model.dtype).removeprefix("mlx.core.")

@@ -165,7 +165,7 @@ class GenerationOptions:
             self._set("stop_token_ids", frozenset(checked))
         if not isinstance(self.repetition_guard, bool):
             raise RequestError(
-                f"repetition_guard must be true or false: {_told(self.repetition_guard)}"
+                f"repetition_guard must be true or false: {_shown(self.repetition_guard)}"
             )
         _check_choice("kv_bits", self.kv_bits, KV_BITS)
         _check_choice("kv_group_size", self.kv_group_size, KV_GROUP_SIZES)
@@ -233,7 +233,7 @@ def _integer(name: str, value: Any, low: int, high: int) -> int | None:
     except TypeError:
         number = None
     if number is None:
-        raise RequestError(f"{name} must be an integer: {_told(value)}")
+        raise RequestError(f"{name} must be an integer: {_shown(value)}")
     _check_range(name, number, low, high)
     return number
 
@@ -242,7 +242,7 @@ def _number(name: str, value: Any, low: float, high: float) -> float | None:
     if value is None and name in _CAN_BE_NONE:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RequestError(f"{name} must be a number: {_told(value)}")
+        raise RequestError(f"{name} must be a number: {_shown(value)}")
     try:
         number = float(value)
     except OverflowError:
@@ -265,7 +265,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     # A single text is a sequence of characters, and that is never what was meant.
     texts = (value,) if isinstance(value, str) else tuple(_sequence(name, value))
     if not all(isinstance(text, str) for text in texts):
-        raise RequestError(f"{name} must be texts: {_told(value)}")
+        raise RequestError(f"{name} must be texts: {_shown(value)}")
     if "" in texts:
         raise RequestError(f"{name}: an empty text would end every answer at once")
     return texts
@@ -275,11 +275,11 @@ def _sequence(name: str, value: Any) -> Iterable[Any]:
     if value is None:
         return ()
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise RequestError(f"{name} must be a list: {_told(value)}")
+        raise RequestError(f"{name} must be a list: {_shown(value)}")
     return value
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return f"found {quoted(value)}, {_type(value)}"
 
 

@@ -37,8 +37,8 @@ class Prefill:
         options: of the request.
         caches: searched for images and for the longest prefix of the prompt, and added to; or
             None.
-        builder: told what was found, and when the images were done.
-        progress: told about `tiles` and `prefill`.
+        builder: called with what was found, and when the images were done.
+        progress: called with `tiles` and `prefill`.
         check: called between steps; may raise to leave the work.
         answers: how many like this one are in memory together.
 
@@ -223,7 +223,7 @@ class Prefill:
         hidden = self._model.decoder(embeddings[:, begin:end], self.cache)
         states = [cache.state for cache in self.cache]
         if end < embeddings.shape[1]:
-            # The last layer's output is not evaluated: its keys and values are enough.
+            # The last layer's output is not evaluated: its KV cache is enough.
             mx.eval(states)
             mx.clear_cache()
             return None

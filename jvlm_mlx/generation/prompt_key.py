@@ -31,7 +31,7 @@ class PromptKey:
 
     elements: tuple[int | str, ...]
     lengths: tuple[int, ...]
-    """Tokens that each element stands for."""
+    """Tokens that each element represents."""
 
     @classmethod
     def of(cls, token_ids: Sequence[int], images: Iterable[ImageSpan]) -> "PromptKey":

@@ -1,9 +1,9 @@
 """Notices an answer that goes round in circles.
 
-A model that repeats itself goes on until the last token it is allowed. But tables, lists, JSON
+A model that repeats itself continues until the last token it is allowed. But tables, lists, JSON
 and numbers repeat themselves too, and must never be cut short: an empty form has many equal
 lines, a matrix many zeros. So what repeats must be prose to be taken for a loop soon, and
-anything else only when no reasonable document would go on like that.
+anything else only when no reasonable document would continue like that.
 """
 
 import re

@@ -22,7 +22,7 @@ class Counts:
     prompt_tokens: int
     """Tokens of the prompt, images included."""
     image_tokens: int
-    """How many of them stand for images."""
+    """How many of them are image tokens."""
     cached_tokens: int
     """How many of the prompt's tokens were in a cache, so that no prefill was needed."""
     tiles: tuple[int, ...]
@@ -41,7 +41,7 @@ class Counts:
     """Most memory MLX has held in this process so far, in GB (1e9 bytes)."""
     finish_reason: str | None
     """`stop` (a stop token or text), `length`, `repetition` (the answer went round in circles),
-    `cancelled`; None while it goes on."""
+    `cancelled`; None until it ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

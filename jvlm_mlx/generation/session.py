@@ -247,7 +247,7 @@ class ChatSession:
         return self._messages[-2]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the conversation with its images' features and its keys and values to a file.
+        """Write the conversation with its images' features and its KV cache to a file.
 
         The file is whole or not there at all, whatever happens on the way.
 
@@ -298,7 +298,7 @@ class ChatSession:
             SessionError: the file is damaged, of another model, or of a newer version.
         """
         saved = read_session(Path(path), model, processor, model_digest(model), describe(model))
-        # What a file says of images and of keys and values cannot be checked against weights. So
+        # What a file says of images and of the KV cache cannot be checked against weights. So
         # it serves this conversation alone.
         caches = GenerationCaches() if caches is None else caches.private()
         session = cls(model, processor, saved.system, caches=caches, **{**saved.options, **options})

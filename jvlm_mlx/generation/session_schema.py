@@ -189,7 +189,7 @@ def _read_layers(
 ) -> list[LayerState]:
     decoder = model.config.decoder
     if count not in (0, decoder.num_hidden_layers) or (count and key is None):
-        raise DamagedError(f"there are keys and values of {quoted(count)} layers")
+        raise DamagedError(f"there is a KV cache of {quoted(count)} layers")
     if key is None or not count:
         return []
     attention = decoder.block.attention

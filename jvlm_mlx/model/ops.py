@@ -75,7 +75,7 @@ def attention(
         values: (B, G, K, D).
         scale: factor on the scores.
         mask: who sees whom.
-        cache: of mlx-lm, which keys and values come from.
+        cache: of mlx-lm, the KV cache.
         training: whether gradients will be asked for.
 
     Returns:

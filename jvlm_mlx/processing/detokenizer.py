@@ -34,7 +34,7 @@ class StreamingDetokenizer:
     answer can be put into the next turn as it is.
 
     mlx-lm's own class is not used because special tokens show in its text and some ids make it
-    raise. Here every id is accepted; one that stands for no text adds none.
+    raise. Here every id is accepted; one that has no text adds none.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_token_ids: Container[int]) -> None:
@@ -76,7 +76,7 @@ class StreamingDetokenizer:
         self.text += text
 
     def bytes_of(self, token: int) -> bytes:
-        """Return what a token stands for; nothing for special tokens and unknown ids."""
+        """Return the text of a token; nothing for special tokens and unknown ids."""
         if token in self._special_token_ids:
             return b""
         try:

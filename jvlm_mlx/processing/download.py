@@ -140,7 +140,7 @@ class _Transfer:
         return ImageError(f"{self._name} is larger than {self._max_bytes / 2**20:g} MiB")
 
     def keep(self, connection: Any) -> None:
-        """Remember a socket that `close` closes."""
+        """Record a socket that `close` closes."""
         self._sockets.append(connection)
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ def _opener(name: str, prefix: bytes) -> tuple[_Function | None, _Function | Non
 
 
 class _Silence:
-    """Stands in for the module `warnings`."""
+    """Replaces the module `warnings`."""
 
     @staticmethod
     def warn(*arguments: Any, **keywords: Any) -> None:

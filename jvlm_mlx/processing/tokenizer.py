@@ -55,7 +55,7 @@ class Tokenizer:
     image_token_ids: ImageTokenIds
     """Ids of the tokens that an image is made of in a prompt."""
     special_tokens: dict[str, int]
-    """Spelling and id of every token that never stands for text."""
+    """Spelling and id of every token that is never text."""
     named_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... and their spelling, as chat templates know them."""
 
@@ -225,7 +225,7 @@ class Tokenizer:
         return StreamingDetokenizer(self._backend, self._special_token_ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that a token stands for; none for special tokens and unknown ids."""
+        """Return the bytes of a token; none for special tokens and unknown ids."""
         return self.detokenizer().bytes_of(token)
 
     def to_json(self) -> str:

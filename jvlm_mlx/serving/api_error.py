@@ -13,7 +13,7 @@ class ApiError(JvlmError):
         message: one line for whoever sent the request.
         kind: the `type` of the error object.
         param: name of the parameter that is wrong, or None.
-        code: a word that programs may test, or None.
+        code: an identifier that programs may test, or None.
         retry_after: seconds after which to try again; sent as a header.
     """
 
@@ -58,7 +58,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 
 def unauthorized() -> ApiError:
-    """Return the error of a missing or wrong key, which are not told apart."""
+    """Return the error of a missing or wrong key, which are not distinguished."""
     return ApiError(
         401,
         "a valid API key is needed: send the header Authorization: Bearer KEY",

@@ -97,7 +97,7 @@ class ChatRequest:
 
 
 class Reader:
-    """Reads parameters by name; null is as good as missing. Remembers what nobody asked for."""
+    """Reads parameters by name; null is as good as missing. Tracks keys that were never read."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         self._body = body

@@ -18,7 +18,7 @@ KEEP_ALIVE = ": keep-alive\n\n"
 """A comment, which clients pass over; only after the first chunk, since one of them did not."""
 
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "length"}
-"""The API's word for each of ours: an answer that was cut since it ran in circles is unfinished."""
+"""The API's finish reason for each of ours; one cut for repetition is unfinished."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TokenLogprob:
 
 
 def finish_reason(reason: str | None) -> str | None:
-    """Return the API's word for how an answer ended; None while it goes on."""
+    """Return the API's finish reason; None until the answer ends."""
     return None if reason is None else _FINISH_REASONS.get(reason, "stop")
 
 

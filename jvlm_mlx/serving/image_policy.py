@@ -1,7 +1,7 @@
 """Which images a request may show, and how they are opened.
 
 A request comes from anyone who reaches the port. Images inside of it are always fine; addresses
-are fetched only if the server was told to, and never from inside its network; files are read only
+are fetched only if the server allows it, and never from inside its network; files are read only
 from a folder that was allowed, and error messages do not say what else exists.
 """
 

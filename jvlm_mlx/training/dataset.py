@@ -83,7 +83,7 @@ def read_examples(
 ) -> TrainingData:
     """Check every example of every source, and tokenize all texts.
 
-    Of an image, only the beginning of its file is read, unless `decode_images` is set.
+    Of an image, only the start of its file is read, unless `decode_images` is set.
 
     Args:
         sources: from `examples.read_sources`.

@@ -1,10 +1,10 @@
 """A conversation as tokens, with what is learned of it.
 
-The tokens are those of generation: before every answer stands exactly what generation reads there,
+The tokens are those of generation: before every answer comes exactly what generation reads there,
 token for token, and the answer is tokenized as it continues that.
 
-The released template does not write how an answer ends when the conversation goes on. There the
-stop token is what is to be learned, and what is read is the beginning of the next question.
+The released template does not write how an answer ends when the conversation continues. There the
+stop token is what is to be learned, and what is read is the start of the next question.
 """
 
 from collections.abc import Sequence

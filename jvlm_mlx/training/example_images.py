@@ -28,10 +28,10 @@ def locate(source: Any, folder: Path) -> str:
     """
     if not isinstance(source, str):
         raise DataError(f"an image is of type {type(source).__name__}; expected a path")
-    beginning = source[:8].lower()
-    if beginning.startswith(_WEB):
+    start = source[:8].lower()
+    if start.startswith(_WEB):
         raise DataError(f"image {source_name(source)} is on the web; download it and give its path")
-    if beginning.startswith(_URLS):
+    if start.startswith(_URLS):
         return source
     try:
         return str(folder / Path(source).expanduser())
@@ -40,7 +40,7 @@ def locate(source: Any, folder: Path) -> str:
 
 
 def image_size(source: str) -> tuple[int, int]:
-    """Return width and height of an image as it stands upright. Only the header is read.
+    """Return width and height of an image once upright. Only the header is read.
 
     Raises:
         ImageError: there is no such image, or it cannot be one.

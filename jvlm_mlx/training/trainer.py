@@ -56,7 +56,7 @@ def run_training(
     progress: Progress = no_progress,
     on_report: Callable[[StepReport], None] = lambda _: None,
 ) -> TrainingResult:
-    """Train a model, from the beginning or from the newest checkpoint in the output folder.
+    """Train a model, from the start or from the newest checkpoint in the output folder.
 
     Args:
         trainer: of the model, which has the weights of that checkpoint already.

@@ -38,7 +38,7 @@ def weights_of(model):
 
 
 def needed(model, prompt_tokens, answer_tokens, answers=1):
-    """What is there in any case: weights, keys and values in steps of 256, four embeddings."""
+    """What is there in any case: weights, KV cache in steps of 256, four embeddings."""
     tokens = -(-(prompt_tokens + answer_tokens) // 256) * 256
     embeddings = 4 * prompt_tokens * model.config.decoder.hidden_size * 4
     return weights_of(model) + answers * kv_bytes(model.config, tokens, 4) + embeddings
@@ -91,7 +91,7 @@ def test_as_many_tokens_as_fit(tiny):
 def test_answers_that_grow_together_count_together(tiny):
     model, _ = tiny
     options = GenerationOptions(max_tokens=50, max_memory=needed(model, 100, 50, 8) + 10**8)
-    with pytest.raises(RequestError, match="keys and values of 800 answers"):
+    with pytest.raises(RequestError, match="KV cache of 800 answers"):
         choose_steps(model, options, 100, has_tiles=False, answers=800)
     fits = choose_steps(model, options, 100, has_tiles=False, answers=8, cached_bytes=10**9)
     alone = choose_steps(model, options, 100, has_tiles=False, cached_bytes=10**9)
@@ -99,12 +99,12 @@ def test_answers_that_grow_together_count_together(tiny):
 
 
 @pytest.mark.parametrize("limit", [{"max_kv_size": 500}, {"max_tokens": 400}])
-def test_keys_and_values_are_bounded(tiny, limit):
+def test_the_kv_cache_is_bounded(tiny, limit):
     model, _ = tiny
     assert model.config.decoder.context_size > 10_000
     enough = needed(model, 100, 400) + prefill_bytes(model.config, 100, 100, 4)
     options = {"max_tokens": 10**6, "max_memory": enough}
-    with pytest.raises(RequestError, match="keys and values"):
+    with pytest.raises(RequestError, match="KV cache"):
         choose_steps(model, GenerationOptions(**options), 100, has_tiles=False)
     choose_steps(model, GenerationOptions(**{**options, **limit}), 100, has_tiles=False)
 
@@ -157,7 +157,7 @@ def test_what_cannot_fit_is_refused_before_any_work(tiny, golden_folder):
             ChatSession(*tiny).ask("What is this?", images, max_memory=1000)
     requests = [{"prompt": "a", "max_memory": 1000}, {"prompt": "b", "max_tokens": 2}]
     refused, answered = batch_generate(*tiny, requests, batch_size=3)
-    assert "keys and values of 3 answers" in refused.error
+    assert "KV cache of 3 answers" in refused.error
     assert answered.result.generation_tokens == 2
 
 
@@ -206,7 +206,7 @@ def test_caches_make_room_and_what_they_know_is_still_used(tiny, golden_folder, 
     assert found.cached_tokens > fresh.image_tokens
     after = caches.stats()
     assert after["prefixes"].evictions > before["prefixes"].evictions
-    # The answer's own keys and values, which were counted, may stay.
+    # The answer's own KV cache, which was counted, may stay.
     own = kv_bytes(model.config, -(-(fresh.prompt_tokens + 4) // 256) * 256, 4)
     assert caches.nbytes <= room + own
 
