@@ -46,7 +46,7 @@ class _Stored(NamedTuple):
 class ResponseFile:
     """Appends responses, and knows which requests have one.
 
-    Each response is one line, written at once and handed to the operating system at once.
+    Each response is one line, written with one call and flushed at once.
     So what is there after the program was killed are whole responses, and perhaps a prefix
     of one, which is cut off when the file is opened again. Meanwhile no other process can write
     the same output.
