@@ -6,23 +6,18 @@ model, processor = load()
 print(generate(model, processor, "What is this?", images="photo.jpg").text)
 """
 
+from . import interrupts  # isort: skip
+
+if interrupts.is_command_line():
+    interrupts.end_at_once()
+
+import importlib
 import logging
 import sys
-import warnings
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from . import _mlx_lm  # noqa: F401 - guards the import of mlx-lm, before anything needs it
-from .version import __version__
-
-# Notices belong to the app: without a handler of its own, nothing is printed.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
-if sys.argv[:1] == ["-m"]:
-    # Python is looking for the module of `python -m jvlm_mlx.generate`. It would warn that this
-    # package has imported that module already, which does no harm: the module runs nothing twice.
-    warnings.filterwarnings("ignore", r"'jvlm_mlx\.", RuntimeWarning, "runpy")
-
-from .checkpoint.loader import load  # noqa: E402
-from .convert import Conversion, convert, inspect, verify  # noqa: E402
-from .errors import (  # noqa: E402
+from .errors import (
     CheckpointError,
     ConversionError,
     DataError,
@@ -34,24 +29,92 @@ from .errors import (  # noqa: E402
     TrainingError,
     UnsupportedSettingError,
 )
-from .evaluate import evaluate, score_predictions  # noqa: E402
-from .evaluation.likelihood import loglikelihood  # noqa: E402
-from .explain import Explanation, explain  # noqa: E402
-from .fuse import fuse  # noqa: E402
-from .generate import generate, stream_generate  # noqa: E402
-from .generation.batching import batch_generate  # noqa: E402
-from .generation.caches import CacheStats, GenerationCaches  # noqa: E402
-from .generation.encoded_image import EncodedImage  # noqa: E402
-from .generation.image_encoding import encode_image  # noqa: E402
-from .generation.options import GenerationOptions  # noqa: E402
-from .generation.requests import BatchRequest, BatchResponse  # noqa: E402
-from .generation.response import GenerationResponse, GenerationResult  # noqa: E402
-from .generation.session import ChatSession  # noqa: E402
-from .model import Model  # noqa: E402
-from .processing.inputs import ModelInputs  # noqa: E402
-from .processing.processor import Processor  # noqa: E402
-from .train import train  # noqa: E402
-from .training import StepReport, TrainingConfig, TrainingResult  # noqa: E402
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .checkpoint.loader import load
+    from .convert import Conversion, convert, inspect, verify
+    from .evaluate import evaluate, score_predictions
+    from .evaluation.likelihood import loglikelihood
+    from .explain import Explanation, explain
+    from .fuse import fuse
+    from .generate import generate, stream_generate
+    from .generation.batching import batch_generate
+    from .generation.caches import CacheStats, GenerationCaches
+    from .generation.encoded_image import EncodedImage
+    from .generation.image_encoding import encode_image
+    from .generation.options import GenerationOptions
+    from .generation.requests import BatchRequest, BatchResponse
+    from .generation.response import GenerationResponse, GenerationResult
+    from .generation.session import ChatSession
+    from .model import Model
+    from .processing.inputs import ModelInputs
+    from .processing.processor import Processor
+    from .train import train
+    from .training import StepReport, TrainingConfig, TrainingResult
+
+# Notices belong to the app: without a handler of its own, nothing is printed.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_MODULES = {
+    "BatchRequest": "generation.requests",
+    "BatchResponse": "generation.requests",
+    "CacheStats": "generation.caches",
+    "ChatSession": "generation.session",
+    "Conversion": "convert",
+    "EncodedImage": "generation.encoded_image",
+    "Explanation": "explain",
+    "GenerationCaches": "generation.caches",
+    "GenerationOptions": "generation.options",
+    "GenerationResponse": "generation.response",
+    "GenerationResult": "generation.response",
+    "Model": "model",
+    "ModelInputs": "processing.inputs",
+    "Processor": "processing.processor",
+    "StepReport": "training",
+    "TrainingConfig": "training",
+    "TrainingResult": "training",
+    "batch_generate": "generation.batching",
+    "convert": "convert",
+    "encode_image": "generation.image_encoding",
+    "evaluate": "evaluate",
+    "explain": "explain",
+    "fuse": "fuse",
+    "generate": "generate",
+    "inspect": "convert",
+    "load": "checkpoint.loader",
+    "loglikelihood": "evaluation.likelihood",
+    "score_predictions": "evaluate",
+    "stream_generate": "generate",
+    "train": "train",
+    "verify": "convert",
+}
+"""Where the names are that are imported when they are first used."""
+
+
+class _Package(ModuleType):
+    """This package, in which `generate` is the function, even though a module has that name.
+
+    Python sets a module as an attribute of its package once it is imported; where the package
+    promises a function of that name, the function stays.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _MODULES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"{self.__name__}.{_MODULES[name]}"), name)
+        setattr(self, name, found)
+        return found
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_MODULES})
+
+
+sys.modules[__name__].__class__ = _Package
 
 __all__ = [
     "BatchRequest",

@@ -4,19 +4,65 @@ Importing mlx-lm lowers the limit on open files of the whole process (and fails 
 is already below its own) and sets an environment variable of transformers. An app that embeds
 this package must not notice either, so the import is guarded. Nothing else in this package
 imports mlx-lm.
+
+The import takes longer than all others together, so it waits until a name is used: `--help`, or
+a request that is refused, needs none.
 """
 
+import importlib
 import os
 import resource
+import threading
+from typing import Any
 
+_MODULES = {
+    "BatchKVCache": "models.cache",
+    "DoRALinear": "tuner.dora",
+    "KVCache": "models.cache",
+    "LRUPromptCache": "models.cache",
+    "LoRALinear": "tuner.lora",
+    "RotatingKVCache": "models.cache",
+    "apply_min_p": "sample_utils",
+    "apply_top_k": "sample_utils",
+    "apply_top_p": "sample_utils",
+    "create_attention_mask": "models.base",
+    "initialize_rope": "models.rope_utils",
+    "make_logits_processors": "sample_utils",
+    "scaled_dot_product_attention": "models.base",
+}
 _ADVISORY = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+_importing = threading.RLock()
 
 
-def _import_mlx_lm() -> None:
-    """Import mlx-lm once, leaving file limits and environment as they were."""
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_mlx_lm()
+    found = getattr(importlib.import_module(f"mlx_lm.{_MODULES[name]}"), name)
+    globals()[name] = found  # the next use finds it without this function
+    return found
+
+
+def import_mlx_lm() -> None:
+    """Import mlx-lm once, leaving file limits and environment as they were.
+
+    It brings transformers, which prints no advice about PyTorch then, as it would on its own.
+    """
+    with _importing:
+        _import_guarded()
+
+
+def _import_guarded() -> None:
     set_limit, advisory = resource.setrlimit, os.environ.get(_ADVISORY)
+    importer = threading.get_ident()
+
+    def keep_limit(*arguments: Any) -> None:
+        # Of this thread alone: another may mean it.
+        if threading.get_ident() != importer:
+            set_limit(*arguments)
+
     # A lowered hard limit cannot be raised again, so it has to be kept from being lowered.
-    resource.setrlimit = lambda *_: None
+    resource.setrlimit = keep_limit
     try:
         import mlx_lm  # noqa: F401
     finally:
@@ -25,44 +71,3 @@ def _import_mlx_lm() -> None:
             os.environ.pop(_ADVISORY, None)
         else:
             os.environ[_ADVISORY] = advisory
-
-
-_import_mlx_lm()
-
-from mlx_lm.models.base import (  # noqa: E402 - after the guarded import
-    create_attention_mask,
-    scaled_dot_product_attention,
-)
-from mlx_lm.models.cache import (  # noqa: E402
-    BatchKVCache,
-    KVCache,
-    LRUPromptCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-)
-from mlx_lm.models.rope_utils import initialize_rope  # noqa: E402
-from mlx_lm.sample_utils import (  # noqa: E402
-    apply_min_p,
-    apply_top_k,
-    apply_top_p,
-    make_logits_processors,
-)
-from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
-from mlx_lm.tuner.lora import LoRALinear  # noqa: E402
-
-__all__ = [
-    "BatchKVCache",
-    "DoRALinear",
-    "KVCache",
-    "LRUPromptCache",
-    "LoRALinear",
-    "QuantizedKVCache",
-    "RotatingKVCache",
-    "apply_min_p",
-    "apply_top_k",
-    "apply_top_p",
-    "create_attention_mask",
-    "initialize_rope",
-    "make_logits_processors",
-    "scaled_dot_product_attention",
-]

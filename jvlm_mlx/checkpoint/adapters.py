@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .._mlx_lm import DoRALinear, LoRALinear
+from .. import _mlx_lm
 from ..config.config_reader import ConfigReader, number, size, text
 from ..config.json_file import quoted, read_json
 from ..errors import CheckpointError
@@ -31,7 +31,8 @@ from .weights import as_bytes
 logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME, CONFIG_NAME = "adapters.safetensors", "adapter_config.json"
-KINDS = {"lora": LoRALinear, "dora": DoRALinear}
+KINDS = {"lora": "LoRALinear", "dora": "DoRALinear"}
+"""Names of mlx-lm's modules."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, tuple(KINDS.values()))
+        if isinstance(module, (_mlx_lm.LoRALinear, _mlx_lm.DoRALinear))
     }
 
 
@@ -175,7 +176,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 def _adapter(path: str, layer: Any, config: AdapterConfig, key: mx.array) -> nn.Module:
     outputs, inputs = _sizes(layer)
-    adapter = KINDS[config.kind](
+    adapter: nn.Module = getattr(_mlx_lm, KINDS[config.kind])(
         input_dims=inputs,
         output_dims=outputs,
         r=config.rank,

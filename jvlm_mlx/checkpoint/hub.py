@@ -9,17 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# What the Hub's library offers is imported where it is used: it brings an HTTP client.
 import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import tqdm, validate_repo_id
 
 from ..config.json_file import quoted
 from ..errors import CheckpointError, ConversionError, RequestError
@@ -56,11 +47,15 @@ _CACHE_SNAPSHOTS = "snapshots"
 _NO_DOWNLOAD = f"the model {DEMO} needs no download"
 
 
-class _SilentBar(tqdm):
-    """A progress bar of the Hub that shows nothing."""
+def _bar_class(shown: bool) -> type:
+    """Return the Hub's progress bar, or one that shows nothing."""
+    from huggingface_hub.utils import tqdm
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return tqdm if shown else SilentBar
 
 
 def locate_checkpoint(
@@ -110,7 +105,7 @@ def locate_checkpoint(
                 *CARD_FILES,
                 *(_WEIGHT_FILES if weights else ()),
             ],
-            tqdm_class=tqdm if show_progress else _SilentBar,
+            tqdm_class=_bar_class(show_progress),
         )
     except Exception as error:  # the HTTP library's and the file system's, of many kinds
         raise CheckpointError(_download_problem(error, name, place, revision)) from error
@@ -118,6 +113,16 @@ def locate_checkpoint(
 
 
 def _download_problem(error: Exception, name: str, place: str, revision: str | None) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     if isinstance(error, GatedRepoError):
         return f"{place} asks for permission first; request it on the Hub and log in"
     if isinstance(error, RevisionNotFoundError):
@@ -145,6 +150,8 @@ def _download_problem(error: Exception, name: str, place: str, revision: str | N
 
 def hub_problem(error: Exception) -> str:
     """Return what the Hub's answer, or its absence, means to a user."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on (HF_HUB_OFFLINE)"
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -199,6 +206,9 @@ def check_upload(repository: str) -> None:
     Raises:
         RequestError: the name is malformed.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(repository)
     except HFValidationError as error:

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load
-
 from ..errors import CheckpointError
 from ..files import reason
 from ..version import __version__
@@ -30,6 +28,8 @@ def card_metadata(folder: Path) -> dict[str, Any]:
 
     That is license, languages and base model; nothing if there is no card that can be read.
     """
+    from huggingface_hub import metadata_load
+
     file = folder / CARD
     if not file.is_file() or not belongs_to(folder, file):
         return {}
@@ -67,6 +67,8 @@ def model_card(
         base_model: name of the source; is in the front matter if it is on the Hub.
         relation: to the base model, as the Hub spells it.
     """
+    from huggingface_hub import ModelCardData
+
     kept = dict(metadata)
     if is_repository(base_model):
         kept["base_model"] = base_model

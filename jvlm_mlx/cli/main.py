@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .. import interrupts
 from ..errors import JvlmError
 from ..version import __version__
 from .formatting import printable
@@ -84,11 +85,13 @@ def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None
     logger.addHandler(handler)
     parser = CommandParser(prog=prog or f"python -m jvlm_mlx.{name}")
     try:
-        # Imported here, where Ctrl-C during the import is handled, too.
+        # Imported here: the other subcommands are not needed.
         module = importlib.import_module(f"jvlm_mlx.{SUBCOMMANDS[name].module}")
         parser.description = (module.__doc__ or "").split("\n\n")[0]
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args(arguments)))
+        parsed = parser.parse_args(arguments)
+        interrupts.raise_again()  # caught below, and where work is to be finished or undone
+        return int(module.run(parsed))
     except JvlmError as error:
         print(f"error: {printable(parser.name_flags(str(error)))}", file=sys.stderr)
         return EXIT_ERROR

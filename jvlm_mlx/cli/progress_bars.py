@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-from huggingface_hub.utils import tqdm
-
 from ..progress import ProgressEvent
 
 
@@ -27,6 +25,8 @@ class ProgressBars:
             return
         if event.stage != self._stage:
             self.close()
+            from huggingface_hub.utils import tqdm
+
             self._stage = event.stage
             # What was done before the first event, by an earlier run, does not count for the rate.
             self._bar = tqdm(

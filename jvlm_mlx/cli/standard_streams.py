@@ -9,10 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from ..interrupts import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+
 EXIT_OK = 0
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
-"""After Ctrl-C, as in shells. argparse itself ends with 2 for unknown flags."""
+"""argparse itself ends with 2 for unknown flags."""
 
 _OF_FULL_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -2,8 +2,6 @@
 
 import sys
 
-from huggingface_hub.utils import tqdm
-
 from ..training.reports import StepReport
 from .progress_bars import ProgressBars, wants_progress
 
@@ -30,6 +28,6 @@ class TrainingBars(ProgressBars):
             return
         if report.validation_loss is not None:
             line = f"iteration {report.step}: validation loss {report.validation_loss:.4f}"
-            tqdm.write(line, file=sys.stderr)
+            self._bar.write(line, file=sys.stderr)
         values = {"loss": f"{report.loss:.3f}", "memory": f"{report.peak_memory / 1e9:.1f} GB"}
         self._bar.set_postfix(values, refresh=False)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .._mlx_lm import KVCache
+from .. import _mlx_lm
 from ..checkpoint.weights import as_float
 from ..errors import PromptError, RequestError
 from ..generation import device
@@ -304,9 +304,9 @@ def _logits(
     return logits
 
 
-def _repeated(cache: Any, rows: int) -> KVCache:
+def _repeated(cache: Any, rows: int) -> Any:
     """Return a KV cache in which every row has the tokens of a cache with one row."""
-    repeated = KVCache()
+    repeated = _mlx_lm.KVCache()
     if cache.offset:
         # What lies behind the offset is room for more tokens.
         repeated.keys, repeated.values = (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
-from .._mlx_lm import LRUPromptCache
+from .. import _mlx_lm
 from ..errors import RequestError
 from .prompt_key import PromptKey
 
@@ -143,7 +143,7 @@ class PrefixCache:
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         self._in_use = False
-        self._prompts = LRUPromptCache(max_size=_NO_LIMIT)
+        self._prompts = _mlx_lm.LRUPromptCache(max_size=_NO_LIMIT)
         self._hits = self._misses = self._evictions = 0
 
     @property
@@ -220,7 +220,7 @@ class PrefixCache:
                 self._in_use = True
                 return action()
             except BaseException:
-                self._prompts = LRUPromptCache(max_size=_NO_LIMIT)
+                self._prompts = _mlx_lm.LRUPromptCache(max_size=_NO_LIMIT)
                 raise
             finally:
                 self._in_use = False

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .._mlx_lm import BatchKVCache, KVCache, RotatingKVCache
+from .. import _mlx_lm
 from ..errors import PromptError, RequestError
 from ..model import Model
 from .options import GenerationOptions
@@ -35,7 +35,10 @@ def make_cache(model: Model, prompt_tokens: int, options: GenerationOptions) -> 
     """Return an empty cache for a prompt of `prompt_tokens` tokens."""
     if options.max_kv_size is None:
         return model.make_cache()
-    return [RotatingKVCache(max_size=options.max_kv_size, keep=prompt_tokens) for _ in model.layers]
+    return [
+        _mlx_lm.RotatingKVCache(max_size=options.max_kv_size, keep=prompt_tokens)
+        for _ in model.layers
+    ]
 
 
 def kv_group_size(model: Model, options: GenerationOptions) -> int:
@@ -65,13 +68,13 @@ def can_batch(cache: Sequence[Any]) -> bool:
 
     mlx-lm has no batches of quantized caches, nor of rotating ones that keep a prompt.
     """
-    return all(type(layer) in (KVCache, BatchKVCache) for layer in cache)
+    return all(type(layer) in (_mlx_lm.KVCache, _mlx_lm.BatchKVCache) for layer in cache)
 
 
 def joined(one: list[Any], other: list[Any]) -> list[Any]:
     """Return one batched cache of the rows of two; either may be plain, for a single row."""
-    if not any(isinstance(cache[0], BatchKVCache) for cache in (one, other)):
-        return [BatchKVCache.merge(layers) for layers in zip(one, other, strict=True)]
+    if not any(isinstance(cache[0], _mlx_lm.BatchKVCache) for cache in (one, other)):
+        return [_mlx_lm.BatchKVCache.merge(layers) for layers in zip(one, other, strict=True)]
     batched = [_batched(cache) for cache in (one, other)]
     for layer, more in zip(*batched, strict=True):
         layer.extend(more)
@@ -86,6 +89,6 @@ def keep_rows(cache: list[Any], rows: Sequence[int]) -> None:
 
 
 def _batched(cache: list[Any]) -> list[Any]:
-    if isinstance(cache[0], BatchKVCache):
+    if isinstance(cache[0], _mlx_lm.BatchKVCache):
         return cache
-    return [BatchKVCache.merge([layer]) for layer in cache]
+    return [_mlx_lm.BatchKVCache.merge([layer]) for layer in cache]

@@ -10,7 +10,7 @@ from typing import Literal
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .._mlx_lm import KVCache
+from .. import _mlx_lm
 from ..config.model_config import ModelConfig
 from ..errors import RequestError
 from ..model import Model, cpu
@@ -141,7 +141,9 @@ def choose_steps(
     tokens = min(prompt_tokens + options.max_tokens, config.decoder.context_size)
     if options.max_kv_size is not None:
         tokens = min(tokens, options.max_kv_size)
-    cache = answers * kv_bytes(config, -(-tokens // KVCache.step) * KVCache.step, size)
+    cache = answers * kv_bytes(
+        config, -(-tokens // _mlx_lm.KVCache.step) * _mlx_lm.KVCache.step, size
+    )
     # Looked up; features, and gathered ones; the sum.
     embeddings = 4 * prompt_tokens * config.decoder.hidden_size * size
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .._mlx_lm import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
+from .. import _mlx_lm
 from .options import GenerationOptions
 
 Sampler = Callable[[mx.array], mx.array]
@@ -34,9 +34,9 @@ def make_sampler(options: GenerationOptions) -> Sampler:
         return greedy
     filters: list[Callable[[mx.array], mx.array]] = []
     if options.top_p < 1:
-        filters.append(partial(apply_top_p, top_p=options.top_p))
+        filters.append(partial(_mlx_lm.apply_top_p, top_p=options.top_p))
     if options.min_p > 0:
-        filters.append(partial(apply_min_p, min_p=options.min_p))
+        filters.append(partial(_mlx_lm.apply_min_p, min_p=options.min_p))
     if options.top_k > 0:
         filters.append(partial(_keep_top_k, top_k=options.top_k))
     key = mx.random.key(secrets.randbits(63) if options.seed is None else options.seed)
@@ -53,14 +53,14 @@ def make_sampler(options: GenerationOptions) -> Sampler:
 
 def _keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
     # mlx-lm's filter refuses as many as there are, which is all of them.
-    return apply_top_k(logprobs, top_k=top_k) if top_k < logprobs.shape[-1] else logprobs
+    return _mlx_lm.apply_top_k(logprobs, top_k=top_k) if top_k < logprobs.shape[-1] else logprobs
 
 
 def make_processors(options: GenerationOptions) -> Sequence[LogitsProcessor]:
     """Return mlx-lm's penalties, as options ask for them, and then the caller's own processors."""
     size = options.repetition_context_size
     penalty = options.repetition_penalty
-    penalties: list[LogitsProcessor] = make_logits_processors(
+    penalties: list[LogitsProcessor] = _mlx_lm.make_logits_processors(
         repetition_penalty=None if penalty == 1 else penalty,
         repetition_context_size=size,
         presence_penalty=options.presence_penalty,

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from .._mlx_lm import create_attention_mask, initialize_rope
+from .. import _mlx_lm
 from ..config.model_config import DecoderConfig
 from . import ops
 from .layers import Block, Embedding, make_norm
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.embedding = Embedding(config.embedding_rows, config.hidden_size)
-        rope = initialize_rope(
+        rope = _mlx_lm.initialize_rope(
             config.block.attention.head_dim,
             base=config.rope.theta,
             traditional=False,
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         if cache is not None:
             # A batch's offset is an array, which mlx-lm 0.31 changes in place as soon as the
             # first layer has been through: every layer must still see what it was.
-            mask, offset = create_attention_mask(x, cache[0]), copy.copy(cache[0].offset)
+            mask, offset = _mlx_lm.create_attention_mask(x, cache[0]), copy.copy(cache[0].offset)
             if not hasattr(cache[0], "bits"):
                 mask = ops.decoding_mask(mask, (len(x), self._num_heads, length))
         elif left_padding is not None:

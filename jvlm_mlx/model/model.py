@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from .._mlx_lm import BatchKVCache, KVCache
+from .. import _mlx_lm
 from ..config.dtypes import ModuleDtypes
 from ..config.model_config import ModelConfig
 from .connector import Connector
@@ -91,9 +91,9 @@ class Model(nn.Module):
             attention_mask: (B, L) of a left-padded batch; None for rows without padding.
         """
         if attention_mask is None:
-            return [KVCache() for _ in self.layers]
+            return [_mlx_lm.KVCache() for _ in self.layers]
         padding = left_padding(attention_mask).tolist()
-        return [BatchKVCache(padding) for _ in self.layers]
+        return [_mlx_lm.BatchKVCache(padding) for _ in self.layers]
 
     def plan(
         self,
@@ -284,7 +284,7 @@ class Model(nn.Module):
         if attention_mask is not None and not np.all(attention_mask := np.asarray(attention_mask)):
             padding = left_padding(attention_mask)
             if cache is not None:
-                if not isinstance(cache[0], BatchKVCache):
+                if not isinstance(cache[0], _mlx_lm.BatchKVCache):
                     raise ValueError(
                         "a left-padded batch needs make_cache(attention_mask=attention_mask)"
                     )

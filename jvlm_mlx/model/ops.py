@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .._mlx_lm import scaled_dot_product_attention
+from .. import _mlx_lm
 from . import cpu
 
 Mask = mx.array | str | None
@@ -96,7 +96,7 @@ def attention(
         and has_neural_accelerators()
     ):
         queries, keys, values = (_padded(array) for array in (queries, keys, values))
-    attended: mx.array = scaled_dot_product_attention(
+    attended: mx.array = _mlx_lm.scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask
     )
     return attended[..., :size] if attended.shape[-1] > size else attended

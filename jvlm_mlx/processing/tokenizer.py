@@ -4,19 +4,22 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import tokenizers.decoders
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from .. import _mlx_lm
 from ..config.config_reader import ConfigReader, integer
 from ..config.json_file import quoted
 from ..errors import CheckpointError, PromptError, UnsupportedSettingError
 from ..files import reason
 from .detokenizer import StreamingDetokenizer
 from .image_tokens import ImageTokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 IMAGE_PLACEHOLDER = "<|image|>"
 """Marks one image in a prompt; replaced by the image's own tokens."""
@@ -59,7 +62,7 @@ class Tokenizer:
     named_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... and their spelling, as chat templates know them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_token_ids: Iterable[int]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", stop_token_ids: Iterable[int]) -> None:
         """Take `tokenizer` over; what it wraps is changed, so it is of no other use after this.
 
         Args:
@@ -139,6 +142,10 @@ class Tokenizer:
             CheckpointError: files are missing or broken, or the tokenizer does not fit the
                 model (see the class).
         """
+        # Imported here: transformers takes longer than everything a refused request needs.
+        _mlx_lm.import_mlx_lm()
+        from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
         kind = PreTrainedTokenizerFast
         if not (folder / "tokenizer.json").is_file():
             if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):

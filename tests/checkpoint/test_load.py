@@ -548,12 +548,17 @@ def test_every_error_has_one_base():
         assert issubclass(error, JvlmError)
 
 
-def test_importing_leaves_the_process_as_it_was():
+def test_importing_and_loading_leave_the_process_as_it_was(golden_folder):
     code = (
-        "import os, resource\n"
+        "import os, resource, sys\n"
+        "setrlimit = resource.setrlimit\n"
         "state = lambda: (resource.getrlimit(resource.RLIMIT_NOFILE), dict(os.environ))\n"
         "before = state()\n"
         "import jvlm_mlx\n"
-        "assert state() == before"
+        "assert state() == before\n"
+        "jvlm_mlx.load(sys.argv[1])\n"
+        "assert 'mlx_lm' in sys.modules  # its import is what changes a process\n"
+        "assert state() == before\n"
+        "assert resource.setrlimit is setrlimit"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, golden_folder / "tiny"], check=True)

@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from jvlm_mlx import _mlx_lm
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.diagnostics import equality, kernels, machine, speed
 from jvlm_mlx.diagnostics.checks import check_all
@@ -53,17 +54,17 @@ def test_a_device_without_fused_kernels_is_found_out():
 @pytest.mark.parametrize("wrong", ["no mask", "no positions", "heads mixed up"])
 def test_whatever_a_kernel_leaves_out_is_beyond_all_tolerances(monkeypatch, wrong):
     expected = equality.logits(equality.small_model(mx.float32))
-    right = ops.scaled_dot_product_attention
+    right = _mlx_lm.scaled_dot_product_attention
     if wrong == "no positions":
         monkeypatch.setattr(layers.Attention, "__call__", without_positions)
     elif wrong == "no mask":
         monkeypatch.setattr(
-            ops, "scaled_dot_product_attention",
+            _mlx_lm, "scaled_dot_product_attention",
             lambda *arrays, **options: right(*arrays, **{**options, "mask": None}),
         )  # fmt: skip
     else:
         monkeypatch.setattr(
-            ops, "scaled_dot_product_attention",
+            _mlx_lm, "scaled_dot_product_attention",
             lambda queries, *others, **options: right(queries[:, ::-1], *others, **options),
         )  # fmt: skip
     found = equality.logits(equality.small_model(mx.float32))

@@ -260,14 +260,3 @@ def test_one_command_with_a_verb_for_everything(capsys, tiny_folder):
     with pytest.raises(SystemExit) as left:
         main(["sing"])
     assert left.value.code == 2
-
-
-def test_functions_keep_their_names_beside_the_modules():
-    """`jvlm_mlx.generate` is a function and a module that runs; importing one keeps the other."""
-    code = (
-        "import jvlm_mlx, jvlm_mlx.generate\n"
-        "from jvlm_mlx.generate import stream_generate\n"
-        "assert callable(jvlm_mlx.generate)\n"
-        "assert jvlm_mlx.stream_generate is stream_generate"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jvlm_mlx
-from jvlm_mlx._mlx_lm import BatchKVCache
+from jvlm_mlx import _mlx_lm
 from jvlm_mlx.config.blocks import AttentionConfig, NormConfig
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.dtypes import ModuleDtypes
@@ -139,7 +139,7 @@ def test_the_last_hidden_state_may_be_without_norm(golden_folder):
 
 
 def test_a_mask_of_decode_steps_is_shared_by_the_layers():
-    cache = BatchKVCache([1, 0])
+    cache = _mlx_lm.BatchKVCache([1, 0])
     cache.update_and_fetch(mx.zeros((2, 1, 4, 8)), mx.zeros((2, 1, 4, 8)))
     mask = cache.make_mask(1)
     found = ops.decoding_mask(mask, (2, 6, 1))
@@ -161,13 +161,13 @@ def test_padded_heads_are_the_same_attention(monkeypatch, causal):
         expected = ops.attention(*heads, **arguments)
         monkeypatch.setattr(ops, "has_neural_accelerators", lambda: True)
         sizes = []
-        whole = ops.scaled_dot_product_attention
+        whole = _mlx_lm.scaled_dot_product_attention
 
         def watched(queries, *others, **options):
             sizes.append(queries.shape[-1])
             return whole(queries, *others, **options)
 
-        monkeypatch.setattr(ops, "scaled_dot_product_attention", watched)
+        monkeypatch.setattr(_mlx_lm, "scaled_dot_product_attention", watched)
         found = ops.attention(*heads, **arguments)
     assert sizes == [96]
     # Sums of 96 products are taken in another order than sums of 72.

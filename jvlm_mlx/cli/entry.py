@@ -1,0 +1,8 @@
+"""What the installed commands run: from here on, Ctrl-C has no traceback."""
+
+from ..interrupts import end_at_once
+
+end_at_once()
+
+from .main import main as main  # noqa: E402 - what it imports may be interrupted
+from .main import main_convert as main_convert  # noqa: E402
