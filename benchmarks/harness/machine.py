@@ -2,14 +2,14 @@
 
 import os
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
+
+from jvlm_mlx.diagnostics.blas import blas_name
 
 from .timing import measure
 
@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{total_memory() / 1e9:.0f} GB",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "blas": blas_name(),
+        "blas": blas_name() or "reference BLAS of the mlx wheel",
     }
     for package in PACKAGES:
         try:
@@ -43,16 +43,6 @@ def describe_machine() -> dict[str, str]:
 def total_memory() -> int:
     """Return the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def blas_name() -> str:
-    """Return which BLAS the CPU backend's matrix products call."""
-    if platform.system() == "Darwin":
-        return "Accelerate"
-    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
-    # A preloaded library comes before the one in MLX's wheel. numpy's own has another name.
-    found = set(re.findall(r"/(lib(?:openblas|mkl_rt|blis)[^/\s]*)", mapped))
-    return ", ".join(sorted(found)) or "reference BLAS of the mlx wheel"
 
 
 @dataclass(frozen=True)

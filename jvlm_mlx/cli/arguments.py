@@ -16,6 +16,7 @@ from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
 from ..processing.processor import Processor
 from ..units import bytes_text, parse_bytes
+from .blas_hint import hint_at_slow_blas
 from .progress_bars import ProgressBars
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,8 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         JvlmError: there is no such model, it is damaged, or a flag asks for what cannot be.
     """
     check_model_arguments(arguments)
+    if bars.shown:
+        hint_at_slow_blas()
     model, processor = load(
         arguments.model,
         revision=arguments.revision,

@@ -96,6 +96,9 @@ def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None
         print(f"error: {printable(parser.name_flags(str(error)))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
+        # One that came through `exec`, as of a dataclass being imported, counts as unhandled:
+        # Python would end itself with the signal. Executing anything makes it forget.
+        exec("")
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:

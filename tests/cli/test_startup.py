@@ -92,6 +92,24 @@ def test_interrupt_while_importing_ends_without_traceback(command, moment, golde
     assert "Traceback" not in err
 
 
+def test_interrupt_inside_executed_text_ends_with_the_same_code(tmp_path):
+    """dataclasses and named tuples execute text while a library that has them is imported."""
+    (tmp_path / "app.py").write_text(
+        "import sys\n"
+        "import jvlm_mlx.generate\n"
+        "from jvlm_mlx.cli.main import main\n"
+        "def load(*_):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "sys.modules['jvlm_mlx.generate'].load_model = load\n"
+        "sys.exit(main(['generate', '-p', 'Hi']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "app"], capture_output=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, b"\n")
+
+
 @pytest.mark.parametrize("start", ["script", "package"])
 def test_an_app_keeps_its_own_interrupts(start, tmp_path):
     (tmp_path / "app").mkdir()
