@@ -33,6 +33,7 @@ DOCUMENTS = sorted(
     for folder in (".", ".github", "benchmarks", "convert", "jvlm_mlx")
     for path in (ROOT / folder).glob("*.md" if folder in (".", ".github") else "**/README.md")
 )
+TRAINING = Path("benchmarks/demo_model/TRAINING.md")  # its commands take hours
 
 
 def examples():
@@ -119,4 +120,22 @@ def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     local = [one.partition("#")[0] for one in targets if not re.match(r"https?://|#", one)]
     missing = [one for one in local if one and not (ROOT / document).parent.joinpath(one).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, TRAINING], ids=str)
+def test_modules_that_are_named_exist(document):
+    text = (ROOT / document).read_text()
+    files = re.findall(r"`([\w/]+\.py)`", text)
+    modules = re.findall(r"python -m ((?:jvlm_mlx|benchmarks|convert|tests)[\w.]*)", text)
+    paths = [*files, *(name.replace(".", "/") for name in modules)]
+    missing = [
+        path
+        for path in paths
+        if not any(
+            (ROOT / room / name).exists()
+            for room in ("", "jvlm_mlx")
+            for name in (path, f"{path}.py")
+        )
+    ]
     assert missing == []
