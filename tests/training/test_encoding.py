@@ -20,7 +20,6 @@ from tests.helpers.training_examples import (
     user,
     with_template,
     write_examples,
-    write_image,
 )
 
 CONVERSATIONS = {
@@ -48,20 +47,8 @@ CONVERSATIONS = {
 
 
 @pytest.fixture(scope="module")
-def processor(tiny):
-    return tiny[1]
-
-
-@pytest.fixture(scope="module")
 def chatml(processor):
     return with_template(processor, CHATML)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image(tmp_path / "a.png")
-    write_image(tmp_path / "wide.png", width=300, height=90)
-    return tmp_path
 
 
 def batch_of(folder, processor, *examples):

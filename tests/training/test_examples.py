@@ -45,11 +45,6 @@ from tests.helpers.training_examples import (
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
-@pytest.fixture(scope="module")
-def processor(tiny):
-    return tiny[1]
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "images").mkdir()

@@ -11,28 +11,11 @@ from jvlm_mlx.training.data_loader import DataLoader
 from tests.helpers.training_examples import (
     assert_same_batch,
     config_of,
-    image_example,
     loader_of,
-    prepare,
     sampler_of,
-    write_examples,
-    write_image,
 )
 
 THREAD = "training-batches"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image(tmp_path / "a.png")
-    return tmp_path
-
-
-@pytest.fixture
-def single(folder, tiny):
-    """24 examples of one source."""
-    examples = [image_example(answer="a " * n) for n in range(1, 25)]
-    return prepare(write_examples(folder / "examples.jsonl", examples), tiny[1])
 
 
 def threads():

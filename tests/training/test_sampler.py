@@ -14,49 +14,13 @@ from tests.helpers.training_examples import (
     sampler_of,
     text_example,
     write_examples,
-    write_image,
     write_mixture,
 )
 
 BATCHES = 2000
 
 
-@pytest.fixture(scope="module")
-def processor(tiny):
-    return tiny[1]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examples")
-    write_image(folder / "a.png")
-    write_image(folder / "wide.png", width=300, height=90, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mixed(folder, processor):
-    """Two sources of images, 3 to 1, and two of text, 1 to 2; examples of many lengths."""
-    return prepare(
-        write_mixture(
-            folder,
-            scenes=("captions", 3, [image_example(answer="a " * n) for n in range(1, 31)]),
-            pages=("instructions", 1, [image_example("wide.png", "?" * n) for n in range(1, 14)]),
-            little=("text", 0.5, [text_example(str(n)) for n in range(5)]),
-            much=("text", 1.0, [text_example("long " * n) for n in range(1, 40)]),
-        ),
-        processor,
-    )
-
-
-@pytest.fixture(scope="module")
-def single(folder, processor):
-    """24 examples of one source."""
-    examples = [image_example(answer="a " * n) for n in range(1, 25)]
-    return prepare(write_examples(folder / "single.jsonl", examples), processor)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def both(folder, processor):
     """One file with 16 examples with images and 8 without."""
     examples = [image_example(answer="a " * n) for n in range(1, 17)]
