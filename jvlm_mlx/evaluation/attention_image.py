@@ -86,7 +86,7 @@ def _fitting(
     text: str,
     width: int,
     draw: ImageDraw.ImageDraw,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: _Font,
 ) -> str:
     while text and draw.textlength(text, font) > width:
         text = text[:-2] + "…" if len(text) > 2 else ""

@@ -111,17 +111,6 @@ _BENCHMARKS = (
 
 BENCHMARKS = {benchmark.name.lower(): benchmark for benchmark in _BENCHMARKS}
 
-PUBLISHED_AVERAGES = {
-    "eight VQA sets": 72.3,
-    "MME, MMBench v1.1 and MMStar": 67.4,
-    "RealWorldQA, MME-RealWorld and R-Bench": 61.9,
-    "BLINK, MuirBench and MMT": 47.3,
-    "MMMB, six languages": 78.8,
-    "multilingual MMBench, six languages": 74.3,
-    "MathVista, MathVision, MathVerse, WeMath and LogicVista": 33.3,
-}
-"""Averages that the paper prints where it does not print their members."""
-
 
 def find_benchmark(name: str) -> Benchmark:
     """Return a benchmark by its name.

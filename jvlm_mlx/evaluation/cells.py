@@ -10,7 +10,8 @@ Cell = str | int | float | list[Any] | dict[str, Any] | None
 """None is a missing value."""
 Row = Mapping[str, Cell]
 
-OPTIONS = tuple(string.ascii_uppercase)
+LETTERS = string.ascii_uppercase
+OPTIONS = tuple(LETTERS)
 
 _MISSING = {
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",

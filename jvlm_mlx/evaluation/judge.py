@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass, field
 
 from ..errors import RequestError
-from .cells import Row, is_given, list_of, text_of
+from .cells import OPTIONS, Row, is_given, list_of, text_of
 from .multiple_choice import option_of
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
@@ -99,7 +99,7 @@ def exact_match(row: Row, prediction: str) -> str | None:
     """
     said = prediction.strip()
     if is_given(row, "answer_option") and is_given(row, "choices"):
-        choices = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", list_of(row["choices"]), strict=False))
+        choices = dict(zip(OPTIONS, list_of(row["choices"]), strict=False))
         option = option_of(prediction, choices)
         return option if option == text_of(row["answer_option"]) else None
     reference = text_of(row["answer"])

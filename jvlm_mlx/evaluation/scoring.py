@@ -1,6 +1,5 @@
 """Scores of predictions: each question by its benchmark's rule, then the figures of the whole."""
 
-import string
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +7,7 @@ from dataclasses import replace
 from ..errors import DataError
 from . import totals
 from .benchmarks import Benchmark
-from .cells import Row, is_given, list_of, options_of, text_of
+from .cells import LETTERS, OPTIONS, Row, is_given, list_of, options_of, text_of
 from .multiple_choice import option_of
 from .open_answers import (
     anls,
@@ -19,7 +18,6 @@ from .open_answers import (
     yes_or_no,
 )
 from .text_answers import (
-    LETTERS,
     gold_place,
     letter_in,
     most_likely,
@@ -45,7 +43,7 @@ def _open_choice(row: Row, prediction: str) -> Judged:
     answer = text_of(row["answer"])
     if not is_given(row, "A"):
         row = {**row, "A": answer, "B": "Other Answers"}
-    expected = answer if answer in tuple(string.ascii_uppercase) else "A"
+    expected = answer if answer in OPTIONS else "A"
     return _choice({**row, "answer": expected}, prediction)
 
 
@@ -122,7 +120,6 @@ TOTALS: dict[str, totals.Aggregate] = {
 _COLUMNS = {
     "ocrbench": ("category",),
     "mme": ("category", "image_path"),
-    "pope": (),
     "multilingual": ("category",),
     "endings": ("choices",),
 }

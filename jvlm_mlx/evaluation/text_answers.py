@@ -5,13 +5,12 @@ import re
 from collections.abc import Sequence
 
 from ..errors import DataError
-from .cells import Row, list_of, text_of
+from .cells import LETTERS, Row, list_of, text_of
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
 _LETTER = re.compile(r"answer is \(?([A-J])\)?")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def most_likely(row: Row, prediction: str, *, normalized: bool) -> int:

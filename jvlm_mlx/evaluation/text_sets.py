@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import DataError
 from .benchmarks import Benchmark
+from .cells import LETTERS
 from .prediction_files import read_rows
-from .text_answers import LETTERS
 
 STOP = "Question:"
 """Where a generated answer ends: the model begins a question of its own."""
