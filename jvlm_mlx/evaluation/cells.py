@@ -66,6 +66,11 @@ def is_given(row: Row, column: str) -> bool:
     return row.get(column) is not None
 
 
+def index_of(row: Row) -> str:
+    """Return the index of a row as text, by which rows, answers and runs are joined."""
+    return str(row["index"])
+
+
 def list_of(cell: Cell) -> list[str]:
     """Return the items of a list literal, or the one value of any other cell."""
     if isinstance(cell, list):

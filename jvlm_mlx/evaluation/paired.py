@@ -6,9 +6,10 @@ from typing import Any
 
 from ..errors import RequestError
 from .benchmarks import Benchmark
-from .intervals import Total, interval, sign_test
-from .score_files import Run, index_of, totals_of
-from .scoring import ROTATION
+from .cells import index_of
+from .intervals import Array, interval, sign_test
+from .score_files import Run
+from .scoring import ROTATION, add_up
 from .totals import Scored
 
 
@@ -66,16 +67,32 @@ def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[Comparison]:
     return [_compare(group[0].benchmark, group, seed) for group in groups.values()]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A run on the questions that all runs have."""
+
+    run: Run
+    questions: list[Scored]
+    """In the same order in every run."""
+    value: float
+    draws: Array
+    """The same name and seed resample the same questions, so draws can be subtracted."""
+
+
 def _compare(benchmark: Benchmark, runs: Sequence[Run], seed: int) -> Comparison:
-    indices = [{index_of(q.row) for q in run.questions} for run in runs]
+    by_index = [{index_of(q.row): q for q in run.questions} for run in runs]
+    indices = [set(questions) for questions in by_index]
     common = set.intersection(*indices)
     if not common:
         raise RequestError(
             f"{', '.join(str(run.folder) for run in runs)}: no question of {benchmark.name} is"
             " in all of them"
         )
-    order = [index_of(q.row) for q in runs[0].questions if index_of(q.row) in common]
-    sides = [_side(benchmark, run, runs[0], order, seed) for run in runs]
+    order = [index for index in by_index[0] if index in common]
+    measured = [
+        _measure(benchmark, run, [questions[index] for index in order], seed)
+        for run, questions in zip(runs, by_index, strict=True)
+    ]
     return Comparison(
         benchmark=benchmark.name,
         figure=benchmark.main,
@@ -83,25 +100,28 @@ def _compare(benchmark: Benchmark, runs: Sequence[Run], seed: int) -> Comparison
         questions=len(order),
         left_out=len(set.union(*indices)) - len(common),
         published=benchmark.published.get(benchmark.main),
-        sides=sides,
+        sides=[_side(benchmark, one, measured[0]) for one in measured],
     )
 
 
-def _side(benchmark: Benchmark, run: Run, first: Run, order: Sequence[str], seed: int) -> Side:
-    total, base = _main(benchmark, run, order), _main(benchmark, first, order)
-    draws = total.draws(benchmark.main, seed)
-    difference = None if run is first else total.value - base.value
-    # The same name and seed resample the same questions, so draws can be subtracted.
-    paired = None if run is first else interval(draws - base.draws(benchmark.main, seed))
-    pairs = [] if run is first else _pairs(benchmark, run, first, order)
+def _measure(benchmark: Benchmark, run: Run, questions: list[Scored], seed: int) -> _Measured:
+    total = add_up(benchmark, questions).named.get(benchmark.main)
+    if total is None or isinstance(total, dict):
+        raise RequestError(f"{run.folder}: {benchmark.name} has no figure {benchmark.main} here")
+    return _Measured(run, questions, total.value, total.draws(benchmark.main, seed))
+
+
+def _side(benchmark: Benchmark, one: _Measured, first: _Measured) -> Side:
+    is_first = one is first
+    pairs = [] if is_first else _pairs(benchmark, one, first)
     better = sum(new.score > old.score for old, new in pairs)
     worse = sum(new.score < old.score for old, new in pairs)
     return Side(
-        run=run.name,
-        score=total.value,
-        interval=interval(draws),
-        difference=difference,
-        difference_interval=paired,
+        run=one.run.name,
+        score=one.value,
+        interval=interval(one.draws),
+        difference=None if is_first else one.value - first.value,
+        difference_interval=None if is_first else interval(one.draws - first.draws),
         better=better,
         worse=worse,
         p=sign_test(better, worse),
@@ -118,18 +138,8 @@ def _side(benchmark: Benchmark, run: Run, first: Run, order: Sequence[str], seed
     )
 
 
-def _main(benchmark: Benchmark, run: Run, order: Sequence[str]) -> Total:
-    total = totals_of(run, order).named.get(benchmark.main)
-    if total is None or isinstance(total, dict):
-        raise RequestError(f"{run.folder}: {benchmark.name} has no figure {benchmark.main} here")
-    return total
-
-
-def _pairs(
-    benchmark: Benchmark, run: Run, first: Run, order: Sequence[str]
-) -> list[tuple[Scored, Scored]]:
-    old = {index_of(q.row): q for q in first.questions}
-    new = {index_of(q.row): q for q in run.questions}
+def _pairs(benchmark: Benchmark, one: _Measured, first: _Measured) -> list[tuple[Scored, Scored]]:
+    pairs = zip(first.questions, one.questions, strict=True)
     if benchmark.circular:  # rotations are one question
-        order = [index for index in order if int(index) < ROTATION]
-    return [(old[index], new[index]) for index in order]
+        return [pair for pair in pairs if int(index_of(pair[0].row)) < ROTATION]
+    return list(pairs)

@@ -5,10 +5,10 @@ from typing import Any
 
 from ..errors import DataError
 from .benchmarks import find_benchmark
-from .cells import Row
+from .cells import Row, index_of
 from .judge import Judge
 from .prediction_files import PREDICTION, read_rows
-from .score_files import index_of, write_scores
+from .score_files import write_scores
 from .scoring import check_rows
 
 

@@ -18,7 +18,7 @@ from ..processing.image_io import read_image
 from ..processing.processor import Processor
 from ..progress import Progress, ProgressEvent
 from .benchmarks import Benchmark
-from .cells import Row
+from .cells import Row, index_of
 from .prompts import Part, prompt_parts
 from .questions import ImageSource, QuestionFile
 from .scoring import SCORERS, score
@@ -45,7 +45,7 @@ class Question:
     @property
     def key(self) -> str:
         """Its index as text: what answers are stored under."""
-        return str(self.row["index"])
+        return index_of(self.row)
 
 
 def questions_of(

@@ -11,7 +11,7 @@ from ..config.json_file import parse_json
 from ..errors import DataError
 from ..files import atomic_file, reason
 from .benchmarks import Benchmark, find_benchmark
-from .cells import Row
+from .cells import Row, index_of
 from .intervals import Total, interval
 from .judge import Judge
 from .scoring import add_up, score, score_rotations
@@ -234,16 +234,3 @@ def read_run(folder: Path) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: its files are not those of an evaluation: {error}") from error
     return Run(folder, benchmark, settings, questions)
-
-
-def totals_of(run: Run, indices: Sequence[str] | None = None) -> Totals:
-    """Return the figures of a run, over all its questions or over some, in that order."""
-    if indices is None:
-        return add_up(run.benchmark, run.questions)
-    by_index = {str(question.row["index"]): question for question in run.questions}
-    return add_up(run.benchmark, [by_index[index] for index in indices])
-
-
-def index_of(row: Row) -> str:
-    """Return the index of a row as text, by which runs are compared."""
-    return str(row["index"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DataError
 from .benchmarks import Benchmark
-from .cells import LETTERS
+from .cells import LETTERS, index_of
 from .prediction_files import read_rows
 
 STOP = "Question:"
@@ -157,7 +157,7 @@ def read_text_set(path: Path, benchmark: Benchmark) -> list[TextQuestion]:
             raise DataError(f"{path}, {place}: no column {error.args[0]}") from None
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(f"{path}, {place}: no question of {benchmark.name}: {error}") from None
-        before = seen.setdefault(str(question.row["index"]), place)
+        before = seen.setdefault(index_of(question.row), place)
         if before != place:
             raise DataError(f"{path}, {place}: its index is that of {before} too")
         questions.append(question)
