@@ -1,37 +1,16 @@
 """Settings mean what they mean to the reference implementation, or are refused by name."""
 
-import copy
 import json
 
 import pytest
 
 from jvlm_mlx.config.checkpoint_config import CheckpointConfig
-from jvlm_mlx.config.config_reader import ConfigReader
-from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.errors import CheckpointError, UnsupportedSettingError
+from tests.helpers.changed_config import ABSENT, read_with
 
 TEXT_ATTENTION = "text_config.block_config.attn_config"
 VISION_BLOCK = "vision_config.block_config"
 CONNECTOR = "vision_config.vl_connector_config"
-ABSENT = object()
-
-
-@pytest.fixture(scope="module")
-def config_json(golden_folder):
-    return json.loads((golden_folder / "tiny" / "config.json").read_text())
-
-
-def read(config_json, path, value):
-    config_json = copy.deepcopy(config_json)
-    *sections, key = path.split(".")
-    section = config_json
-    for name in sections:
-        section = section[name]
-    if value is ABSENT:
-        del section[key]
-    else:
-        section[key] = value
-    return ModelConfig.read(ConfigReader(config_json, "config.json"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +46,7 @@ def read(config_json, path, value):
 def test_settings_are_read_as_the_reference_reads_them(
     config_json, path, value, attribute, expected
 ):
-    found = read(config_json, path, value)
+    found = read_with(config_json, path, value)
     for name in attribute.split("."):
         found = getattr(found, name)
     assert found == expected
@@ -82,7 +61,7 @@ def test_settings_are_read_as_the_reference_reads_them(
     ],
 )  # fmt: skip
 def test_activations_have_several_names(config_json, name, expected):
-    config = read(config_json, f"{VISION_BLOCK}.ffn_config.activation_type", name)
+    config = read_with(config_json, f"{VISION_BLOCK}.ffn_config.activation_type", name)
     assert config.tower.block.mlp.activation == expected
 
 
@@ -112,18 +91,18 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 )  # fmt: skip
 def test_rope_scaling_that_would_be_another_one_is_refused(config_json, scaling, kind, problem):
     with pytest.raises(kind, match=rf"rope_scaling.*{problem}"):
-        read(config_json, "text_config.rope_scaling", scaling)
+        read_with(config_json, "text_config.rope_scaling", scaling)
 
 
 @pytest.mark.parametrize("theta", [1e-300, 0.5, 1, 1e40])
 def test_a_base_without_wavelengths_is_refused(config_json, theta):
     with pytest.raises(CheckpointError, match=r"rope_theta is .* above 1"):
-        read(config_json, "text_config.rope_theta", theta)
+        read_with(config_json, "text_config.rope_theta", theta)
 
 
 def test_heads_are_rotated_in_pairs(config_json):
     with pytest.raises(CheckpointError, match="head_dim is 15; expected an even number"):
-        read(config_json, f"{TEXT_ATTENTION}.head_dim", 15)
+        read_with(config_json, f"{TEXT_ATTENTION}.head_dim", 15)
 
 
 def generation(golden_folder, values):
