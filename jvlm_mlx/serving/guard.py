@@ -22,8 +22,6 @@ class Guard:
     """The rules of one server."""
 
     api_key: str | None
-    host: str
-    """The address that the server listens on."""
     origins: tuple[str, ...] = ()
     """Web pages of other origins that may ask; none by default."""
     max_body: int = 20_000_000
@@ -52,7 +50,7 @@ class Guard:
             )
         else:
             names = frozenset()
-        return cls(api_key=api_key, host=host, origins=origins, max_body=max_body, hosts=names)
+        return cls(api_key=api_key, origins=origins, max_body=max_body, hosts=names)
 
     def check(self, headers: Mapping[str, str], *, needs_key: bool) -> None:
         """Refuse a request by its headers.

@@ -70,7 +70,6 @@ class _Decoding:
 class Counters:
     """What happened since the start, for health and metrics."""
 
-    admitted: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -211,7 +210,6 @@ class Scheduler:
                 continue
             try:
                 self._joining.put(self._prefill(job, others))
-                self.counters.admitted += 1
             except Cancelled:
                 self._leave(job, "cancelled")
             except JvlmError as error:
