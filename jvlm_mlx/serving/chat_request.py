@@ -72,7 +72,8 @@ class ChatRequest:
         if not isinstance(body, dict):
             raise invalid("the body must be a JSON object")
         reader = Reader(body)
-        if reader.read("messages", _messages) is None:
+        messages = reader.read("messages", _messages)
+        if messages is None:
             raise invalid("messages is missing; give at least one", "messages")
         stream = bool(reader.read("stream", boolean))
         stream_options = reader.read("stream_options", _mapping)
@@ -81,7 +82,7 @@ class ChatRequest:
         top_logprobs = _top_logprobs(reader)
         request = cls(
             model=reader.read("model", _text) or "",
-            messages=reader.read("messages", _messages) or [],
+            messages=messages,
             options=generation_options(reader),
             logit_bias=reader.read("logit_bias", _logit_bias) or {},
             max_crops=reader.read("max_crops", integer(1, 1000)),
@@ -278,10 +279,9 @@ def integer(low: int, high: int) -> Callable[[Any, str], int]:
 
 def _number(low: float, high: float) -> Callable[[Any, str], float]:
     def check(value: Any, name: str) -> float:
-        # Not a number compares with nothing.
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _out_of_range(value, name, "a number", low, high)
-        if not low <= value <= high:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # NaN is in no range.
+        if not is_number or not low <= value <= high:
             raise _out_of_range(value, name, "a number", low, high)
         return float(value)
 

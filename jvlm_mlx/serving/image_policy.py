@@ -19,7 +19,7 @@ from ..config.image_config import ImageOptions
 from ..errors import ImageError
 from ..processing.processor import Processor
 from ..processing.sources import SourceLimits
-from .api_error import invalid, too_large
+from .api_error import ApiError, invalid, too_large
 
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 * 2**20
@@ -123,9 +123,7 @@ class ImagePolicy:
     def _data(self, address: str, where: str) -> bytes:
         # Four characters for three bytes: known to be too large without decoding it.
         if len(address) * 3 // 4 > self.max_bytes + 64:
-            raise too_large(
-                f"{where}: the image is larger than {self.max_bytes // 2**20} MiB", where
-            )
+            raise self._too_large(where)
         head = _DATA.match(address)
         if head is None:
             raise invalid(f"{where}: expected data:image/...;base64,...", where, "invalid_image")
@@ -148,10 +146,12 @@ class ImagePolicy:
         if parts.netloc not in ("", "localhost") or not inside:
             raise refusal
         if path.stat().st_size > self.max_bytes:
-            raise too_large(
-                f"{where}: the image is larger than {self.max_bytes // 2**20} MiB", where
-            )
+            raise self._too_large(where)
         return path
+
+    def _too_large(self, where: str) -> ApiError:
+        size = self.max_bytes // 2**20
+        return too_large(f"{where}: the image is larger than {size} MiB", where)
 
 
 def _without_paths(error: ImageError) -> str:

@@ -12,8 +12,9 @@ def as_text(scheduler: Scheduler) -> str:
 
     def add(name: str, kind: str, text: str, value: float, **labels: str) -> None:
         full = f"jvlm_{name}"
-        if not lines or not any(line.startswith(f"# TYPE {full} ") for line in lines):
-            lines.extend((f"# HELP {full} {text}", f"# TYPE {full} {kind}"))
+        head = f"# TYPE {full} {kind}"
+        if head not in lines:
+            lines.extend((f"# HELP {full} {text}", head))
         shown = ",".join(f'{key}="{label}"' for key, label in labels.items())
         lines.append(f"{full}{{{shown}}} {value:g}" if shown else f"{full} {value:g}")
 
