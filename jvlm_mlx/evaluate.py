@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache as cache_result
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def run_benchmark(
         **options: see `GenerationOptions`; greedy with at most 512 tokens unless given.
     """
     found = find_benchmark(benchmark)
+    load = cache_result(load)
     options = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **options}
     settings: dict[str, Any] = {"model": model_name, "prompts": prompts, "options": options}
     notes = []

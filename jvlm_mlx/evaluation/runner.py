@@ -140,7 +140,7 @@ class Answers(Protocol):
 
 
 def asked_of(
-    model: Callable[[], tuple[Model, Processor]],
+    load: Callable[[], tuple[Model, Processor]],
     file: QuestionFile,
     questions: Sequence[Question],
     **options: Any,
@@ -148,22 +148,19 @@ def asked_of(
     """Return what answers questions by their place in a list.
 
     Args:
-        model: called for model and processor once there is a question for them.
+        load: called for model and processor whenever there are questions for them.
         file: which has the images.
         questions: the list.
         **options: of `batch_generate`.
     """
-    loaded: list[tuple[Model, Processor]] = []
 
     def requests(places: Sequence[int]) -> Iterator[BatchRequest]:
         for place in places:
             yield request_of(questions[place], file.images(questions[place].number))
 
     def asked(places: Sequence[int]) -> Iterator[tuple[int, BatchResponse]]:
-        if places and not loaded:
-            loaded.append(model())
         if places:
-            for response in batch_generate(*loaded[0], requests(places), **options):
+            for response in batch_generate(*load(), requests(places), **options):
                 yield places[response.index], response
 
     return asked

@@ -70,20 +70,17 @@ class TextSet:
     def asked(
         self, load: Callable[[], tuple[Model, Processor]], batch_size: int, options: dict[str, Any]
     ) -> Asked:
-        """Return what answers these questions by their places."""
-        loaded: list[tuple[Model, Processor]] = []
+        """Return what answers these questions by their places, as `asked_of` does."""
 
         def asked(places: Sequence[int]) -> Iterator[tuple[int, BatchResponse]]:
-            if places and not loaded:
-                loaded.append(load())
             compared = [place for place in places if self._texts[place].choices]
             for start in range(0, len(compared), _CHUNK):
-                yield from self._compare(loaded[0], compared[start : start + _CHUNK])
+                yield from self._compare(load(), compared[start : start + _CHUNK])
             generated = [place for place in places if not self._texts[place].choices]
             requests = (self._request(place) for place in generated)
             if generated:
                 settings = {**options, "stop": (STOP,), "batch_size": batch_size}
-                for response in batch_generate(*loaded[0], requests, **settings):
+                for response in batch_generate(*load(), requests, **settings):
                     yield generated[response.index], response
 
         return asked
