@@ -7,7 +7,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .cli.arguments import (
     add_generation_arguments,
     add_model_arguments,
     given_options,
+    model_options,
     size,
 )
 from .cli.main import EXIT_ERROR, EXIT_OK
@@ -23,9 +24,6 @@ from .config.json_file import quoted
 from .errors import RequestError
 from .files import local_path
 from .generation.options import GenerationOptions
-from .model import Model
-from .processing.processor import Processor
-from .progress import ProgressEvent
 
 GRACE_SECONDS = 20
 """For answers under way, once the server is shutting down."""
@@ -100,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import uvicorn
 
+        from .checkpoint.loader import load
         from .serving.app import make_app
         from .serving.guard import Guard
         from .serving.image_policy import ImagePolicy
@@ -134,7 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
             max_queue=arguments.max_queue,
             max_memory=options.max_memory,
         ),
-        _loader(arguments),
+        lambda progress: load(
+            arguments.model, **model_options(arguments), progress=progress, show_progress=False
+        ),
     )
     with _listen(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
@@ -156,25 +157,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {service.error}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_OK
-
-
-def _loader(
-    arguments: argparse.Namespace,
-) -> Callable[[Callable[[ProgressEvent], None]], tuple[Model, Processor]]:
-    from .checkpoint.loader import load
-
-    def load_model(progress: Callable[[ProgressEvent], None]) -> tuple[Model, Processor]:
-        return load(
-            arguments.model,
-            revision=arguments.revision,
-            dtype=arguments.dtype,
-            adapter_path=arguments.adapter_path,
-            check_weights=arguments.check_weights,
-            progress=progress,
-            show_progress=False,
-        )
-
-    return load_model
 
 
 def _listen(host: str, port: int) -> socket.socket:

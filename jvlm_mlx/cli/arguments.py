@@ -99,10 +99,11 @@ _GROUPS = (
     ("KV cache and memory", _MEMORY_OPTIONS),
 )
 _OPTIONS = tuple(option for _, options in _GROUPS for option in options)
+_UNSET = GenerationOptions()
 _DEFAULTS = {
-    option.name: getattr(GenerationOptions(), option.name)
+    option.name: default
     for option in _OPTIONS
-    if getattr(GenerationOptions(), option.name) not in (None, ())
+    if (default := getattr(_UNSET, option.name)) not in (None, ())
 }
 
 
@@ -133,6 +134,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     # Known to users of mlx-lm, and refused with a reason rather than as unknown.
     group.add_argument("--draft-model", help=argparse.SUPPRESS)
     group.add_argument("--num-draft-tokens", help=argparse.SUPPRESS)
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of these flags, by the names that `load` has for them."""
+    names = ("revision", "dtype", "adapter_path", "check_weights")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -234,10 +241,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         hint_at_slow_blas()
     model, processor = load(
         arguments.model,
-        revision=arguments.revision,
-        dtype=arguments.dtype,
-        adapter_path=arguments.adapter_path,
-        check_weights=arguments.check_weights,
+        **model_options(arguments),
         progress=bars.show,
         show_progress=None if bars.shown else False,
     )
