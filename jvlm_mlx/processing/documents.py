@@ -23,7 +23,6 @@ from .sources import (
     Page,
     SourceLimits,
     fetch,
-    is_url,
     path_of_file_url,
     scheme_of,
     source_name,
@@ -63,7 +62,7 @@ def page_range(source: Any) -> PageRange | None:
 
 
 def _is_called_pdf(text: str) -> bool:
-    if text[:6].lower().startswith(("http:", "https:")):
+    if scheme_of(text) in SCHEMES:
         text = text.partition("#")[0].partition("?")[0]
     return text.lower().endswith(".pdf")
 
@@ -90,25 +89,22 @@ def expand(
         return [source]
     name = source_name(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return [*pdf_pages(bytes(source), name, 1, None, max_pixels, cancel)]
+        return pdf_pages(bytes(source), name, 1, None, max_pixels, cancel)
     pages = page_range(source)
     assert pages is not None
-    if is_url(pages.source) and scheme_of(pages.source) != "file":
+    scheme = scheme_of(pages.source)
+    if scheme in SCHEMES:
         data, _ = fetch(pages.source, name, limits, cancel)
-        return (
-            [*pdf_pages(data, name, pages.first, pages.last, max_pixels, cancel)]
-            if is_pdf(data)
-            else [source]
-        )
-    path = pages.source
-    if is_url(path):
-        path = path_of_file_url(path, name)
+        if not is_pdf(data):
+            return [source]
+        return pdf_pages(data, name, pages.first, pages.last, max_pixels, cancel)
+    path = path_of_file_url(pages.source, name) if scheme == "file" else pages.source
 
     def look(stream: IO[bytes]) -> list[Any]:
         start = stream.read(1024) if stream.seekable() else b""
         if is_pdf(start):
             file = str(Path(path).expanduser().absolute())
-            return [*pdf_pages(file, name, pages.first, pages.last, max_pixels, cancel)]
+            return pdf_pages(file, name, pages.first, pages.last, max_pixels, cancel)
         if pages.source == str(source):
             return [source]  # it is only called like a PDF
         stream.seek(0)
@@ -122,8 +118,7 @@ def expand(
             for number in range(pages.first, last + 1)
         ]
 
-    found: list[Any] = with_file(path, name, look)
-    return found
+    return with_file(path, name, look)
 
 
 def may_have_pages(source: object) -> bool:

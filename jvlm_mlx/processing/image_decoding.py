@@ -6,6 +6,8 @@ damaged tag of a file. What cannot be read means upright.
 
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from PIL import ExifTags, Image
@@ -56,10 +58,8 @@ def image_size(
     """
     image = _open(stream, name, max_pixels, frame)
     if image.format == "PNG" and _has_late_metadata(stream):
-        try:
+        with decoding(name):
             image.load()
-        except Exception as error:  # as in `decode`
-            raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
     width, height = image.size
     # Pillow has exchanged them already as TIFF's own tag says, but not as XMP says.
     exchanged = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())
@@ -84,10 +84,8 @@ def _has_late_metadata(stream: IO[bytes]) -> bool:
 def count_frames(stream: IO[bytes], name: str, max_pixels: int | None = None) -> int:
     """Return how many frames the image in `stream` has; errors as `image_size`."""
     image = _open(stream, name, max_pixels)
-    try:
+    with decoding(name):
         return getattr(image, "n_frames", 1)
-    except Exception as error:  # as in `decode`
-        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
 
 
 def decode(
@@ -96,22 +94,27 @@ def decode(
     """Return a frame of the image in `stream`, upright and in RGB; as `image_size`."""
     image = _open(stream, name, max_pixels, frame)
     _check_work(image, stream, name)
-    try:
+    with decoding(name):
         image.load()
         turn = _TURNS.get(orientation(image) or 1)
         return to_rgb(image if turn is None else image.transpose(turn), name)
-    except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Raise an ImageError in place of whatever a damaged file makes a decoder trip over."""
+    try:
+        yield
+    except Exception as error:
         raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int | None, frame: int = 1) -> Image.Image:
-    try:
+    with decoding(name):
         image = identify(stream)
         if image is None:
             stream.seek(0)
             found = what_it_is(stream.read(64))
-    except Exception as error:  # as in `decode`
-        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
     if image is None:
         if found == "HEIC":
             raise ImageError(
@@ -141,12 +144,10 @@ def _seek(image: Image.Image, name: str, frame: int) -> None:
             f"frame {frame} of {name} takes too long to come to: {frame} frames of"
             f" {image.width} x {image.height} pixels"
         )
-    try:
+    with decoding(name), suppress(EOFError):
         image.seek(frame - 1)
-    except EOFError:
-        raise ImageError(f"{name} has no frame {frame}") from None
-    except Exception as error:  # as in `decode`
-        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+        return
+    raise ImageError(f"{name} has no frame {frame}")
 
 
 def _check_pixels(image: Image.Image, name: str, limit: int | None) -> None:

@@ -16,7 +16,7 @@ from ..errors import ImageError
 from ..files import reason
 from .documents import expand, may_have_pages
 from .download import SCHEMES
-from .image_decoding import decode, image_size
+from .image_decoding import decode, decoding, image_size
 from .pdf import draw_page
 from .rgb import to_rgb
 from .sources import (
@@ -134,11 +134,10 @@ def _from_page(page: Page, limits: SourceLimits, cancel: threading.Event | None)
 
 
 def _from_pillow(image: Image.Image) -> Image.Image:
-    try:
+    name = "the Pillow image"
+    with decoding(name):
         image.load()
-        return to_rgb(image, "the Pillow image")
-    except Exception as error:  # Decoders raise whatever a damaged file makes them trip over.
-        raise ImageError(f"the Pillow image cannot be decoded: {reason(error)}") from error
+        return to_rgb(image, name)
 
 
 def _from_bytes(data: bytes, name: str, limits: SourceLimits) -> ImageData:
@@ -175,8 +174,7 @@ def _from_file(
             ),
         )
 
-    data: ImageData = with_file(path, name, look)
-    return data
+    return with_file(path, name, look)
 
 
 def _from_array(source: Any) -> Image.Image:

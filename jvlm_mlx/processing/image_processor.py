@@ -212,7 +212,7 @@ class ImageProcessor:
         if isinstance(source, PromptImage):
             return [source]
         config = self.config.override(options or ImageOptions())
-        return [*expand(source, limits, cancel, config.max_pixels)]
+        return expand(source, limits, cancel, config.max_pixels)
 
     def open(
         self,

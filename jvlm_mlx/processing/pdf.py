@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError, RequestError
+from ..units import plural
 from .sources import Page
 
 MAX_PAGES = 100
@@ -61,9 +62,9 @@ def pdf_pages(
     end = first + MAX_PAGES if last is None else min(last, first + MAX_PAGES)
     answer, _ = _ask(["sizes", str(first), str(end)], file, name, cancel)
     count = int(answer["pages"])
-    if max(first, last or 0) > count:
-        missing = max(first, last or 0)
-        raise ImageError(f"{name} has {count} page{'s' * (count != 1)}, and no page {missing}")
+    highest = max(first, last or 0)
+    if highest > count:
+        raise ImageError(f"{name} has {plural(count, 'page')}, and no page {highest}")
     sizes: Sequence[Any] = answer["sizes"]
     if len(sizes) > MAX_PAGES:
         raise ImageError(

@@ -9,11 +9,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ..errors import ImageError
 from ..files import reason
 from .download import SCHEMES, download
+
+T = TypeVar("T")
 
 MAX_CHARACTERS = 100
 """Longest source that a message quotes in full."""
@@ -131,7 +133,7 @@ def fetch(
     )
 
 
-def with_file(path: str | os.PathLike[str], name: str, function: Callable[[IO[bytes]], Any]) -> Any:
+def with_file(path: str | os.PathLike[str], name: str, function: Callable[[IO[bytes]], T]) -> T:
     """Return what a function makes of an opened file."""
     try:
         with Path(path).expanduser().open("rb") as stream:

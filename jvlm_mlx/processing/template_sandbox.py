@@ -50,7 +50,7 @@ _TEXT_METHODS = frozenset((
 class _Budget:
     def __init__(self) -> None:
         self._deadline = time.monotonic() + MAX_SECONDS
-        self._characters = MAX_CHARACTERS
+        self._written = 0
 
     def look(self) -> None:
         if time.monotonic() > self._deadline:
@@ -58,8 +58,8 @@ class _Budget:
 
     def write(self, count: int) -> None:
         self.look()
-        self._characters -= count
-        _check_size(MAX_CHARACTERS - self._characters)
+        self._written += count
+        _check_size(self._written)
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -152,9 +152,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         def filter_(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
             self.budget.look()
             if name == "join":
-                value = list(value)
                 separator = str(args[0]) if args else str(kwargs.get("d", ""))
-                _check_size(sum(_written_size(one) + len(separator) for one in value))
+                (value,) = _checked_arguments(separator, name, (value,))
             elif name == "replace":
                 _checked_arguments(str(value), name, args)
             elif name == "indent":
