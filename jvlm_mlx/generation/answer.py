@@ -29,6 +29,12 @@ class Cancelled(Exception):  # noqa: N818 - a signal, not an error
     """Leaves the work when the caller's flag is set."""
 
 
+def check_cancelled(cancel: threading.Event | None) -> None:
+    """Raise `Cancelled` if the caller's flag is set."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled
+
+
 def check_fit(model: Model, prepared: PreparedPrompt[PromptImage]) -> None:
     """Refuse a prompt that was made for another model.
 
@@ -102,7 +108,7 @@ class Answer:
         self._model = model
         self._prepared: PreparedPrompt[PromptImage] | None = prepared
         self._options = options
-        self._cancel = cancel
+        self._check_cancelled = partial(check_cancelled, cancel)
         self._max_tokens = answer_length(model, len(prepared.token_ids), options)
         self._builder = ResponseBuilder(processor, prepared, options, self._max_tokens, start)
         self._prefill = Prefill(
@@ -116,7 +122,7 @@ class Answer:
         )
         self._engine = Engine(model)
         # Of quantized and rotating caches, what can be reused has been stored after the prefill.
-        self._keeps_cache = options.kv_bits is None and options.max_kv_size is None
+        self._keeps_cache = options.has_plain_cache
         self._holds_wired_limit = False
 
     def make_room(self) -> int:
@@ -187,7 +193,3 @@ class Answer:
             self._prefill.cache = []
             wired_limit.release(self._options.wired_limit)
             mx.clear_cache()
-
-    def _check_cancelled(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled

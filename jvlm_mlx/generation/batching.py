@@ -18,7 +18,7 @@ from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor, Prompt
 from ..progress import no_progress
 from . import device
-from .answer import Answer, Cancelled, check_fit, make_row
+from .answer import Answer, Cancelled, check_cancelled, check_fit, make_row
 from .caches import GenerationCaches
 from .engine import Engine, Row
 from .image_encoding import InBackground
@@ -136,6 +136,7 @@ class _Batch:
         self._batch_size = batch_size
         self._caches = caches
         self._cancel = cancel
+        self._check_cancelled = partial(check_cancelled, cancel)
         self._options = options
         self._wired = options.wired_limit
         self._holds_wired_limit = False
@@ -209,7 +210,7 @@ class _Batch:
 
     def _join(self, prepared: _Prepared) -> BatchResponse | None:
         options, prompt = prepared.options, prepared.prompt
-        if options.kv_bits is not None or options.max_kv_size is not None:
+        if not options.has_plain_cache:
             return self._alone(prepared)
         check_fit(self._model, prompt)
         max_tokens = answer_length(self._model, len(prompt.token_ids), options)
@@ -279,10 +280,6 @@ class _Batch:
             self._engine.remove(self._engine.rows)
             wired_limit.release(self._wired)
             mx.clear_cache()
-
-    def _check_cancelled(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled
 
 
 def _guarded(index: int, work: Any) -> Any:

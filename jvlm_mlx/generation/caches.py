@@ -14,13 +14,12 @@ import mlx.core as mx
 
 from .. import _mlx_lm
 from ..errors import RequestError
+from .memory import default_limit
 from .prompt_key import PromptKey
 
 DEFAULT_MAX_BYTES = 1_000_000_000
 _FEATURE_FRACTION = 8
 """The features of an image need a small fraction of what its KV cache needs."""
-_MEMORY_FRACTION = 0.9
-"""Of what the system recommends for a GPU; above it, caches shrink."""
 _NO_LIMIT = 2**31
 _T = TypeVar("_T")
 
@@ -275,8 +274,8 @@ class GenerationCaches:
 
 def _room(max_bytes: int, held: int) -> int:
     """Return how much a cache may hold now: less than `max_bytes` if the GPU's memory runs out."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if not recommended:  # no GPU
+    limit = default_limit()
+    if limit is None:  # no GPU
         return max_bytes
-    excess = mx.get_active_memory() - int(_MEMORY_FRACTION * int(recommended))
+    excess = mx.get_active_memory() - limit
     return max_bytes if excess <= 0 else min(max_bytes, max(held - excess, 0))

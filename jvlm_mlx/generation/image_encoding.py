@@ -86,6 +86,9 @@ def encode_opened_images(
         progress: called with `tiles`, if any must be encoded.
         check: called before each group of tiles; may raise.
     """
+    # Looked up once, for that takes milliseconds; encoding does not change it.
+    is_needed = caches is not None and not all(isinstance(one, EncodedImage) for one in images)
+    key = model_key(model) if is_needed else ""
     features: list[mx.array | None] = []
     for image in images:
         if isinstance(image, EncodedImage):
@@ -93,7 +96,7 @@ def encode_opened_images(
         elif caches is None:
             features.append(None)
         else:
-            features.append(caches.features.get(model_key(model), image.digest))
+            features.append(caches.features.get(key, image.digest))
     missing = {index: image for index, image in enumerate(images) if features[index] is None}
     done, total = 0, sum(image.layout.num_tiles for image in missing.values())
     if missing:
@@ -113,7 +116,7 @@ def encode_opened_images(
         encoded = encode_tiles(model, tiles, tile_group_size, on_group)
         features[index] = encoded
         if caches is not None:
-            caches.features.put(model_key(model), image.digest, encoded)
+            caches.features.put(key, image.digest, encoded)
     return [one for one in features if one is not None]
 
 

@@ -62,6 +62,12 @@ def tile_bytes(config: ModelConfig, value_bytes: int) -> int:
     return tower.num_patches * (values * value_bytes + tower.patch_values * 4)
 
 
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of a model's weights."""
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return sum(array.nbytes for array in parameters.values())
+
+
 def kv_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
     """Return the bytes of the KV cache of so many tokens."""
     decoder = config.decoder
@@ -136,8 +142,7 @@ def choose_steps(
         return Steps(options.tile_group_size, options.prefill_step_size, None)
     config = model.config
     size: int = model.dtype.size
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    weights = sum(array.nbytes for array in parameters.values())
+    weights = weight_bytes(model)
     tokens = min(prompt_tokens + options.max_tokens, config.decoder.context_size)
     if options.max_kv_size is not None:
         tokens = min(tokens, options.max_kv_size)

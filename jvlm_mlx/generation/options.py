@@ -138,9 +138,7 @@ class GenerationOptions:
             RequestError: there is no such option, or a value makes no sense.
         """
         if isinstance(options, GenerationOptions):
-            given: dict[str, Any] = {
-                field.name: getattr(options, field.name) for field in dataclasses.fields(cls)
-            }
+            given = {name: getattr(options, name) for name in _NAMES}
         elif options is None or isinstance(options, Mapping):
             given = {**(defaults or {}), **_known(options or {})}
         else:
@@ -187,6 +185,11 @@ class GenerationOptions:
             )
 
     @property
+    def has_plain_cache(self) -> bool:
+        """Whether the KV cache is neither rotating nor quantized."""
+        return self.max_kv_size is None and self.kv_bits is None
+
+    @property
     def image_options(self) -> ImageOptions:
         """What is asked of images."""
         return ImageOptions(
@@ -205,10 +208,7 @@ _CAN_BE_NONE = {
     field.name for field in dataclasses.fields(GenerationOptions) if field.default is None
 }
 
-
-JSON_OPTIONS = frozenset(field.name for field in dataclasses.fields(GenerationOptions)) - {
-    "sampler", "logits_processors", "grammar",
-}  # fmt: skip
+JSON_OPTIONS = frozenset(_NAMES) - {"sampler", "logits_processors", "grammar"}
 """Names of the options that a file can hold."""
 
 

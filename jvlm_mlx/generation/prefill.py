@@ -127,7 +127,7 @@ class Prefill:
         embeddings = self._embed(prepared, cached, steps.tile_group_size)
         self._builder.images_done()
         logits = self._decode_prompt(embeddings, steps.prefill_step_size)
-        if self._options.kv_bits is not None or self._options.max_kv_size is not None:
+        if not self._options.has_plain_cache:
             device.run(self._finish_special_cache)
         return logits
 

@@ -18,6 +18,11 @@ PROSE_TOKENS, PROSE_REPEATS = 160, 8
 OTHER_TOKENS, OTHER_REPEATS = 1024, 32
 """The same for anything else."""
 
+_PERIODS = np.arange(1, MAX_PERIOD + 1)
+_PROSE_LIMITS = np.maximum(PROSE_TOKENS, PROSE_REPEATS * _PERIODS)
+_OTHER_LIMITS = np.maximum(OTHER_TOKENS, OTHER_REPEATS * _PERIODS)
+"""Tokens that cycles of each period must cover to be taken for a loop."""
+
 _MIN_LETTERS = 12
 _LETTERS_PER_LINE = 40
 """A line with fewer is a line of a list."""
@@ -45,13 +50,12 @@ class RepetitionGuard:
         self._equal[len(before) :] = 0
         self._equal[: len(before)] += 1
         self._equal[: len(before)][before != token] = 0
-        periods = np.arange(1, MAX_PERIOD + 1)
         # A cycle's first turn is equal to nothing before it.
-        covered = self._equal + periods
-        if np.any(covered >= np.maximum(OTHER_TOKENS, OTHER_REPEATS * periods)):
+        covered = self._equal + _PERIODS
+        if np.any(covered >= _OTHER_LIMITS):
             return True
-        suspects = covered >= np.maximum(PROSE_TOKENS, PROSE_REPEATS * periods)
-        return bool(suspects.any()) and self._is_prose(int(periods[suspects][0]))
+        suspects = covered >= _PROSE_LIMITS
+        return bool(suspects.any()) and self._is_prose(int(_PERIODS[suspects][0]))
 
     def _is_prose(self, period: int) -> bool:
         """Return whether the last cycle reads like sentences."""

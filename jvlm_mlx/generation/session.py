@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..processing.inputs import PreparedPrompt
 from ..processing.messages import collect_images
 from ..processing.processor import Processor, as_list
 from ..progress import Progress, no_progress
-from .answer import Answer, Cancelled
+from .answer import Answer, Cancelled, check_cancelled
 from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
 from .image_encoding import encode_opened_image
@@ -180,12 +181,9 @@ class ChatSession:
 
         first = make_answer(prepared)  # raises what there is to raise, before any work is done
 
-        def check() -> None:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled
-
         def encode() -> list[EncodedImage]:
             size, shown = first.make_room(), progress or no_progress
+            check = partial(check_cancelled, cancel)
             return [
                 encode_opened_image(self._model, image, self.caches, size, shown, check)
                 for image in images

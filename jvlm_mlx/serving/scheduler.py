@@ -14,15 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
-
 from ..errors import JvlmError
 from ..generation import device
 from ..generation.answer import Cancelled, check_fit, make_row
 from ..generation.caches import GenerationCaches
 from ..generation.engine import Engine, Row, Token
-from ..generation.memory import default_limit, kv_bytes, wired_limit
+from ..generation.memory import default_limit, kv_bytes, weight_bytes, wired_limit
 from ..generation.options import GenerationOptions
 from ..generation.prefill import Prefill
 from ..generation.prompt import answer_length
@@ -110,7 +107,7 @@ class Scheduler:
         self._max_queue = max_queue
         self._explicit_limit = max_memory
         limit = max_memory or default_limit()
-        self._room = None if limit is None else max(0, limit - _weight_bytes(model))
+        self._room = None if limit is None else max(0, limit - weight_bytes(model))
         self._engine = Engine(model)
         self._decoding: dict[Row, _Decoding] = {}
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
@@ -322,11 +319,6 @@ class Scheduler:
             job.emit(response)
         except RuntimeError:  # the event loop has ended
             job.cancelled = True
-
-
-def _weight_bytes(model: Model) -> int:
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return sum(array.nbytes for array in parameters.values())
 
 
 @dataclass(frozen=True)
