@@ -1,4 +1,4 @@
-"""Sizes, counts and durations as text, and sizes that users write."""
+"""Sizes and counts as text, and sizes that users write."""
 
 import re
 
@@ -38,18 +38,6 @@ def count_text(count: float) -> str:
 def percent_text(fraction: float) -> str:
     """Return a fraction as a percentage with two digits: `8.9 %`."""
     return f"{100 * fraction:.2g} %"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration: `2.40 us`, `1.52 ms`, `3.1 s`, `12:05 min`, `1:02:09 h`."""
-    if seconds < 1:
-        scale, unit = (1e6, "us") if seconds < 1e-3 else (1e3, "ms")
-        return f"{seconds * scale:.3g} {unit}"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
 def plural(count: int, noun: str) -> str:

@@ -40,16 +40,6 @@ def make_peer(model: Model) -> Any:
     return peer
 
 
-def peer_embedding_inputs(inputs: Any) -> dict[str, mx.array]:
-    """Return what the peer's `get_input_embeddings` takes, from this project's inputs."""
-    return {
-        "input_ids": mx.array(inputs.input_ids),
-        "pixel_values": mx.array(inputs.pixel_values),
-        "image_masks": mx.array(inputs.image_masks),
-        "image_input_idx": mx.array(inputs.image_input_idx),
-    }
-
-
 def _peer_config(config_json: Any, config: ModelConfig) -> Any:
     config_json = copy.deepcopy(config_json)
     tower, decoder = config.tower, config.decoder

@@ -96,7 +96,7 @@ def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
         CheckpointError: the tokenizer is missing or does not fit the config.
     """
     check_tokenizer_files(folder, config.model)
-    tokenizer = Tokenizer.load(folder, config.stop_token_ids)
+    tokenizer = Tokenizer.load(folder, config.generation.stop_token_ids)
     tokenizer.check_image_ids(config.image_processor)
     check_token_ids(tokenizer.special_tokens, config.model)
     template = ChatTemplate.load(folder, config.prompt, tokenizer)
@@ -104,7 +104,9 @@ def load_processor(folder: Path, config: CheckpointConfig) -> Processor:
     processor = Processor(tokenizer, template, images)
     processor.generation_defaults = config.generation.options
     if processor.generation_defaults:
-        values = ", ".join(f"{name}={value}" for name, value in config.generation.options.items())
+        values = ", ".join(
+            f"{name}={value}" for name, value in processor.generation_defaults.items()
+        )
         logger.warning(
             "generation_config.json sets %s where a request does not say otherwise", values
         )

@@ -107,11 +107,6 @@ class CheckpointFiles:
                 raise CheckpointError(f"{quoted(tensor.name)} is in {other} and in {file.name}")
             self.tensors[tensor.name] = tensor
 
-    @property
-    def total_bytes(self) -> int:
-        """Size of all weight files."""
-        return sum(file.stat().st_size for file in {t.file for t in self.tensors.values()})
-
     def take(self, name: str) -> mx.array:
         """Return a tensor, not read yet: the data comes when it is evaluated.
 

@@ -30,11 +30,6 @@ class CheckpointConfig:
     image_processor: ConfigReader
     """The image config as it was read, for the token ids it repeats."""
 
-    @property
-    def stop_token_ids(self) -> frozenset[int]:
-        """Token ids that end an answer, of config.json and generation_config.json."""
-        return self.generation.stop_token_ids
-
     @classmethod
     def read(cls, files: dict[str, Any]) -> "CheckpointConfig":
         """Read config.

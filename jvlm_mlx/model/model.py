@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _mlx_lm
-from ..config.dtypes import ModuleDtypes
 from ..config.model_config import ModelConfig
 from .connector import Connector
 from .decoder import Decoder
@@ -63,19 +62,6 @@ class Model(nn.Module):
     def feature_dtype(self) -> mx.Dtype:
         """What image features come in; they are cast to the decoder's dtype when merged."""
         return self.connector.dtype or self.vision_tower.dtype
-
-    def set_dtypes(self, dtypes: ModuleDtypes) -> None:
-        """Cast the weights of modules, and evaluate them. Packed weights stay packed."""
-        decoder = [self.decoder, *([self.lm_head] if "lm_head" in self else [])]
-        for modules, dtype in (
-            ([self.vision_tower], dtypes.tower),
-            ([self.connector], dtypes.connector),
-            (decoder, dtypes.decoder),
-        ):
-            if dtype is not None:
-                for module in modules:
-                    module.set_dtype(dtype)
-        self.prepare()
 
     def prepare(self) -> None:
         """Evaluate all weights and what is derived from them, so that any thread may call this."""

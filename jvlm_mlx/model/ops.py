@@ -123,14 +123,6 @@ def decoding_mask(mask: Mask, queries: tuple[int, int, int]) -> Mask:
     return mx.contiguous(mx.broadcast_to(mask, (batch, heads, length, mask.shape[-1])))
 
 
-def all_finite(*arrays: mx.array) -> mx.array:
-    """Return whether no number of any array is infinite or none at all: () bool.
-
-    It is evaluated together with the arrays, so that the check waits for nothing of its own.
-    """
-    return mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in arrays]))
-
-
 @partial(mx.compile, shapeless=True)
 def _gelu_tanh(x: mx.array) -> mx.array:
     # (1 + tanh(u)) / 2 is sigmoid(2 u): one function call, and a chain that is short enough to

@@ -1,4 +1,4 @@
-"""How sizes, counts and durations are written and read, and tables."""
+"""How sizes and counts are written and read, and tables."""
 
 import argparse
 
@@ -10,7 +10,6 @@ from jvlm_mlx.cli.main import main
 from jvlm_mlx.units import (
     bytes_text,
     count_text,
-    duration_text,
     parse_bytes,
     percent_text,
     plural,
@@ -65,17 +64,6 @@ def test_the_cache_size_is_a_size(capsys, command, text, message):
     with pytest.raises(SystemExit, match="2"):
         main([command, "--cache-size", text])
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (2.4e-6, "2.4 us"), (0.00152, "1.52 ms"), (3.14, "3.1 s"), (125, "2:05 min"),
-        (3729, "1:02:09 h"),
-    ],
-)  # fmt: skip
-def test_durations(seconds, expected):
-    assert duration_text(seconds) == expected
 
 
 @pytest.mark.parametrize(
