@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
     parser.add_argument(
         "-i", "--image", action="append", default=[], metavar="IMAGE",
-        help="path, URL or data URI for the first question; may be repeated",
+        help="path, URL or data URI for the first question; may be repeated; on a Mac also"
+        " clipboard:, screenshot: (chosen with the mouse) or screenshot:screen",
     )  # fmt: skip
     parser.add_argument("--system", help="a system message in front")
     parser.add_argument("--load", metavar="FILE", help="resume a saved conversation")

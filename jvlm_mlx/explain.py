@@ -16,6 +16,7 @@ from .cli.arguments import (
 )
 from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
+from .cli.screen_images import is_screen_image, screen_images
 from .errors import RequestError
 from .evaluation.attention_image import draw_explanation
 from .evaluation.attention_maps import Explanation as Explanation
@@ -25,7 +26,9 @@ from .files import atomic_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
-    parser.add_argument("-i", "--image", required=True, metavar="IMAGE", help="path or URL")
+    parser.add_argument(
+        "-i", "--image", required=True, metavar="IMAGE", help="path or URL, as for generate"
+    )
     parser.add_argument("-p", "--prompt", required=True, help="the question")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.png", help="image to write"
@@ -40,9 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() != ".png":
         raise RequestError(f"{arguments.output} must end in .png, for that is what is written")
     options = generation_options(arguments)
+    image = arguments.image
+    if is_screen_image(image):
+        (image,) = screen_images(image)
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
-    explanation = explain(model, processor, arguments.image, arguments.prompt, **options)
+    explanation = explain(model, processor, image, arguments.prompt, **options)
     with atomic_file(arguments.output, RequestError) as temporary:
         draw_explanation(explanation).save(temporary, "PNG")
     print(explanation.text)

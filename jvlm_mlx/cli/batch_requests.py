@@ -20,6 +20,7 @@ from ..generation.requests import BatchRequest
 from ..processing.documents import expand, page_range
 from ..processing.image_formats import SUFFIXES
 from ..processing.sources import Page, is_url, source_name
+from .screen_images import refuse_screen_images
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -154,8 +155,9 @@ def image_requests(
             such as `report.pdf#3`.
 
     Raises:
-        RequestError: a pattern matches no file.
+        RequestError: a pattern matches no file, or means the screen or the clipboard.
     """
+    refuse_screen_images(patterns)
     paths: dict[str, None] = {}
     for pattern in patterns:
         found = _expand(pattern, folder)

@@ -19,6 +19,7 @@ from ..processing.sources import is_url, source_name
 from ..units import bytes_text, plural
 from .chat_lines import take_images
 from .formatting import summarize
+from .screen_images import is_screen_image, screen_images
 
 _COMMAND = re.compile(r"/([a-z]*)(?:\s+(.*))?", re.DOTALL)
 _LEAVE = ("exit", "quit")
@@ -77,7 +78,8 @@ class Conversation:
         processor = self.processor.image_processor
         opened = [
             processor.open(page, image_options)
-            for source in sources
+            for named in sources
+            for source in (screen_images(named) if is_screen_image(named) else [named])
             for page in processor.expand(source, image_options)
         ]
         for image in opened:
@@ -203,7 +205,7 @@ def _exit(_conversation: Conversation, _: str) -> str:
 
 
 COMMANDS = {
-    "image": Command(_image, "IMAGE...", "show images with the next question"),
+    "image": Command(_image, "IMAGE...", "show images with the next question; also clipboard:"),
     "images": Command(_images, "", "list the images of the conversation"),
     "drop": Command(_drop, "[NUMBER]", "drop an image that waits; the last one, or by its number"),
     "retry": Command(_retry, "", "answer the last question again"),

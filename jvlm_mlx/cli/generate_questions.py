@@ -13,14 +13,15 @@ from typing import Any
 from ..errors import RequestError
 from ..processing.chat_template import RenderedPrompt
 from ..processing.processor import Processor
-from ..processing.sources import is_url, source_name
+from ..processing.sources import Page, is_url, source_name
+from .screen_images import is_screen_image, screen_images
 
 DEFAULT_QUESTION = "Describe the image in 100 words"
 """What the release's own script asks about an image without a question."""
 _STDIN = "-"
 
-Image = str | bytes
-"""A path or an address, or what came through standard input."""
+Image = str | bytes | Page
+"""A path or an address, what came through standard input, or what was copied."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def add_question_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-i", "--image", action="extend", nargs="+", default=[], metavar="IMAGE",
         help="path, URL, data URI, quoted pattern like 'scans/*.png', or - for standard input;"
-        " may be repeated",
+        " on a Mac also clipboard:, screenshot: (chosen with the mouse) or screenshot:screen",
     )  # fmt: skip
     group.add_argument(
         "-p", "--prompt", action="append", metavar="TEXT",
@@ -96,7 +97,7 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
     given: list[str] = arguments.prompt or []
     if (sources + given).count(_STDIN) > 1:
         raise RequestError("standard input can be one image or one question, not both or twice")
-    images = [_read_image() if source == _STDIN else source for source in sources]
+    images: list[Image] = [_read_image() if one == _STDIN else one for one in sources]
     texts = [_read_text() if text == _STDIN else text for text in given]
     if not texts:
         texts = [DEFAULT_QUESTION if _STDIN in sources else _question_without_flag(bool(images))]
@@ -116,8 +117,10 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
     return [Question(text, (image,)) for text, image in zip(texts, images, strict=True)]
 
 
-def _expand(source: str) -> Sequence[str]:
-    """Return the files that a pattern matches, or anything else as it is."""
+def _expand(source: str) -> Sequence[str | Page]:
+    """Return the files that a pattern matches, what is on the screen, or a source as it is."""
+    if is_screen_image(source):
+        return screen_images(source)
     if not glob.has_magic(source) or is_url(source) or Path(source).expanduser().exists():
         return [source]
     found = sorted(glob.glob(os.path.expanduser(source), recursive=True))  # noqa: PTH111, PTH207

@@ -129,7 +129,8 @@ def read_image(
 def _from_page(page: Page, limits: SourceLimits, cancel: threading.Event | None) -> ImageData:
     if page.drawn_size is not None:
         return ImageData(page.name, page.drawn_size, lambda: draw_page(page, cancel))
-    assert isinstance(page.file, str)
+    if isinstance(page.file, bytes):
+        return _from_bytes(page.file, page.name, limits, page.number)
     return _from_file(page.file, page.name, limits, page.number)
 
 
@@ -140,11 +141,11 @@ def _from_pillow(image: Image.Image) -> Image.Image:
         return to_rgb(image, name)
 
 
-def _from_bytes(data: bytes, name: str, limits: SourceLimits) -> ImageData:
+def _from_bytes(data: bytes, name: str, limits: SourceLimits, frame: int = 1) -> ImageData:
     return ImageData(
         name,
-        image_size(io.BytesIO(data), name, limits.max_pixels),
-        lambda: decode(io.BytesIO(data), name, limits.max_pixels),
+        image_size(io.BytesIO(data), name, limits.max_pixels, frame),
+        lambda: decode(io.BytesIO(data), name, limits.max_pixels, frame),
     )
 
 
