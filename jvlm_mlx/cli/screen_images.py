@@ -9,8 +9,8 @@ screenshot:screen    all of the main screen
 """
 
 import io
+import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def screen_images(source: str) -> Sequence[ScreenImage]:
     if source != "clipboard:" and source not in _SCREENSHOTS:
         known = ", ".join(("clipboard:", *_SCREENSHOTS))
         raise ImageError(f"{source!r} is not known; expected {known}, or ./{source} for a file")
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         raise ImageError(f"{source} works on macOS alone; save the image and give its path")
     return _copied() if source == "clipboard:" else [_screenshot(_SCREENSHOTS[source])]
 

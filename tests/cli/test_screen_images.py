@@ -21,7 +21,7 @@ from jvlm_mlx.serving.image_policy import ImagePolicy
 
 
 def on(monkeypatch, system):
-    monkeypatch.setattr(module, "sys", types.SimpleNamespace(platform=system))
+    monkeypatch.setattr(module, "platform", types.SimpleNamespace(system=lambda: system))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def mac(monkeypatch, golden_folder):
         return subprocess.CompletedProcess(command, 0, b"", b"")
 
     Mac.commands = []
-    on(monkeypatch, "darwin")
+    on(monkeypatch, "Darwin")
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=run))
     monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: Mac.copied)
     return Mac
@@ -122,7 +122,7 @@ def test_a_clipboard_that_cannot_be_read(mac, monkeypatch):
 
 
 def test_a_mac_without_its_commands_is_one_line(monkeypatch):
-    on(monkeypatch, "darwin")
+    on(monkeypatch, "Darwin")
     monkeypatch.setenv("PATH", "/nowhere")
     for source, command in (("clipboard:", "osascript"), ("screenshot:", "screencapture")):
         with pytest.raises(ImageError, match=f"{command} cannot be run: No such file"):
@@ -130,7 +130,7 @@ def test_a_mac_without_its_commands_is_one_line(monkeypatch):
 
 
 def test_other_systems_say_so(monkeypatch, capsys):
-    on(monkeypatch, "linux")
+    on(monkeypatch, "Linux")
     assert main(["generate", "--model", "demo", "-i", "screenshot:", "-p", "What?"]) == 1
     assert capsys.readouterr().err == (
         "error: screenshot: works on macOS alone; save the image and give its path\n"
