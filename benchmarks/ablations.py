@@ -4,8 +4,9 @@
     python -m benchmarks.ablations --work WORK --steps 300 --images 5000   # a first look
 
 All variants begin with the tower and the decoder of the demo, as the release began with SigLIP2 and
-Qwen3, and with a connector that has learned nothing. They see the same rows in the same order for
-the same number of steps. What is finished is kept in WORK, so a run that was cut off goes on.
+Qwen3, and with a connector that has learned nothing. They see the same examples in the same order
+for the same number of steps. What is finished is kept in WORK, so a run that was interrupted
+resumes.
 """
 
 import argparse
@@ -78,9 +79,9 @@ class Outcome:
     """What became of a variant."""
 
     image_accuracy: float
-    """Share of right answers, the mean over all tasks with images."""
+    """Fraction of right answers, the mean over all tasks with images."""
     text_accuracy: float
-    """Share of right answers to questions without an image."""
+    """Fraction of right answers to questions without an image."""
     by_task: dict[str, float]
     image_tokens: int
     """Tokens that an image of four tiles takes in the prompt."""
@@ -118,10 +119,10 @@ def build(variant: Variant, folder: Path, seed: int, start: str) -> tuple[Model,
         feature_layers=variant.feature_layers,
     )
     model, processor = load(folder)
-    taught, _ = load(start, dtype="float32")
-    parts = taught.parameters()
-    del parts["connector"]
-    model.update(parts)
+    pretrained, _ = load(start, dtype="float32")
+    modules = pretrained.parameters()
+    del modules["connector"]
+    model.update(modules)
     if variant.pooling == "mean":
         config = model.config.tower
         pooling = MeanPooling(config.feature_size, config.hidden_size)

@@ -1,11 +1,11 @@
 """Throughput of `batch_generate` by batch size.
 
     python -m benchmarks.batching --layers 0.1 --dtype float32
-    python -m benchmarks.batching --model DIR --rows 64 --max-tokens 64 --sizes 1 2 4 8 16 32
+    python -m benchmarks.batching --model DIR --requests 64 --max-tokens 64 --sizes 1 2 4 8 16 32
 
-Every row asks something else about one photo, and every fourth answer is half as long. Rates are
-of the whole run, image and prompt of every row included, and of decoding alone: the same rows
-when images and prompts are known already, from a run before that does not count.
+Every request asks something else about one photo, and every fourth answer is half as long. Rates
+are of the whole run, image and prompt of every request included, and of decoding alone: the same
+requests when images and prompts are cached already, from a run before that does not count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from .harness.report import json_line, line_chart, markdown_table
 from .harness.timing import readable_seconds
 
 
-def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
+def make_requests(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
     """Return questions of which every fourth has a short answer."""
     image = photo_bytes(tiles)
     return [
@@ -40,26 +40,26 @@ def make_rows(count: int, tiles: int, max_tokens: int) -> list[dict[str, Any]]:
 
 
 def timed(
-    model: Model, processor: Processor, rows: list[dict[str, Any]], size: int, **options: Any
+    model: Model, processor: Processor, requests: list[dict[str, Any]], size: int, **options: Any
 ) -> tuple[float, int, list[tuple[int, ...]]]:
-    """Return seconds, peak memory in bytes, and the tokens of each row; tell how far it is."""
+    """Return seconds, peak memory in bytes, and the tokens of each request; show progress."""
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
     found: dict[int, tuple[int, ...]] = {}
     for answer in batch_generate(
-        model, processor, rows, batch_size=size, stop_token_ids=(), **options
+        model, processor, requests, batch_size=size, stop_token_ids=(), **options
     ):
         if answer.result is None:
             raise RuntimeError(answer.error)
         found[answer.index] = answer.result.token_ids
         print(
-            f"\rbatch size {size}: {len(found)} of {len(rows)} rows", end="", file=sys.stderr,
-            flush=True,
+            f"\rbatch size {size}: {len(found)} of {len(requests)} requests",
+            end="", file=sys.stderr, flush=True,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     print(f" in {readable_seconds(seconds)}", file=sys.stderr)
-    return seconds, mx.get_peak_memory(), [found[index] for index in range(len(rows))]
+    return seconds, mx.get_peak_memory(), [found[index] for index in range(len(requests))]
 
 
 def main() -> int:
@@ -67,20 +67,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_checkpoint_arguments(parser)
     parser.add_argument("--tiles", type=int, choices=TILES, default=2)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
     arguments = parser.parse_args()
-    rows = make_rows(arguments.rows, arguments.tiles, arguments.max_tokens)
+    requests = make_requests(arguments.requests, arguments.tiles, arguments.max_tokens)
     results = []
     same = True
     with loaded_checkpoint(arguments.model, arguments.layers, arguments.dtype) as loaded:
-        known = GenerationCaches(8 * 10**9)
-        _, _, expected = timed(*loaded, rows, max(arguments.sizes), caches=known)
+        warm = GenerationCaches(8 * 10**9)
+        _, _, expected = timed(*loaded, requests, max(arguments.sizes), caches=warm)
         for size in arguments.sizes:
-            whole, peak, answers = timed(*loaded, rows, size)
-            decoding, _, again = timed(*loaded, rows, size, caches=known)
+            whole, peak, answers = timed(*loaded, requests, size)
+            decoding, _, again = timed(*loaded, requests, size, caches=warm)
             same = same and answers == expected == again
             count = sum(map(len, answers))
             results.append(
@@ -88,18 +88,18 @@ def main() -> int:
                     "batch_size": size,
                     "tokens_per_second": count / whole,
                     "decode_tokens_per_second": count / decoding,
-                    "rows_per_minute": 60 * len(rows) / whole,
+                    "requests_per_minute": 60 * len(requests) / whole,
                     "peak_bytes": peak,
                 }
             )
     alone = results[0]["decode_tokens_per_second"]
     print(
         markdown_table(
-            ("batch size", "rows/min", "tokens/s", "decoding alone", "gain", "peak memory"),
+            ("batch size", "requests/min", "tokens/s", "decoding alone", "gain", "peak memory"),
             [
                 (
                     one["batch_size"],
-                    f"{one['rows_per_minute']:.1f}",
+                    f"{one['requests_per_minute']:.1f}",
                     f"{one['tokens_per_second']:.1f}",
                     f"{one['decode_tokens_per_second']:.1f}",
                     f"{one['decode_tokens_per_second'] / alone:.2f} x",

@@ -96,7 +96,7 @@ def quantizer_speed(options: dict[str, Any]) -> float | None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--layers", type=float, default=0.25, help="share of the layers")
+    parser.add_argument("--layers", type=float, default=0.25, help="fraction of the layers")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(QUICK_RUNS))
     parser.add_argument("--folder", type=Path, help="where to work; else a temporary folder")
     # For the process that a run is made in.

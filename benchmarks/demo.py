@@ -25,7 +25,7 @@ _GROUP_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Row:
+class Form:
     """One form of the model, and how it does."""
 
     name: str
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def by_task(self) -> dict[str, float]:
-        """Share of right answers, by task."""
+        """Fraction of right answers, by task."""
         return {task: self.accuracy.of(task=task).share for task in TASKS}
 
     @property
@@ -43,10 +43,10 @@ class Row:
         return sum(self.by_task.values()) / len(TASKS)
 
 
-def measure_forms(model: str, bits: Sequence[int], examples: int) -> list[Row]:
+def measure_forms(model: str, bits: Sequence[int], examples: int) -> list[Form]:
     """Measure a model as it is, without tiles, and with fewer bits."""
     folder = locate_checkpoint(model)
-    rows = [
+    forms = [
         _measure("as it is", folder, examples, without_tiles=False),
         _measure("without tiles", folder, examples, without_tiles=True),
     ]
@@ -54,23 +54,23 @@ def measure_forms(model: str, bits: Sequence[int], examples: int) -> list[Row]:
         for each in bits:
             target = Path(work) / f"{each}-bit"
             convert(folder, target, quantize=True, q_bits=each, q_group_size=_GROUP_SIZE)
-            rows.append(_measure(f"{each}-bit", target, examples, without_tiles=False))
-    return rows
+            forms.append(_measure(f"{each}-bit", target, examples, without_tiles=False))
+    return forms
 
 
-def _measure(name: str, folder: Path, examples: int, *, without_tiles: bool) -> Row:
+def _measure(name: str, folder: Path, examples: int, *, without_tiles: bool) -> Form:
     model, processor = load(folder, dtype="float32")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     accuracy = measure_accuracy(model, processor, without_tiles=without_tiles, count=examples)
-    return Row(name, size, accuracy)
+    return Form(name, size, accuracy)
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(forms: Sequence[Form]) -> str:
     """Return the measurements as a Markdown table: a row for each task."""
-    lines = [(task, *(f"{row.by_task[task]:.1%}" for row in rows)) for task in TASKS]
-    lines.append(("mean", *(f"{row.mean:.1%}" for row in rows)))
-    lines.append(("weights, MB", *(f"{row.weight_bytes / 1e6:.2f}" for row in rows)))
-    return markdown_table(("task", *(row.name for row in rows)), lines)
+    lines = [(task, *(f"{form.by_task[task]:.1%}" for form in forms)) for task in TASKS]
+    lines.append(("mean", *(f"{form.mean:.1%}" for form in forms)))
+    lines.append(("weights, MB", *(f"{form.weight_bytes / 1e6:.2f}" for form in forms)))
+    return markdown_table(("task", *(form.name for form in forms)), lines)
 
 
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
@@ -81,17 +81,17 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser.add_argument("--examples", type=int, default=200, help="questions of each task")
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write a PNG (needs matplotlib)")
     options = parser.parse_args(arguments)
-    rows = measure_forms(options.model, options.bits, options.examples)
-    say(rows[0].accuracy.table())
+    forms = measure_forms(options.model, options.bits, options.examples)
+    say(forms[0].accuracy.table())
     say("")
-    say(report(rows))
+    say(report(forms))
     if options.chart:
-        bars = {row.name: [100 * row.by_task[task] for task in TASKS] for row in rows}
+        bars = {form.name: [100 * form.by_task[task] for task in TASKS] for form in forms}
         bar_chart(options.chart / "demo.png", "right answers, held out", "%", TASKS, bars)
     languages = {
-        language: rows[0].accuracy.of(language=language)._asdict() for language in LANGUAGES
+        language: forms[0].accuracy.of(language=language)._asdict() for language in LANGUAGES
     }
-    content = {row.name: {"bytes": row.weight_bytes, **row.by_task} for row in rows}
+    content = {form.name: {"bytes": form.weight_bytes, **form.by_task} for form in forms}
     say(
         json_line(
             "demo",

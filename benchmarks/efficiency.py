@@ -1,4 +1,4 @@
-"""The paper's efficiency table next to what this implementation really feeds the decoder.
+"""The paper's efficiency table next to what this implementation's decoder really gets.
 
     python -m benchmarks.efficiency
 
@@ -8,11 +8,11 @@ Formulas (n grid tiles and a thumbnail, P = 729 patches a tile, L tokens of the 
     with pooling, paper             (n + 1) floor(P / 4)
     with pooling, fed               (n + 1) windows of 2 x 2, rounded up, less the overlap
     prefill work                    layers x (2 L weights + 2 L^2 heads x head size)
-    keys and values                 2 x layers x key/value heads x head size x 2 bytes x L
+    KV cache                        2 x layers x key/value heads x head size x 2 bytes x L
     total work                      tower + connector + prefill
 
 The paper's ratios follow if the part of attention that grows with the square of L is left out
-("linear" below; what remains of the difference is the words of its question). What is fed is
+("linear" below; what remains of the difference is the text of its question). What is fed is
 counted in full.
 """
 
@@ -48,7 +48,7 @@ class Efficiency:
     """Patch tokens with pooling, by the paper's count."""
     fed_tokens: int
     """Patch tokens that reach the decoder."""
-    fed_with_marks: int
+    fed_with_separators: int
     """The same with row, start and end tokens."""
     prefill_ratio: float
     """Prefill work without pooling over that with pooling, by the paper's count of tokens and
@@ -56,7 +56,7 @@ class Efficiency:
     fed_prefill_ratio: float
     """The same for what is fed, attention in full."""
     kv_megabytes: float
-    """Keys and values in bfloat16 of what is fed, marks included."""
+    """KV cache in bfloat16 of what is fed, row, start and end tokens included."""
     unpooled_kv_megabytes: float
     total_ratio: float
     """Tower, connector and prefill, without pooling over with, counted as `prefill_ratio`."""
@@ -84,7 +84,7 @@ def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
         patches=patches,
         paper_tokens=paper,
         fed_tokens=fed,
-        fed_with_marks=layout.num_tokens,
+        fed_with_separators=layout.num_tokens,
         prefill_ratio=linear / linear_paper,
         fed_prefill_ratio=full / full_fed,
         kv_megabytes=layout.num_tokens * megabytes,
@@ -109,12 +109,12 @@ def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     found = rows()
     header = (
-        "tiles", "patches", "tokens, paper", "tokens, fed", "with marks", "prefill, linear",
+        "tiles", "patches", "tokens, paper", "tokens, fed", "with separators", "prefill, linear",
         "prefill, fed", "KV MB, fed", "KV MB, unpooled", "total, linear", "total, fed",
     )  # fmt: skip
     lines: list[tuple[object, ...]] = [
         (
-            row.tiles, row.patches, row.paper_tokens, row.fed_tokens, row.fed_with_marks,
+            row.tiles, row.patches, row.paper_tokens, row.fed_tokens, row.fed_with_separators,
             f"{row.prefill_ratio:.1f}x", f"{row.fed_prefill_ratio:.1f}x",
             f"{row.kv_megabytes:.0f}", f"{row.unpooled_kv_megabytes:.0f}",
             f"{row.total_ratio:.1f}x", f"{row.fed_total_ratio:.1f}x",

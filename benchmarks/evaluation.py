@@ -1,7 +1,7 @@
 """A benchmark file larger than memory: bounded memory, exact resume, and the speed of `jvlm batch`.
 
     python -m benchmarks.evaluation
-    python -m benchmarks.evaluation --rows 300 --image-kb 100 --kills 3
+    python -m benchmarks.evaluation --questions 300 --image-kb 100 --kills 3
 
 A TSV of questions is made whose images are noise, so that they do not compress, and
 
@@ -115,7 +115,7 @@ def compare_with_batch(model: str, folder: Path, rows: int, kilobytes: float) ->
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures."""
     data, small = folder / "large.tsv", folder / "small.tsv"
-    write_questions(data, arguments.rows, arguments.image_kb)
+    write_questions(data, arguments.questions, arguments.image_kb)
     write_questions(small, 10, 10)
     _, model_memory = run_whole(evaluate_command(arguments.model, small, folder / "small"))
     command = evaluate_command(arguments.model, data, folder / "whole")
@@ -128,7 +128,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     compared = compare_with_batch(arguments.model, folder, arguments.compare, arguments.image_kb)
     return {
-        "rows": arguments.rows,
+        "questions": arguments.questions,
         "file_bytes": data.stat().st_size,
         "seconds": seconds,
         "memory_of_small_run": model_memory,
@@ -147,7 +147,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--questions", type=int, default=5000)
     parser.add_argument("--image-kb", type=float, default=300, help="of each image, before base64")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--compare", type=int, default=500, help="questions for both subcommands")
@@ -156,7 +156,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))
     rows = [
-        ["file", f"{figures['rows']} questions, {figures['file_bytes'] / 1e9:.2f} GB"],
+        ["file", f"{figures['questions']} questions, {figures['file_bytes'] / 1e9:.2f} GB"],
         ["memory beside the model", f"{figures['memory_beside_the_model'] / 1e6:.0f} MB"],
         ["killed, and the same result", f"{figures['kills']} times: {figures['same_result']}"],
         ["throughput beside jvlm batch", f"{figures['throughput_of_batch']:.0%}"],

@@ -31,9 +31,9 @@ CHUNK_TOKENS = 512
 MERGED_WINDOWS = 32
 BATCH = 3
 
-ROWS = {
+WORK = {
     "decode step": "token id to next token, after a prompt",
-    "prefill chunk": f"{CHUNK_TOKENS} embeddings to keys and values",
+    "prefill chunk": f"{CHUNK_TOKENS} embeddings to the KV cache",
     "tile": "pixels of one tile to vectors of the decoder's width",
     f"merge {MERGED_WINDOWS} vectors": "token ids and vectors to embeddings",
 }
@@ -53,7 +53,7 @@ def filled_cache(config: ModelConfig, dtype: mx.Dtype) -> list[KVCache]:
 
 
 def own_counts(model: Model) -> dict[str, int]:
-    """Return this project's kernels by row."""
+    """Return this project's kernels by what they are for."""
     config, tile = model.config, _tile(model.config)
     plan = model.plan(tile["image_input_idx"], tile["length"])
     merge_idx = _merge_positions()
@@ -78,7 +78,7 @@ def own_counts(model: Model) -> dict[str, int]:
 
 
 def own_copies() -> dict[str, int]:
-    """Return how many inputs a layer's kernels copy first, by row: at a small size.
+    """Return how many inputs a layer's kernels copy first, by what they are for: at a small size.
 
     Heads are as wide as the release's, since that chooses the kernels.
     """
@@ -111,7 +111,7 @@ def own_copies() -> dict[str, int]:
 
 
 def peer_counts(model: Model) -> dict[str, int]:
-    """Return the peer's kernels by row, for the same work."""
+    """Return the peer's kernels by what they are for, for the same work."""
     from .harness.peer import make_peer
 
     peer, config, tile = make_peer(model), model.config, _tile(model.config)
@@ -144,7 +144,7 @@ def peer_counts(model: Model) -> dict[str, int]:
 
 
 def _counts(*builds: Callable[[], Any]) -> dict[str, int]:
-    return {name: count_kernels(build).total() for name, build in zip(ROWS, builds, strict=True)}
+    return {name: count_kernels(build).total() for name, build in zip(WORK, builds, strict=True)}
 
 
 def _tile(config: ModelConfig) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def main() -> None:
     """Count from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--against", choices=("mlx-vlm",), help="count the peer's as well")
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--layers", type=float, default=1.0, help="fraction of the layers to keep")
     arguments = parser.parse_args()
     model = weightless_model(released_model_config(arguments.layers))
     counts = {"jvlm-mlx": own_counts(model)}
@@ -192,7 +192,7 @@ def main() -> None:
         from .harness.peer import peer_version
 
         counts[f"mlx-vlm {peer_version()}"] = peer_counts(model)
-    rows = [(name, *(each[name] for each in counts.values()), ROWS[name]) for name in ROWS]
+    rows = [(name, *(each[name] for each in counts.values()), WORK[name]) for name in WORK]
     print(markdown_table(("kernels", *counts, "what"), rows))
     copies = own_copies()
     print()

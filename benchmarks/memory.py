@@ -37,7 +37,7 @@ from .harness.report import json_line, markdown_table
 ALLOWED = 1.25
 """Most that a 4-bit question may take, over weights and KV cache."""
 BITS = {"bfloat16": 16.0, "8-bit": 8.5, "4-bit": 4.5}
-"""Bits of a weight with its share of scale and bias, in groups of 64."""
+"""Bits of a weight with scale and bias of its group of 64."""
 TOTAL_WEIGHTS = 2.48e9
 MACS = {8: 5.3, 16: 10.7}
 """GB of memory and what macOS lets the GPU have of it: two thirds."""
@@ -48,7 +48,7 @@ def question(
 ) -> dict[str, float]:
     """Measure the peak of one question about one image, in GB.
 
-    Weights, keys and values count with the 2 bytes of a bfloat16 wherever they are not packed,
+    Weights and KV cache count with the 2 bytes of a bfloat16 wherever they are not packed,
     also if the model computes in float32: then everything else is twice as large as it would be,
     and what is found is an upper bound.
     """
@@ -88,10 +88,10 @@ def question(
     needed = weights + kv_bytes(model.config, tokens, 2)
     return {
         "weights": weights / 1e9,
-        "keys and values": (needed - weights) / 1e9,
-        "most while images are encoded": (weights + peaks["tiles"]) / 1e9,
-        "most until the first token": (weights + peaks["prompt"]) / 1e9,
-        "most of all": (weights + peaks["answer"]) / 1e9,
+        "KV cache": (needed - weights) / 1e9,
+        "peak while images are encoded": (weights + peaks["tiles"]) / 1e9,
+        "peak until the first token": (weights + peaks["prompt"]) / 1e9,
+        "peak": (weights + peaks["answer"]) / 1e9,
         "over": (weights + peaks["answer"]) / needed,
     }
 
@@ -122,8 +122,8 @@ def _copy(cache: KVCache) -> KVCache:
 
 def _log_probabilities(model: Model, ids: mx.array, caches: list[Any]) -> mx.array:
     steps = []
-    for place in range(ids.shape[1]):
-        logits = model(ids[:, place : place + 1], cache=caches)[0, 0]
+    for position in range(ids.shape[1]):
+        logits = model(ids[:, position : position + 1], cache=caches)[0, 0]
         steps.append(logits - mx.logsumexp(logits))
         mx.eval(steps)
     return mx.stack(steps)
@@ -181,7 +181,7 @@ def main() -> int:
                 ("one question", "GB"), [(name, f"{gb:.3f}") for name, gb in found.items()]
             )
         )
-        print(f"{over:.3f} times weights, keys and values; {ALLOWED} allowed")
+        print(f"{over:.3f} times weights and KV cache; {ALLOWED} allowed")
         content = {"machine": describe_machine(), "arguments": vars(arguments)}
         print(json_line("memory", {**content, **found, "over": over}))
         return 0 if over <= ALLOWED else 1

@@ -24,11 +24,11 @@ def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
     config = released_model_config(0.04)
     model = random_model(config, DTYPE)
     inputs = photo_inputs(max(TILES))
-    ids, places = mx.array(inputs.input_ids), mx.array(inputs.image_input_idx)
+    ids, positions = mx.array(inputs.input_ids), mx.array(inputs.image_input_idx)
     plan = model.plan(inputs.image_input_idx, ids.shape[1])
     features = mx.random.normal((plan.num_windows, config.decoder.hidden_size))
     embeddings = model.decoder.embed(ids)
-    mx.eval(ids, places, features, embeddings)
+    mx.eval(ids, positions, features, embeddings)
     whole: dict[str, Work] = {
         "jvlm-mlx": lambda: model.merge(model.decoder.embed(ids), features, plan.sources)
     }
@@ -38,14 +38,14 @@ def merge_timings(against: bool, repeats: int) -> dict[str, dict[str, Timing]]:
 
         peer = make_peer(model)
         # The peer has a row for every window, also for those that reach no token.
-        rows = mx.random.normal((*places.shape, config.decoder.hidden_size))
+        rows = mx.random.normal((*positions.shape, config.decoder.hidden_size))
         mx.eval(rows)
         lookup = peer.language_model.embedding
 
         def peer_merge(embed: Work) -> mx.array:
             peer.language_model.embedding = embed
             return peer.get_input_embeddings(
-                ids, ids, cached_image_features=rows, image_input_idx=places[None, 0]
+                ids, ids, cached_image_features=rows, image_input_idx=positions[None, 0]
             ).inputs_embeds
 
         whole["mlx-vlm"] = lambda: peer_merge(lookup)

@@ -8,8 +8,8 @@ The image is a mosaic of the photos that scikit-image ships, as large as a phone
 them. Runs of both sides alternate in one process, so that both see the same machine. Peak memory is
 that of a fresh process each, above what it had after its imports and one small image.
 
-The pixels of the two are not the same: mlx-vlm resizes with Pillow's bicubic kernel, the original
-with bilinear interpolation without antialiasing.
+The pixels of the two are not the same: mlx-vlm resizes with Pillow's bicubic kernel, the reference
+implementation with bilinear interpolation without antialiasing.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from jvlm_mlx.processing.image_io import open_image
 from jvlm_mlx.processing.image_processor import ImageProcessor
 from jvlm_mlx.processing.image_tokens import ImageTokenIds
 
-SETTINGS = Path(__file__).parent / "released" / "preprocessor_config.json"
+CONFIG = Path(__file__).parent / "released" / "preprocessor_config.json"
 IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=151939, image=151940)
 PHOTOS = ("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 SIZE = (4032, 3024)
@@ -55,18 +55,18 @@ def make_image(path: str, size: tuple[int, int]) -> None:
     """Write a mosaic of 3 x 3 photos."""
     image = Image.new("RGB", size)
     width, height = size[0] // 3, size[1] // 3
-    for place in range(9):
-        name = PHOTOS[place % len(PHOTOS)]
+    for index in range(9):
+        name = PHOTOS[index % len(PHOTOS)]
         with Image.open(Path(skimage.data.data_dir) / name) as photo:
-            part = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        image.paste(part, (place % 3 * width, place // 3 * height))
+            resized = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        image.paste(resized, (index % 3 * width, index // 3 * height))
     image.save(path, quality=92)
 
 
 def this_project() -> Preprocess:
     """Return this project's preprocessing."""
-    values = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    return ImageProcessor(ImageConfig.read(ConfigReader(values, SETTINGS.name)), IDS)
+    values = json.loads(CONFIG.read_text(encoding="utf-8"))
+    return ImageProcessor(ImageConfig.read(ConfigReader(values, CONFIG.name)), IDS)
 
 
 def mlx_vlm() -> Preprocess:

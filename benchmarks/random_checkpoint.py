@@ -45,7 +45,7 @@ def released_config(layers: float = 1.0) -> dict[str, Any]:
     """Return config.json of the release.
 
     Args:
-        layers: share of the tower's and the decoder's layers to keep. With fewer tower layers
+        layers: fraction of the tower's and the decoder's layers to keep. With fewer tower layers
             the features are taken from layers that are still there.
     """
     config: dict[str, Any] = json.loads((RELEASED / "config.json").read_text(encoding="utf-8"))
@@ -75,12 +75,12 @@ def write_random_checkpoint(
     """Write a random checkpoint, a few megabytes at a time, and return its folder.
 
     It has every tensor that the layout has, also those that are never used (the tower's last
-    layers) or zero (the original's decoder biases). Matrices keep the scale of what goes
-    through them, so all activations are finite. The same arguments give the same bytes, and a
+    layers) or zero (the reference implementation's decoder biases). Matrices keep the scale of what
+    goes through them, so all activations are finite. The same arguments give the same bytes, and a
     tensor's values depend on its name, shape, type and the seed alone.
 
     A vocabulary below 100,000 tokens gets the tests' tokenizer, which has 518; a larger one gets
-    the release's special tokens under their ids, and made-up words between them. ExampleImage
+    the release's special tokens under their ids, and made-up tokens between them. ExampleImage
     config are the tests' or the release's, made to fit the config's tile size.
 
     Args:
@@ -101,10 +101,10 @@ def write_random_checkpoint(
             source = np.random.SFC64([seed, zlib.crc32(output.name.encode())])
             generator = np.random.Generator(source)
             for start, stop in row_blocks(output.shape, _BLOCK_VALUES):
-                places = generator.integers(
+                indices = generator.integers(
                     0, len(table), (stop - start, *output.shape[1:]), dtype=np.uint16
                 )
-                writer.write(output.name, start, table[places])
+                writer.write(output.name, start, table[indices])
     write_config(folder, config)
     return folder
 
@@ -129,9 +129,12 @@ def random_tensors(
         for path, shape in parameter_shapes(whole)
     }
     return [
-        (Output(part.name, part.shape, FLOAT_DTYPES[dtype].code), _distribution(path, shapes[path]))
+        (
+            Output(source.name, source.shape, FLOAT_DTYPES[dtype].code),
+            _distribution(path, shapes[path]),
+        )
         for path in sorted(shapes)
-        for part in parameter_parts(path, shapes[path], whole, LAYOUTS[layout])
+        for source in parameter_parts(path, shapes[path], whole, LAYOUTS[layout])
     ]
 
 
@@ -149,7 +152,7 @@ def _distribution(path: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def _normal_table() -> npt.NDArray[np.float64]:
     """Return 65,536 equally likely values: to draw from them is to draw 16 random bits."""
     normal = NormalDist()
-    return np.array([normal.inv_cdf((place + 0.5) / 2**16) for place in range(2**16)])
+    return np.array([normal.inv_cdf((index + 0.5) / 2**16) for index in range(2**16)])
 
 
 def _stored(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[Any]:
@@ -186,26 +189,26 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def large_tokenizer(small: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """Return the small tokenizer with made-up words up to the size of the release's.
+    """Return the small tokenizer with made-up tokens up to the size of the release's.
 
-    End of text and the marks of turns have Qwen3's ids, and the tokens of images follow the
+    End of text and the start and end of turns have Qwen3's ids, and the tokens of images follow the
     vocabulary, as in the release.
     """
     tokenizer = copy.deepcopy(small)
     vocab = tokenizer["model"]["vocab"]
     special = {151643: _END_OF_TEXT, 151644: _TURN_START, 151645: _TURN_END}
-    letters = string.ascii_lowercase
+    characters = string.ascii_lowercase
     for token_id in range(len(vocab), vocab_size):
-        word = "Ġ" + "".join(letters[token_id // 26**place % 26] for place in range(4))
-        while word in vocab:
-            word += "s"
-        vocab[special.get(token_id, word)] = token_id
+        token = "Ġ" + "".join(characters[token_id // 26**index % 26] for index in range(4))
+        while token in vocab:
+            token += "s"
+        vocab[special.get(token_id, token)] = token_id
     added = {token["content"]: token for token in small["added_tokens"]}
     last = max(added[token]["id"] for token in special.values())
     images = [token for token in small["added_tokens"] if token["id"] > last]
     tokenizer["added_tokens"] = [
         *(added[token] | {"id": token_id} for token_id, token in special.items()),
-        *(token | {"id": vocab_size + place} for place, token in enumerate(images)),
+        *(token | {"id": vocab_size + index} for index, token in enumerate(images)),
     ]
     return tokenizer
 
@@ -223,7 +226,7 @@ def main() -> None:
     """Write one from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--layers", type=float, default=1.0, help="fraction of the layers to keep")
     parser.add_argument("--small", action="store_true", help="the tests' geometry")
     parser.add_argument("--layout", choices=LAYOUTS, default=ORIGINAL)
     parser.add_argument("--dtype", choices=FLOAT_DTYPES, default="bfloat16")

@@ -5,7 +5,7 @@
 
 The same photo of 13 tiles is asked about in several ways, each after a first question about it:
 
-    fresh       nothing is remembered: as the first question
+    fresh       nothing is cached: as the first question
     encoded     `EncodedImage`: the vision tower is left out, the whole prompt is read
     caches      `GenerationCaches`: only what follows the image is read
     next turn   `ChatSession`: only the new question is read
@@ -66,7 +66,7 @@ def answers(
 
 def tokens(answer: Answer) -> list[int | None]:
     """Return the tokens of an answer."""
-    return [piece.token for piece in answer]
+    return [response.token for response in answer]
 
 
 def main() -> int:
@@ -101,11 +101,11 @@ def main() -> int:
                     way,
                     readable_seconds(median[way]),
                     f"{median['fresh'] / median[way]:.1f} x",
-                    f"{piece.prompt_tokens - piece.cached_tokens} of {piece.prompt_tokens}",
-                    readable_seconds(piece.image_seconds),
+                    f"{one.prompt_tokens - one.cached_tokens} of {one.prompt_tokens}",
+                    readable_seconds(one.image_seconds),
                     "yes" if same[way] else "NO",
                 )
-                for way, piece in last.items()
+                for way, one in last.items()
             ],
         )
     )

@@ -75,7 +75,7 @@ def _measure(works: dict[int, Any], repeats: int) -> dict[int, Timing]:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--layers", type=float, default=0.1, help="share of the layers to keep")
+    parser.add_argument("--layers", type=float, default=0.1, help="fraction of the layers to keep")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chart", type=Path, metavar="DIR", help="write PNGs (needs matplotlib)")
     arguments = parser.parse_args()

@@ -72,10 +72,10 @@ def make_questions(model: str, count: int, *, repeated: bool, max_tokens: int) -
     """Return questions about drawn images with the answers of single runs."""
     loaded, processor = jvlm_mlx.load(model)
     questions = []
-    for place in range(count):
-        example = example_at(99, 0 if repeated else place, IMAGE_TASKS, ("en",), held_out=True)
+    for index in range(count):
+        example = example_at(99, 0 if repeated else index, IMAGE_TASKS, ("en",), held_out=True)
         assert example.image is not None
-        turn = example.turns[place % len(example.turns)]
+        turn = example.turns[index % len(example.turns)]
         result = jvlm_mlx.generate(
             loaded, processor, turn.question, example.image, max_tokens=max_tokens
         )

@@ -5,7 +5,7 @@
     python -m benchmarks.stages --model DIR --dtype bfloat16
 
 Weights are random unless a checkpoint is given; time does not depend on them. Each stage is
-shown as a share of what this machine's matrix products (tower, connector, prefill) or weight
+shown as a fraction of what this machine's matrix products (tower, connector, prefill) or weight
 streaming (decode) reach in the same run; both are measured before every turn of requests, since a
 shared machine is not equally fast all the time.
 """
@@ -91,10 +91,10 @@ def run_stages(
     return times, median_limits(limits)
 
 
-def shares(
+def fractions(
     config: ModelConfig, pipeline: Pipeline, times: dict[str, Timing], limits: Limits, size: int
 ) -> dict[str, float]:
-    """Return each stage's share of the machine's limit, from the work the model needs.
+    """Return each stage's fraction of the machine's limit, from the work the model needs.
 
     Args:
         config: of the model.
@@ -139,9 +139,11 @@ def main() -> None:
             decode_steps=arguments.decode_steps,
             dtype=dtype,
         )
-        share = {name: shares(model.config, own, times[name], limits, size) for name in pipelines}
+        fraction = {
+            name: fractions(model.config, own, times[name], limits, size) for name in pipelines
+        }
         print(f"\n{tiles} tiles, {own.length} tokens; limits: {limits}")
-        print(_table(times, share))
+        print(_table(times, fraction))
         result = {
             name: {stage: timing.summary() for stage, timing in times[name].items()}
             for name in pipelines
@@ -156,7 +158,7 @@ def main() -> None:
                     "dtype": arguments.dtype,
                     "tiles": tiles,
                     "tokens": own.length,
-                    "shares": share,
+                    "fractions": fraction,
                     **result,
                 },
             )
@@ -167,7 +169,7 @@ def main() -> None:
             bar_chart(file, f"{tiles} tiles, {own.length} tokens", "seconds", STAGES, bars)
 
 
-def _table(times: dict[str, dict[str, Timing]], share: dict[str, dict[str, float]]) -> str:
+def _table(times: dict[str, dict[str, Timing]], fraction: dict[str, dict[str, float]]) -> str:
     header = ["stage"]
     for name in times:
         header += [name, "of the limit", "peak GB"]
@@ -176,7 +178,7 @@ def _table(times: dict[str, dict[str, Timing]], share: dict[str, dict[str, float
     for stage in (*STAGES[:-1], *_SUMS, STAGES[-1]):
         row: list[str] = [stage]
         for name, stages in times.items():
-            limit = share[name].get(stage)
+            limit = fraction[name].get(stage)
             row += [str(stages[stage]), "" if limit is None else f"{limit:.0%}"]
             row.append(f"{stages[stage].peak_bytes / 1e9:.2f}")
         if len(times) > 1:
@@ -200,7 +202,7 @@ def _peer(model: Model) -> Any:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", help="checkpoint to use; else random weights")
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--layers", type=float, default=1.0, help="fraction of the layers to keep")
     parser.add_argument("--dtype", choices=FLOAT_DTYPES, default="float32")
     parser.add_argument("--tiles", type=int, nargs="+", choices=TILES, default=list(TILES))
     parser.add_argument("--tile-group-size", type=int, default=4)

@@ -1,4 +1,4 @@
-"""Counts kernels: how many launches a piece of work asks of the device.
+"""Counts kernels: how many launches some work needs.
 
 The count is read off MLX's graph and depends on no device and no clock. Functions of `mx.fast`
 are one kernel where they are fused, but on a CPU their graph is expanded, so they are replaced
@@ -46,7 +46,7 @@ def count_kernels(build: Callable[[], Any]) -> Counter[str]:
 @contextmanager
 def _one_node_kernels() -> Iterator[None]:
     def attention(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:
-        # The node hangs on queries, keys and values, as the kernel does.
+        # The node depends on queries, keys and values, as the kernel does.
         return mx.depends([mx.erfinv(q)], [k, v])[0]
 
     def one(x: mx.array, *_: Any, **__: Any) -> mx.array:

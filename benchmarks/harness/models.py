@@ -26,7 +26,7 @@ _BLOCK_VALUES = 8_388_593
 
 
 def released_model_config(layers: float = 1.0) -> ModelConfig:
-    """Return the config of the release, or of the same model with a share of its layers."""
+    """Return the config of the release, or of the same model with a fraction of its layers."""
     return ModelConfig.read(ConfigReader(released_config(layers), "config.json"))
 
 
@@ -82,7 +82,7 @@ def _replace(model: nn.Module, make: Callable[[mx.array], mx.array]) -> None:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `loaded_checkpoint` is called with: model, layers and dtype."""
     parser.add_argument("--model", help="folder or repository; else random weights")
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers to keep")
+    parser.add_argument("--layers", type=float, default=1.0, help="fraction of the layers to keep")
     parser.add_argument("--dtype", choices=FLOAT_DTYPES, help="to compute in; else as stored")
 
 
@@ -94,7 +94,7 @@ def loaded_checkpoint(
 
     Args:
         model: folder or repository; None for random weights.
-        layers: share of the release's layers that the random model has.
+        layers: fraction of the release's layers that the random model has.
         dtype: to compute in; None as stored (bfloat16 for random weights).
         bits: of each weight of the random model, as the converter packs it; None for all 16.
     """

@@ -69,19 +69,19 @@ def prefill_operations(config: ModelConfig, tokens: int, *, attention: bool = Tr
 
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_value: float = 2) -> float:
-    """Return the bytes of one token's keys and values in all layers."""
+    """Return the bytes of one token in the KV cache of all layers."""
     decoder = config.decoder
     values = 2 * decoder.num_hidden_layers * decoder.block.attention.key_value_size
     return values * bytes_per_value
 
 
 def decode_bytes(config: ModelConfig, tokens: int, bytes_per_value: float) -> float:
-    """Return the bytes that one decode step must read: every layer, the head, keys and values.
+    """Return the bytes that one decode step must read: every layer, the head, the KV cache.
 
     Args:
         config: of the model.
         tokens: in the cache.
-        bytes_per_value: of weights, keys and values.
+        bytes_per_value: of weights and KV cache.
     """
     decoder = config.decoder
     weights = decoder.num_hidden_layers * decoder_layer_weights(config)

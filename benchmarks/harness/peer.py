@@ -34,7 +34,7 @@ def make_peer(model: Model) -> Any:
     from mlx_vlm.models.jina_vlm import ModelConfig
 
     peer = PeerModel(_peer_config(ModelConfig(), model.config))
-    # Only names are taken over; the initial values are never evaluated.
+    # Only names are copied; the initial values are never evaluated.
     peer.update(tree_unflatten(list(_renamed(model))))
     mx.eval(peer.parameters())
     return peer
@@ -85,9 +85,9 @@ def _renamed(model: Model) -> Iterator[tuple[str, mx.array]]:
     for name, array in _flat(tower.patch_embedding):
         yield f"vision_model.patch_embed.proj.{name}", array
     yield "vision_model.pos_embed", tower.position_embedding
-    for place in range(model.config.tower.num_hidden_layers):
-        layer = tower.layers[min(place, len(tower.layers) - 1)]
-        yield from _layer(f"vision_model.layers.{place}", layer, "up")
+    for index in range(model.config.tower.num_hidden_layers):
+        layer = tower.layers[min(index, len(tower.layers) - 1)]
+        yield from _layer(f"vision_model.layers.{index}", layer, "up")
     for name in ("weight", "bias"):
         size = (model.config.tower.hidden_size,)
         yield f"vision_model.post_norm.{name}", constant(size, model.dtype)
@@ -101,8 +101,8 @@ def _renamed(model: Model) -> Iterator[tuple[str, mx.array]]:
     table = decoder.embedding.weight
     yield "language_model.embedding.embedding", table[:rows]
     yield "language_model.embedding.new_embedding", table[rows:]
-    for place, block in enumerate(decoder.layers):
-        yield from _layer(f"language_model.layers.{place}", block, "gate_up")
+    for index, block in enumerate(decoder.layers):
+        yield from _layer(f"language_model.layers.{index}", block, "gate_up")
     yield "language_model.ln_f.weight", decoder.norm.weight
     yield "language_model.lm_head.weight", model.lm_head.weight
 

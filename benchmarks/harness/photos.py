@@ -24,7 +24,7 @@ IMAGE_TOKEN_IDS = ImageTokenIds(start=151936, end=151937, patch=151938, column=1
 
 @dataclass(frozen=True)
 class PhotoInputs:
-    """One photo and some words, as the model takes them; fields as in `ModelInputs`."""
+    """One photo and some text, as the model takes them; fields as in `ModelInputs`."""
 
     input_ids: npt.NDArray[Any]
     pixel_values: npt.NDArray[Any]
@@ -58,16 +58,16 @@ def image_processor() -> ImageProcessor:
     return ImageProcessor(config, IMAGE_TOKEN_IDS)
 
 
-def photo_inputs(tiles: int, words: int = 24, seed: int = 0) -> PhotoInputs:
-    """Return a prompt of one photo of so many tiles, followed by words.
+def photo_inputs(tiles: int, text_tokens: int = 24, seed: int = 0) -> PhotoInputs:
+    """Return a prompt of one photo of so many tiles, followed by text.
 
     Args:
         tiles: one of `TILES`.
-        words: random token ids behind the image.
+        text_tokens: random token ids behind the image.
         seed: of these ids.
     """
     image = image_processor()(photo_bytes(tiles), max_crops=TILES[tiles])
-    ids = np.random.default_rng(seed).integers(1000, 100_000, words)
+    ids = np.random.default_rng(seed).integers(1000, 100_000, text_tokens)
     return PhotoInputs(
         input_ids=np.concatenate([image.image_tokens, ids])[None],
         pixel_values=image.pixel_values[None],

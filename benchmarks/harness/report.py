@@ -23,9 +23,9 @@ def bar_chart(
     """Write a PNG of bars side by side; needs matplotlib (the extra `plot`)."""
     axes = new_figure("chart").subplots()
     height = 0.8 / len(bars)
-    for place, (name, values) in enumerate(bars.items()):
-        places = [index + place * height for index in range(len(labels))]
-        axes.barh(places, values, height, label=name)
+    for number, (name, values) in enumerate(bars.items()):
+        offsets = [index + number * height for index in range(len(labels))]
+        axes.barh(offsets, values, height, label=name)
     axes.set_yticks([index + 0.4 - height / 2 for index in range(len(labels))], labels)
     axes.invert_yaxis()
     _save(axes, file, title, xlabel=unit)

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock times of one piece of work."""
+    """Wall-clock times of repeats of the same work."""
 
     seconds: tuple[float, ...]
     """Of each repeat."""
@@ -25,7 +25,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """From the shortest to the longest repeat, as a share of the median."""
+        """From the shortest to the longest repeat, as a fraction of the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
     def summary(self) -> dict[str, float]:

@@ -33,8 +33,8 @@ def test_poolings_are_built(tmp_path, start, pooling, tokens):
     model, processor = ablations.build(
         ablations._variant("one", pooling=pooling), tmp_path / "untrained", 0, start
     )
-    taught, _ = load(start)
-    mine, theirs = (dict(tree_flatten(one.parameters())) for one in (model, taught))
+    pretrained, _ = load(start)
+    mine, theirs = (dict(tree_flatten(one.parameters())) for one in (model, pretrained))
     for path, array in theirs.items():
         if not path.startswith("connector."):
             assert mx.array_equal(mine[path], array).item(), path

@@ -19,7 +19,7 @@ from benchmarks.harness.photos import TILES, photo_inputs
 def test_the_papers_figures_for_13_tiles_follow():
     row = next(row for row in rows() if row.tiles == PAPER["tiles"])
     assert (row.patches, row.paper_tokens) == (PAPER["without"], PAPER["with"])
-    # The paper counts a question's words as well and rounds to one digit.
+    # The paper counts a question's text as well and rounds to one digit.
     assert row.prefill_ratio == pytest.approx(PAPER["prefill"], abs=0.15)
     assert row.total_ratio == pytest.approx(PAPER["total"], abs=0.05)
     assert row.patches / row.paper_tokens == pytest.approx(PAPER["kv"], abs=0.05)
@@ -27,9 +27,9 @@ def test_the_papers_figures_for_13_tiles_follow():
 
 def test_what_is_fed_is_what_the_processor_makes():
     row = next(row for row in rows() if row.tiles == 13)
-    inputs = photo_inputs(13, words=7)
+    inputs = photo_inputs(13, text_tokens=7)
     assert (inputs.image_input_idx >= 0).sum() == row.fed_tokens == 1692
-    assert inputs.input_ids.shape[1] == row.fed_with_marks + 7 == 1744 + 7
+    assert inputs.input_ids.shape[1] == row.fed_with_separators + 7 == 1744 + 7
 
 
 @pytest.mark.parametrize("tiles", TILES)

@@ -1,4 +1,4 @@
-"""The cost that no clock can blur: how many kernels each piece of work asks of the device."""
+"""The cost that no clock can blur: how many kernels each stage launches."""
 
 import mlx.core as mx
 import pytest
