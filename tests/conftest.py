@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 
 class Case:
-    """One golden case: what was asked, and what the original implementation gave."""
+    """One golden case: what was asked, and what the reference implementation gave."""
 
     def __init__(self, description):
         self.name = description["name"]

@@ -1,4 +1,4 @@
-"""What the Hub's answers, and its silence, mean to a user: one line each, told apart."""
+"""What the Hub's answers, and its silence, mean to a user: one line each, all different."""
 
 import json
 import re

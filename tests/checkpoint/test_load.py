@@ -64,7 +64,7 @@ def test_missing_generation_config_is_fine(checkpoint, tiny):
     assert processor.tokenizer.stop_token_ids == tiny[1].tokenizer.stop_token_ids
 
 
-def test_stop_ids_come_from_every_settings_file(checkpoint):
+def test_stop_ids_come_from_every_config_file(checkpoint):
     edit_json(
         checkpoint / "generation_config.json", lambda config: config.update(eos_token_id=[7, 9])
     )
@@ -203,7 +203,7 @@ def test_no_pad_embed(checkpoint, named_case, tiny):
     arguments = inputs.pixel_values, inputs.image_masks, inputs.image_input_idx
     features = np.array(without.encode_images(*arguments))
     marked = np.array(tiny[0].encode_images(*arguments))
-    # Only the last tile carries marks.
+    # Only the last tile has padding.
     last = np.count_nonzero(inputs.image_input_idx[0, -1] >= 0)
     np.testing.assert_array_equal(features[:-last], marked[:-last])
     assert np.abs(features[-last:] - marked[-last:]).max() > 1e-2

@@ -44,7 +44,7 @@ def files(tmp_path, images):
     ]  # fmt: skip
     text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "dot.png").write_bytes(images["dot"].read_bytes())
-    # An empty line between, and rows that are no JSON or no object.
+    # An empty line between, and lines that are no JSON or no object.
     questions = tmp_path / "questions.jsonl"
     questions.write_text(text.replace("\n", "\n\n", 1) + "\n{broken\n[1]\n", encoding="utf-8")
     return questions, tmp_path / "answers.jsonl", rows
@@ -98,7 +98,7 @@ def test_resuming_runs_nothing_twice(golden_folder, files, capsys, monkeypatch):
     capsys.readouterr()
     # Everything is there: not even a model is loaded.
     monkeypatch.setattr("jvlm_mlx.batch.load_model", None)
-    # The rows that failed are in the file still, and the exit code says so.
+    # The requests that failed are in the file still, and the exit code says so.
     assert run(golden_folder, files) == 1
     said = "0 answered, 0 failed, 10 done before (6 of them failed), of 10 requests"
     assert said in capsys.readouterr().err

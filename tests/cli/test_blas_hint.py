@@ -19,7 +19,7 @@ def new_process(monkeypatch):
 
 @pytest.fixture
 def mapped(monkeypatch, tmp_path):
-    """Stand in for the list of this process's libraries; without a tuned BLAS at first."""
+    """Replace the list of this process's libraries; without a tuned BLAS at first."""
     maps = tmp_path / "maps"
     maps.write_text("7f00-7f01 r-xp 0 08:01 1 /usr/lib/libscipy_openblas64_.so\n")
     monkeypatch.setattr(blas, "_MAPPED", maps)

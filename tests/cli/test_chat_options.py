@@ -22,7 +22,7 @@ def file(tiny, tmp_path):
 
 
 def chat(monkeypatch, capsys, golden_folder, lines, *arguments):
-    """Run the verb; return exit code, stdout, stderr, and the last conversation's session."""
+    """Run the subcommand; return exit code, stdout, stderr, and the last conversation's session."""
     sessions = []
     make = Conversation.__init__
 

@@ -43,14 +43,16 @@ def first_answer(tiny, image, **options):
 
 
 def test_an_empty_answer_belongs_to_the_conversation(tiny, image):
-    _, pieces = first_answer(tiny, image)
-    session, empty = first_answer(tiny, image, stop="".join(piece.text for piece in pieces)[:1])
-    assert "".join(piece.text for piece in empty) == ""
+    _, responses = first_answer(tiny, image)
+    session, empty = first_answer(
+        tiny, image, stop="".join(response.text for response in responses)[:1]
+    )
+    assert "".join(response.text for response in empty) == ""
     assert empty[-1].finish_reason == "stop"
     question, answer = session.history
     assert answer == {"role": "assistant", "content": ""}
     assert len(session.images) == 1
-    following = "".join(piece.text for piece in session.ask("And?", stop=()))
+    following = "".join(response.text for response in session.ask("And?", stop=()))
     messages = [
         {"role": "user", "content": [{"type": "image"}, question["content"][1]]},
         answer,
@@ -66,9 +68,9 @@ def talk(conversation, monkeypatch, *lines):
 
 
 def test_images_wait_until_their_question_is_in_the_conversation(tiny, image, monkeypatch, capsys):
-    _, pieces = first_answer(tiny, image)
-    letter = "".join(piece.text for piece in pieces)[:1]
-    session = ChatSession(*tiny, max_tokens=4, stop_token_ids=(), stop=letter)
+    _, responses = first_answer(tiny, image)
+    character = "".join(response.text for response in responses)[:1]
+    session = ChatSession(*tiny, max_tokens=4, stop_token_ids=(), stop=character)
     conversation = Conversation(*tiny, session, {})
     talk(conversation, monkeypatch, f"/image {image}", "What?", "/images")
     assert conversation.pending == []
@@ -286,10 +288,10 @@ def test_dropped_files_go_with_their_question(tiny, dropped, monkeypatch, capsys
 # --- commands
 
 
-@pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit", "Quit"])
-def test_words_that_leave(tiny, word, monkeypatch, capsys):
+@pytest.mark.parametrize("line", ["/exit", "/quit", "exit", "quit", "Quit"])
+def test_lines_that_leave(tiny, line, monkeypatch, capsys):
     conversation = Conversation(*tiny, ChatSession(*tiny), {})
-    talk(conversation, monkeypatch, word, "never asked")
+    talk(conversation, monkeypatch, line, "never asked")
     assert capsys.readouterr().out == ""
 
 

@@ -200,7 +200,7 @@ def test_a_source_in_the_cache_is_named_by_its_repository(grouped, tmp_path):
 
 
 class FakeHub:
-    """Stands for the Hub: notes what is asked of it, or refuses."""
+    """In place of the Hub: notes what is asked of it, or refuses."""
 
     calls: tuple = ()
     refusal = None

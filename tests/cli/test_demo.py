@@ -48,9 +48,9 @@ def test_the_commands_can_be_typed_as_they_are(capsys, language):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     commands = [shlex.split(line) for line in lines if line.startswith("python")]
-    for words, turn in zip(commands, example.turns, strict=True):
-        assert words[:3] == ["python", "-m", "jvlm_mlx.generate"]
-        read = parser.parse_args(words[3:])
+    for command, turn in zip(commands, example.turns, strict=True):
+        assert command[:3] == ["python", "-m", "jvlm_mlx.generate"]
+        read = parser.parse_args(command[3:])
         assert (read.model, read.image, read.prompt) == ("demo", ["my own.png"], [turn.question])
 
 

@@ -130,7 +130,7 @@ TEXT, IMAGE = {"type": "text", "text": "x"}, {"type": "image"}
         ]),
     ],
 )  # fmt: skip
-def test_where_the_text_stands(images, flags, expected):
+def test_text_before_or_after_images(images, flags, expected):
     question = Question("x", ("a", "b")[:images])
     assert question.content(**{"prompt_first": False, "image_labels": False, **flags}) == expected
 

@@ -1,4 +1,4 @@
-"""Pages become one document, in order, with a mark for each."""
+"""Pages become one document, in order, with a comment for each."""
 
 import json
 from pathlib import Path
@@ -39,10 +39,10 @@ def read(golden_folder, tiny, monkeypatch):
 def test_pages_are_transcribed_in_order(tiny, pages, read, golden_folder, capsys):
     assert read("scans", "bad--page.png", "-o", "out.md") == 1
     document = Path("out.md").read_text(encoding="utf-8")
-    marks = [line for line in document.splitlines() if line.startswith("<!--")]
-    assert marks[::2][:2] == ["<!-- page: scans/1.png -->", "<!-- page: scans/2.png -->"]
-    assert marks[1] == "<!-- page ends early (length): scans/1.png -->"
-    assert marks[4].startswith("<!-- page: bad- -page.png; not read: 'bad- -page.png' ")
+    comments = [line for line in document.splitlines() if line.startswith("<!--")]
+    assert comments[::2][:2] == ["<!-- page: scans/1.png -->", "<!-- page: scans/2.png -->"]
+    assert comments[1] == "<!-- page ends early (length): scans/1.png -->"
+    assert comments[4].startswith("<!-- page: bad- -page.png; not read: 'bad- -page.png' ")
     for name in ("dot", "square"):
         image = golden_folder / "images" / f"{name}.png"
         expected = jvlm_mlx.generate(*tiny, PROMPT, image, max_tokens=4)
@@ -86,11 +86,12 @@ def documents(pages):
 def test_documents_are_read_page_by_page(documents, read, files, names, capsys):
     pytest.importorskip("pypdfium2")
     assert read(*files, "-o", "out.md") == ("broken.pdf" in names)
-    marks = [line for line in Path("out.md").read_text().splitlines() if "<!-- page: " in line]
+    comments = [line for line in Path("out.md").read_text().splitlines() if "<!-- page: " in line]
     assert [
-        mark.removeprefix("<!-- page: ").split(";")[0].removesuffix(" -->") for mark in marks
+        comment.removeprefix("<!-- page: ").split(";")[0].removesuffix(" -->")
+        for comment in comments
     ] == names
-    assert ("not read: 'broken.pdf'" in marks[0]) == ("broken.pdf" in names)
+    assert ("not read: 'broken.pdf'" in comments[0]) == ("broken.pdf" in names)
 
 
 def test_a_batch_asks_about_documents_or_their_pages(documents, tiny, golden_folder, monkeypatch):
@@ -108,7 +109,7 @@ def test_a_batch_asks_about_documents_or_their_pages(documents, tiny, golden_fol
     }
 
 
-def test_whole_pages_have_one_mark():
+def test_whole_pages_have_one_comment():
     page = {"row": 1, "id": "a.png", "text": " # Title \n", "finish_reason": "stop"}
     assert transcript([page]).decode() == "<!-- page: a.png -->\n\n# Title\n"
 

@@ -35,14 +35,14 @@ def test_a_conversation_survives_what_is_no_utf8(monkeypatch, capsys):
     assert "answer: 2 tokens" in err
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat"])
-def test_absent_input_is_no_input(verb, monkeypatch, capsys):
+@pytest.mark.parametrize("subcommand", ["generate", "chat"])
+def test_absent_input_is_no_input(subcommand, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    code = main([verb, "--model", "demo"])
+    code = main([subcommand, "--model", "demo"])
     out, err = capsys.readouterr()
     assert out == ""
     expected = "error: there is nothing to answer: give a question with -p, or an image\n"
-    assert (code, err) == ((1, expected) if verb == "generate" else (0, ""))
+    assert (code, err) == ((1, expected) if subcommand == "generate" else (0, ""))
     assert sys.stdin is None
 
 

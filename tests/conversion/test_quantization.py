@@ -120,17 +120,17 @@ def test_an_odd_number_of_groups_is_packed_as_in_a_larger_whole():
     assert mx.array_equal(found, unpacked[:3]).item()
 
 
-def test_norms_positions_marks_and_patches_are_never_quantized(grouped, tmp_path):
+def test_norms_positions_paddings_and_patches_are_never_quantized(grouped, tmp_path):
     convert(grouped, tmp_path / "out", quantize=True, q_group_size=32)
     source, out = tensors_of(grouped), tensors_of(tmp_path / "out")
-    for name, original in (
+    for name, source_name in (
         ("vision_tower.position_embedding", "vision_model.pos_embed"),
         ("vision_tower.patch_embedding.weight", "vision_model.patch_embed.proj.weight"),
         ("connector.pad_embed", "vision_model.vl_connector.pad_embed"),
         ("decoder.norm.weight", "language_model.ln_f.weight"),
         ("decoder.layers.1.attention.q_norm.weight", "language_model.layers.1.attn.q_lnorm.weight"),
     ):
-        assert mx.array_equal(out[name], source[f"model.{original}"]).item(), name
+        assert mx.array_equal(out[name], source[f"model.{source_name}"]).item(), name
     assert config_of(tmp_path / "out")["quantization"]["vision_tower.patch_embedding"] is False
 
 
@@ -162,13 +162,13 @@ def test_dequantized_weights_are_the_rounded_ones(grouped, tmp_path):
     parts = [packed[f"lm_head.{kind}"] for kind in ("weight", "scales", "biases")]
     head = mx.dequantize(*parts, group_size=32, bits=6)
     assert mx.array_equal(plain["lm_head.weight"], head).item()
-    # The original's geometry is back.
+    # The geometry of the source is back.
     found, expected = config_of(tmp_path / "plain"), config_of(tmp_path / "direct")
     assert "quantization" not in found
     assert found["vision_config"] == expected["vision_config"]
 
 
-def test_quantizing_a_conversion_is_quantizing_the_original(grouped, tmp_path):
+def test_quantizing_a_conversion_is_quantizing_the_source(grouped, tmp_path):
     options = {"quantize": True, "q_group_size": 32, "recipe": "mixed"}
     convert(grouped, tmp_path / "plain")
     convert(tmp_path / "plain", tmp_path / "via", **options)

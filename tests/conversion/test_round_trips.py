@@ -127,7 +127,7 @@ def test_decoder_biases_that_are_not_zero_stay(tiny_copy, golden_folder, tmp_pat
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
 
 
-def test_zero_decoder_biases_are_dropped_even_if_the_settings_ask_for_them(
+def test_zero_decoder_biases_are_dropped_even_if_the_config_asks_for_them(
     tiny_copy, golden_folder, tmp_path
 ):
     edit_config(tiny_copy, lambda config: set_biases(config, True))
@@ -202,7 +202,7 @@ def test_all_other_files_come_along(tiny_copy, tmp_path):
     assert "notes.txt" not in out
 
 
-def test_the_record_names_the_original_through_all_conversions(grouped, tmp_path):
+def test_the_record_names_the_source_through_all_conversions(grouped, tmp_path):
     convert(grouped, tmp_path / "plain")
     convert(grouped, tmp_path / "one", dtype="bfloat16")
     convert(tmp_path / "one", tmp_path / "two", quantize=True, q_group_size=32)

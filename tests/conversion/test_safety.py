@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def existing(tmp_path, golden_folder):
-    """A conversion that stands at the target already, alone in its folder."""
+    """A conversion that is at the target already, alone in its folder."""
     convert(golden_folder / "tiny", tmp_path / "targets" / "out")
     return tmp_path / "targets" / "out"
 

@@ -140,7 +140,7 @@ def test_an_answer_ends_where_the_model_ends_it(grouped):
     processor.tokenizer.stop_token_ids = frozenset({stop})
     (ended,) = observe(model, processor, [question], max_tokens=6)
     assert ended.tokens == whole.tokens[: whole.tokens.index(stop) + 1]
-    # Whoever follows goes on as far as the other did.
+    # The second continues as far as the first did.
     (followed,) = observe(model, processor, [question], max_tokens=6, follow=[whole])
     assert followed.tokens == whole.tokens
 

@@ -64,7 +64,7 @@ def test_one_step_without_numbers_spoils_the_answer():
     result = agreement("one", expected, found)
     assert np.isnan([result.kl_mean, result.kl_max]).all()
     assert np.isnan([result.feature_cosine, result.feature_cosine_min]).all()
-    # The likeliest of values that are none is nobody's choice.
+    # The argmax of values that are no numbers is no choice.
     assert (result.top1, result.first_divergence) == (0.5, 1)
 
 
@@ -91,8 +91,8 @@ def test_the_worst_weights_are_those_without_numbers(order):
     ][::order]
     result = Verification("a", "b", tuple(errors), (), Bounds(max_weight_error=0.99))
     assert result.violations() == ["weight error of decoder is nan, above 0.99"]
-    (row,) = (line for line in verification_text(result).splitlines() if line.startswith("decoder"))
-    assert row.split()[-1] == "decoder.c"
+    (line,) = (one for one in verification_text(result).splitlines() if one.startswith("decoder"))
+    assert line.split()[-1] == "decoder.c"
 
 
 def test_a_bound_that_is_no_number_is_refused():

@@ -19,7 +19,7 @@ OPTIONS = {"max_tokens": 3, "stop_token_ids": ()}
 
 
 def marked(size, box):
-    """A black image with one white mark."""
+    """A black image with one white square."""
     image = Image.new("RGB", size)
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), "white")
     return image
@@ -35,7 +35,7 @@ def marked(size, box):
     ],
 )
 def test_windows_are_where_their_pixels_come_from(tiny, size, box):
-    """A window sees the mark if, and only if, it lies on the mark."""
+    """A window sees the square if, and only if, it lies on the square."""
     model, processor = tiny
     image = marked(size, box)
     explanation = explain(model, processor, image, "What?", **OPTIONS)
@@ -55,7 +55,7 @@ def test_windows_are_where_their_pixels_come_from(tiny, size, box):
         & (explanation.patch_boxes[..., 1] < bottom)
         & (explanation.patch_boxes[..., 3] > top)
     )
-    # Resizing smears the mark over a pixel of the canvas, so at its edge both may be right.
+    # Resizing smears the square over a pixel of the canvas, so at its edge both may be right.
     near = (
         (explanation.patch_boxes[..., 0] < right + 4)
         & (explanation.patch_boxes[..., 2] > left - 4)
@@ -73,7 +73,7 @@ def test_windows_are_where_their_pixels_come_from(tiny, size, box):
     assert not (lit & ~near).any()
     assert not (inner & group.inside & ~lit).any()
 
-    # All attention on what saw the mark is drawn on the mark, and nowhere far from it.
+    # All attention on what saw the square is drawn on the square, and nowhere far from it.
     seen = lit.any(-1)
     attention = np.zeros_like(explanation.attention)
     attention[:, :, seen] = 1 / seen.sum()
@@ -130,9 +130,9 @@ def test_an_explanation_is_of_the_answer_that_generate_gives(tiny, golden_folder
     assert (tokens, layers) == (3, len(tiny[0].layers))
     assert features == len(explanation.window_boxes) == len(explanation.tile_of)
     assert np.allclose(explanation.pooling.sum(-1), 1, atol=1e-4)
-    shares = explanation.attention.sum(-1)
-    assert (shares > 0).all()
-    assert (shares < 1).all()
+    fractions = explanation.attention.sum(-1)
+    assert (fractions > 0).all()
+    assert (fractions < 1).all()
     # Where the image ends, what is drawn ends too.
     with Image.open(image) as opened:
         assert explanation.image.size == opened.size
@@ -204,8 +204,8 @@ def test_the_command_writes_a_picture(golden_folder, tmp_path, capsys):
     assert main(["explain", *arguments, "-o", str(output), "--max-tokens", "2"]) == 0
 
     assert capsys.readouterr().out.strip()
-    with Image.open(output) as picture:
-        assert picture.size[0] > 300
+    with Image.open(output) as drawn:
+        assert drawn.size[0] > 300
     assert main(["explain", *arguments, "-o", str(tmp_path / "out.jpg")]) == 1
     assert "must end in .png" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ PAIRS = [
     (SHARED + "Question: blue? ", "yes"),
     ("Nothing in common", "!"),
     (SHARED, "Question: red? yes"),
-    ("", "a beginning"),
+    ("", "a start"),
 ]
 
 
@@ -102,7 +102,7 @@ def test_what_is_shared_is_read_once(tiny, monkeypatch):
     assert sum(read) < 1.5 * whole
 
 
-def test_many_continuations_go_through_in_parts(tiny, monkeypatch):
+def test_many_continuations_go_through_in_chunks(tiny, monkeypatch):
     endings = [f" {n} and more of it" for n in range(9)]
     together = loglikelihood(*tiny, ["It is"] * 9, endings)
     monkeypatch.setattr(likelihood, "_MAX_LOGITS", 10)
@@ -110,7 +110,7 @@ def test_many_continuations_go_through_in_parts(tiny, monkeypatch):
     assert loglikelihood(*tiny, ["It is"] * 9, endings) == pytest.approx(together, abs=1e-4)
 
 
-def test_greedy_continuations_are_told(tiny):
+def test_greedy_continuations_are_reported(tiny):
     model, processor = tiny
     context = "Once upon"
     ids = processor.encode(likelihood.raw_prompt(context), 0)[None]

@@ -111,7 +111,7 @@ def test_problems_are_named_by_line_and_column(rows, message, tmp_path):
     assert message in str(failure.value)
 
 
-def test_all_problems_are_told_at_once_up_to_twenty(tmp_path):
+def test_all_problems_are_listed_at_once_up_to_twenty(tmp_path):
     rows = [choice(n, RED, answer="E") for n in range(30)]
 
     with pytest.raises(DataError) as failure:

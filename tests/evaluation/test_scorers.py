@@ -17,7 +17,7 @@ CHOICES = [
     ("", None),
     ("nan", None),
     ("B", "B"),
-    ("b", None),  # letters are told from words by case
+    ("b", None),  # letters differ from words by case
     ("(B).", "B"),
     ("B or C", None),
     ("B B B", "B"),

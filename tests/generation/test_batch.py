@@ -68,7 +68,7 @@ def test_answers_are_those_of_single_runs(tiny, requests, alone, batch_size, cac
             assert getattr(answer.result, name) == getattr(expected, name)
 
 
-def test_rows_share_images_and_beginnings(tiny, images, alone):
+def test_requests_share_images_and_prefixes(tiny, images, alone):
     requests = [
         {"prompt": prompt, "images": images["wide"]} for prompt in ("One?", "Two?", "Three?")
     ]
@@ -120,7 +120,7 @@ def test_stop_texts_and_tokens(tiny, alone):
     assert answers[2].result.token_ids == whole.token_ids
 
 
-def test_errors_belong_to_their_row(tiny, images, alone, caplog):
+def test_errors_belong_to_their_request(tiny, images, alone, caplog):
     class Strange:
         def __array__(self, *_, **__):
             raise ZeroDivisionError("strange\nimage")

@@ -46,8 +46,8 @@ def answer(tiny, images=None, prompt=QUESTION, **options):
     return jvlm_mlx.generate(*tiny, prompt, images, **options)
 
 
-def test_answers_are_the_originals(tiny, named_case, shapes):
-    """From a path and words to tokens: the template, the image and all 24 golden tokens."""
+def test_answers_are_the_references(tiny, named_case, shapes):
+    """From a path and text to tokens: the template, the image and all 24 golden tokens."""
     result = answer(tiny, shapes)
     expected = named_case("shapes").expected
     assert result.token_ids == tuple(expected["greedy_tokens"][0].tolist())
@@ -89,20 +89,20 @@ def test_rendered_prompts_are_taken_as_they_are(tiny, named_case, shapes):
 
 def test_system_message_goes_in_front(tiny):
     plain = answer(tiny, prompt="Hi")
-    told = answer(tiny, prompt="Hi", system="Be brief.")
-    assert told.prompt_tokens > plain.prompt_tokens
+    with_system = answer(tiny, prompt="Hi", system="Be brief.")
+    assert with_system.prompt_tokens > plain.prompt_tokens
 
 
-def test_pieces_add_up_to_the_whole(tiny, shapes):
-    pieces = list(
+def test_responses_add_up_to_the_whole(tiny, shapes):
+    responses = list(
         jvlm_mlx.stream_generate(*tiny, QUESTION, shapes, max_tokens=24, stop_token_ids=())
     )
     whole = answer(tiny, shapes)
-    assert tuple(piece.token for piece in pieces) == whole.token_ids
-    assert "".join(piece.text for piece in pieces) == whole.text
-    assert [piece.generation_tokens for piece in pieces] == list(range(1, 25))
-    assert {piece.finish_reason for piece in pieces[:-1]} == {None}
-    last = pieces[-1]
+    assert tuple(response.token for response in responses) == whole.token_ids
+    assert "".join(response.text for response in responses) == whole.text
+    assert [response.generation_tokens for response in responses] == list(range(1, 25))
+    assert {response.finish_reason for response in responses[:-1]} == {None}
+    last = responses[-1]
     assert last.first_token_seconds > last.image_seconds > 0
     assert last.prompt_tps > 0
     assert last.generation_tps > 0
@@ -131,7 +131,7 @@ def test_every_stop_id_ends_the_answer(tiny, shapes, index):
     assert result.finish_reason == "stop"
 
 
-def test_both_stop_ids_of_the_checkpoint_are_known(tiny):
+def test_both_stop_ids_of_the_checkpoint_are_read(tiny):
     assert tiny[1].tokenizer.stop_token_ids == {510, 511}
 
 
@@ -234,11 +234,11 @@ def test_quantized_cache_really_starts(quantizable):
     caches = []
     make_cache = type(model).make_cache
 
-    def remember(self, *arguments):
+    def note(self, *arguments):
         caches.append(make_cache(self, *arguments))
         return caches[-1]
 
-    type(model).make_cache = remember
+    type(model).make_cache = note
     try:
         result = answer(quantizable, prompt="one two three", kv_bits=8, max_tokens=8)
     finally:
@@ -322,16 +322,16 @@ def test_closing_stops_the_work_and_frees_the_cache(tiny, shapes):
 
 def test_cancel_flag_stops_within_one_token(tiny, shapes):
     cancel = threading.Event()
-    pieces = []
-    for piece in jvlm_mlx.stream_generate(
+    responses = []
+    for response in jvlm_mlx.stream_generate(
         *tiny, QUESTION, shapes, max_tokens=10_000, cancel=cancel, stop_token_ids=()
     ):
-        pieces.append(piece)
-        if len(pieces) == 3:
+        responses.append(response)
+        if len(responses) == 3:
             cancel.set()
-    assert [piece.token is None for piece in pieces] == [False, False, False, True]
-    assert pieces[-1].finish_reason == "cancelled"
-    assert pieces[-1].generation_tokens == 3
+    assert [response.token is None for response in responses] == [False, False, False, True]
+    assert responses[-1].finish_reason == "cancelled"
+    assert responses[-1].generation_tokens == 3
 
 
 @pytest.mark.parametrize(("stage", "after"), [("tiles", 2), ("prefill", 20)])
@@ -344,11 +344,12 @@ def test_cancel_flag_stops_before_the_first_token(tiny, shapes, stage, after):
         if event.stage == stage and event.done >= after:
             cancel.set()
 
-    (piece,) = jvlm_mlx.stream_generate(
+    (response,) = jvlm_mlx.stream_generate(
         *tiny, QUESTION, shapes, cancel=cancel, progress=progress,
         tile_group_size=2, prefill_step_size=20,
     )  # fmt: skip
-    assert (piece.token, piece.finish_reason, piece.generation_tokens) == (None, "cancelled", 0)
+    assert (response.token, response.finish_reason) == (None, "cancelled")
+    assert response.generation_tokens == 0
     assert seen[-1][:3] == (stage, after, {"tiles": 9, "prefill": 165}[stage])
 
 
@@ -403,8 +404,8 @@ def test_rope_tables_can_be_used_from_other_threads(edited):
     assert results[0].token_ids == answer(loaded, prompt="Hi").token_ids
 
 
-def test_turns_are_taken_in_turn():
-    """A thread that comes back with its next job stands behind one that waits already."""
+def test_waiting_jobs_run_in_order():
+    """A thread that comes back with its next job is queued behind one that waits already."""
     order = []
     gate = threading.Event()
 
@@ -456,8 +457,8 @@ def test_wired_limit_is_counted_and_put_back(monkeypatch):
 
 
 def test_nothing_is_printed(tiny, shapes, capfd):
-    with closing(jvlm_mlx.stream_generate(*tiny, QUESTION, shapes, max_tokens=3)) as pieces:
-        list(pieces)
+    with closing(jvlm_mlx.stream_generate(*tiny, QUESTION, shapes, max_tokens=3)) as responses:
+        list(responses)
     with pytest.raises(JvlmError):
         answer(tiny, "/no/such/image.png")
     assert capfd.readouterr() == ("", "")
@@ -500,14 +501,14 @@ def test_impossible_options_are_refused_before_any_work(tiny, shapes, options):
     assert "\n" not in str(caught.value)
 
 
-def test_more_likeliest_tokens_than_there_are_is_all_of_them(tiny, shapes):
+def test_more_top_tokens_than_there_are_is_all_of_them(tiny, shapes):
     sampled = {"temperature": 0.7, "seed": 5, "max_tokens": 4, "stop_token_ids": ()}
     expected = jvlm_mlx.generate(*tiny, QUESTION, shapes, **sampled)
     found = jvlm_mlx.generate(*tiny, QUESTION, shapes, **sampled, top_k=10**6)
     assert found.token_ids == expected.token_ids
 
 
-def test_images_and_places_must_fit(tiny, shapes):
+def test_images_and_placeholders_must_fit(tiny, shapes):
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
     with pytest.raises(PromptError):
         jvlm_mlx.stream_generate(*tiny, [message], [shapes, shapes])
@@ -516,7 +517,7 @@ def test_images_and_places_must_fit(tiny, shapes):
 
 
 def test_a_token_beyond_the_table_is_refused(tmp_path, golden_folder):
-    """What stands behind the table in memory would be read as its embedding."""
+    """What lies behind the table in memory would be read as its embedding."""
     folder = tmp_path / "more"
     shutil.copytree(golden_folder / "tiny", folder)
     file = folder / "tokenizer.json"
@@ -531,8 +532,8 @@ def test_a_token_beyond_the_table_is_refused(tmp_path, golden_folder):
     assert answer(loaded, prompt="<extra 527>", max_tokens=1).token_ids
     with pytest.raises(PromptError, match="token 528, but the model knows 528 tokens"):
         answer(loaded, prompt="<extra 528>")
-    (row,) = jvlm_mlx.batch_generate(*loaded, [{"prompt": "<extra 528>"}])
-    assert "token 528" in row.error
+    (response,) = jvlm_mlx.batch_generate(*loaded, [{"prompt": "<extra 528>"}])
+    assert "token 528" in response.error
 
 
 def test_the_checkpoint_samples_unless_the_request_says_otherwise(

@@ -179,15 +179,15 @@ def test_a_conversation_counts_all_that_was_said(tiny, golden_folder):
     session = ChatSession(model, processor, max_tokens=4, stop_token_ids=(), max_memory=tight)
     stages = []
     answer = session.ask("What is this?", image, progress=stages.append)
-    assert [piece.token for piece in answer][-1] == last.token
+    assert [response.token for response in answer][-1] == last.token
     assert ProgressEvent("tiles", 1, last.tiles[0], "tile") in stages  # one at a time
     with pytest.raises(RequestError, match="max_memory"):
         session.ask("And this? " * 20, image)
     assert len(session.history) == 2
 
 
-@pytest.mark.parametrize("share", [0.5, 0])
-def test_caches_make_room_and_what_they_know_is_still_used(tiny, golden_folder, share):
+@pytest.mark.parametrize("fraction", [0.5, 0])
+def test_caches_make_room_and_what_they_hold_is_still_used(tiny, golden_folder, fraction):
     model, processor = tiny
     image = golden_folder / "images" / "wide.png"
     options = {"max_tokens": 4, "stop_token_ids": ()}
@@ -198,7 +198,7 @@ def test_caches_make_room_and_what_they_know_is_still_used(tiny, golden_folder, 
     before = caches.stats()
     # Nothing is left to be encoded, but that shows only when the caches are searched.
     fixed = needed(model, fresh.prompt_tokens, 4) + least(model, fresh.prompt_tokens)
-    room = int(share * before["prefixes"].nbytes)
+    room = int(fraction * before["prefixes"].nbytes)
     found = generate(
         model, processor, "Is it old?", image, caches=caches, max_memory=fixed + room, **options
     )

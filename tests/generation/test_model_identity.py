@@ -30,13 +30,13 @@ def test_replaced_weights_make_another_model(model, identify):
 def test_a_new_array_in_the_place_of_an_old_one(model, identify):
     """Memory of arrays that are gone is used again, so their addresses tell nothing."""
     layer = model.decoder.layers[0].mlp.down
-    known = {identify(model)}
+    seen = {identify(model)}
     for count in range(2, 12):
         for _ in range(2):
             layer.weight = layer.weight * 0.9
             mx.eval(layer.weight)
-        known.add(identify(model))
-        assert len(known) == count
+        seen.add(identify(model))
+        assert len(seen) == count
 
 
 def test_adapters_that_count_less_make_another_model(model, identify):

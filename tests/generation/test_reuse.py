@@ -30,14 +30,14 @@ def images(golden_folder):
 @pytest.fixture(scope="module")
 def fresh(tiny):
     """Answer without any cache; each question once."""
-    known = {}
+    answers = {}
 
     def ask(prompt, images=None, **options):
         options = {"max_tokens": 8, "stop_token_ids": (), **options}
         key = repr((prompt, images, options))
-        if key not in known:
-            known[key] = jvlm_mlx.generate(*tiny, prompt, images, **options)
-        return known[key]
+        if key not in answers:
+            answers[key] = jvlm_mlx.generate(*tiny, prompt, images, **options)
+        return answers[key]
 
     return ask
 
@@ -155,12 +155,14 @@ def test_images_of_the_caller_may_change_after_the_call(tiny, fresh):
     image = Image.fromarray(pixels.copy())
     expected = fresh("array", noise(0)).token_ids
     for source in (pixels, image):
-        pieces = jvlm_mlx.stream_generate(*tiny, "array", source, max_tokens=8, stop_token_ids=())
+        responses = jvlm_mlx.stream_generate(
+            *tiny, "array", source, max_tokens=8, stop_token_ids=()
+        )
         if source is pixels:
             pixels[:] = 0
         else:
             image.paste(0, (0, 0, *image.size))
-        assert tuple(piece.token for piece in pieces) == expected
+        assert tuple(response.token for response in responses) == expected
 
 
 # --- prompts and features that have been seen
@@ -185,10 +187,10 @@ def test_a_second_question_prefills_only_what_is_new(tiny, images, fresh):
 
 def test_the_same_question_again(tiny, images, fresh):
     caches = GenerationCaches()
-    for known in (0, 164, 164):
+    for cached in (0, 164, 164):
         result = ask(tiny, QUESTION, images["shapes"], caches=caches)
         assert result.token_ids == fresh(QUESTION, images["shapes"]).token_ids
-        assert result.cached_tokens == known  # all but the last of 165
+        assert result.cached_tokens == cached  # all but the last of 165
 
 
 def test_a_cached_image_at_another_position_needs_no_tower(tiny, images, fresh):
@@ -236,7 +238,7 @@ def test_images_of_the_same_size_share_nothing(tiny, fresh, name, change):
         other.token_ids
         == jvlm_mlx.generate(*tiny, QUESTION, changed, max_tokens=8, stop_token_ids=()).token_ids
     )
-    # BOS and the words in front of the image, and nothing of the image
+    # BOS and the text in front of the image, and nothing of the image
     assert other.cached_tokens < 8
     assert other.image_tokens > 100
     assert caches.stats()["features"].entries == 2
@@ -317,7 +319,7 @@ def test_quantized_caches_reuse_and_store_full_precision(quantizable, images):
 
 
 def test_penalties_see_the_whole_prompt(tiny, images, fresh):
-    """Also the tokens that were reused: all letters, which then cannot be generated."""
+    """Also the tokens that were reused: all of the text, which then cannot be generated."""
     alphabet = string.ascii_letters + string.punctuation
     forbidden = set(tiny[1].tokenizer.encode(alphabet))
     assert forbidden & set(fresh(alphabet, images["dot"], max_tokens=30).token_ids)
@@ -368,13 +370,13 @@ def test_answers_that_were_closed_early_are_reused(tiny, images, fresh, after):
         if not after and event.stage == "prefill" and event.done >= 160:
             cancel.set()
 
-    pieces = jvlm_mlx.stream_generate(
+    responses = jvlm_mlx.stream_generate(
         *tiny, QUESTION, images["shapes"], caches=caches, cancel=cancel, progress=progress,
         prefill_step_size=20, max_tokens=50, stop_token_ids=(),
     )  # fmt: skip
     for _ in range(max(after, 1)):
-        next(pieces)
-    pieces.close()
+        next(responses)
+    responses.close()
     result = ask(tiny, QUESTION, images["shapes"], caches=caches)
     assert result.token_ids == fresh(QUESTION, images["shapes"]).token_ids
     assert result.cached_tokens >= 160
@@ -579,6 +581,6 @@ def test_prefixes_leave_in_order():
     cache.insert("model", PromptKey.of([4] * 100, []), states(100))
     stats = cache.stats()
     assert (stats.entries, stats.nbytes, stats.evictions) == (2, 2 * nbytes, 1)
-    # A longer prompt takes the place of its beginning.
+    # A longer prompt replaces its prefix.
     cache.insert("model", keys[1].extended([7]), entry)
     assert cache.stats().entries == 2

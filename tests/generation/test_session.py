@@ -24,16 +24,16 @@ def test_every_turn_is_what_a_fresh_run_says(tiny, images):
         ("And these?", [images["square"], images["dot"]]),
         ("Thanks", []),
     )
-    known = 0
+    cached = 0
     for text, new in turns:
-        answer, piece = say(session, text, new)
+        answer, response = say(session, text, new)
         messages.append(user(text, len(new)))
         shown += new
         expected = fresh(tiny, messages, shown)
-        assert (answer, piece.prompt_tokens) == (expected.text, expected.prompt_tokens)
-        assert piece.cached_tokens >= known
+        assert (answer, response.prompt_tokens) == (expected.text, expected.prompt_tokens)
+        assert response.cached_tokens >= cached
         # The next turn reads nothing of this prompt again.
-        known = piece.prompt_tokens
+        cached = response.prompt_tokens
         messages.append({"role": "assistant", "content": answer})
     assert [message["role"] for message in session.history] == ["user", "assistant"] * 4
     assert [image.layout.num_tiles for image in session.images] == [2, 2, 2]
@@ -59,11 +59,11 @@ def test_images_go_where_the_parts_say(tiny, images):
 def test_image_options_of_one_question_stay_with_its_images(tiny, images):
     session = ChatSession(*tiny, **OPTIONS)
     say(session, "What?", images["shapes"], max_crops=2)
-    _, piece = say(session, "And?", images["shapes"])
-    few, many = piece.tiles
+    _, response = say(session, "And?", images["shapes"])
+    few, many = response.tiles
     assert few <= 3 < many
-    _, piece = say(session, "And?", max_crops=1)
-    assert piece.tiles == (few, many)
+    _, response = say(session, "And?", max_crops=1)
+    assert response.tiles == (few, many)
 
 
 def test_answers_closed_early_are_stored_as_far_as_they_came(tiny, images):
@@ -88,12 +88,12 @@ def test_cancelling(tiny, images, stage):
         if event.stage == stage:
             cancel.set()
 
-    pieces = []
-    for piece in session.ask("What?", images["dot"], cancel=cancel, progress=progress):
-        pieces.append(piece)
-        if stage == "answer" and len(pieces) == 2:
+    responses = []
+    for response in session.ask("What?", images["dot"], cancel=cancel, progress=progress):
+        responses.append(response)
+        if stage == "answer" and len(responses) == 2:
             cancel.set()
-    assert pieces[-1].finish_reason == "cancelled"
+    assert responses[-1].finish_reason == "cancelled"
     assert len(session.history) == (2 if stage == "answer" else 0)
     answer, _ = say(session, "Hello") if stage != "answer" else (None, None)
     if answer is not None:
@@ -176,10 +176,10 @@ def test_sessions_without_room_for_caches(tiny, images):
     session = ChatSession(*tiny, caches=GenerationCaches(0), **OPTIONS)
     messages = []
     for text, new in (("What?", [images["dot"]]), ("And?", [])):
-        answer, piece = say(session, text, new)
+        answer, response = say(session, text, new)
         messages.append(user(text, len(new)))
         assert answer == fresh(tiny, messages, [images["dot"]]).text
-        assert piece.cached_tokens == 0
+        assert response.cached_tokens == 0
         messages.append({"role": "assistant", "content": answer})
 
 

@@ -56,10 +56,10 @@ def test_a_saved_session_resumes(tiny, saved):
     loaded = ChatSession.load(path, *tiny)
     assert [m["role"] for m in loaded.history] == [m["role"] for m in session.history]
     assert loaded.system == "Be brief."
-    answer, piece = say(session, "Go on")
-    again, loaded_piece = say(loaded, "Go on")
+    answer, response = say(session, "Go on")
+    again, loaded_response = say(loaded, "Go on")
     assert again == answer
-    assert loaded_piece.cached_tokens == piece.cached_tokens > piece.image_tokens
+    assert loaded_response.cached_tokens == response.cached_tokens > response.image_tokens
     assert loaded.caches.stats()["features"].misses == 0
     with pytest.raises(RequestError, match="max_tokens"):
         ChatSession.load(path, *tiny, max_tokens=0)
@@ -107,8 +107,8 @@ def test_evicted_prefixes_are_neither_saved_nor_needed(tiny, saved):
     session.save(path)
     assert path.stat().st_size < size
     loaded = ChatSession.load(path, *tiny)
-    answer, piece = say(loaded, "Go on")
-    assert piece.cached_tokens == 0
+    answer, response = say(loaded, "Go on")
+    assert response.cached_tokens == 0
     assert answer == say(session, "Go on")[0]
 
 
@@ -198,7 +198,7 @@ PATH = {"type": "image", "url": "file:///etc/hosts"}
 
 
 def field(*path, value):
-    """Return a change that sets what stands at a path of keys in the content."""
+    """Return a change that sets the value at a path of keys in the content."""
 
     def change(content, _):
         for key in path[:-1]:
@@ -252,7 +252,7 @@ def test_what_the_model_does_not_expect_is_refused(tiny, file, change, message):
 
 
 def test_nothing_of_a_file_reaches_other_conversations(tiny, file, images):
-    """The keys and values of a file are another image's: they are wrong for this one."""
+    """The KV cache of a file is another image's: it is wrong for this one."""
 
     def exchange(content, tensors):
         for name in tensors:

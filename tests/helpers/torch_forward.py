@@ -1,6 +1,6 @@
-"""The network once more, in PyTorch and from the original's tensors: what gradients must be.
+"""The network once more, in PyTorch and from tensors as released: what gradients must be.
 
-Written for the small checkpoint alone: whatever its config switch off is not here.
+Written for the small checkpoint alone: whatever its config switches off is not here.
 """
 
 import torch
@@ -11,7 +11,7 @@ def mean_loss(tensors, config, batch):
     """Mean cross entropy of a batch's labels.
 
     Args:
-        tensors: float64 tensors by the original's names.
+        tensors: float64 tensors by their names in the released layout.
         config: contents of config.json.
         batch: a `TrainingBatch`.
     """
@@ -20,10 +20,10 @@ def mean_loss(tensors, config, batch):
     total = 0.0
     for row, ids in enumerate(batch.input_ids):
         embeddings = network.embed(torch.tensor(ids))
-        places = torch.tensor(batch.image_input_idx[row]).long()
-        kept = places >= 0
+        positions = torch.tensor(batch.image_input_idx[row]).long()
+        kept = positions >= 0
         added = torch.zeros_like(embeddings)
-        added[places[kept]] = features[row][kept]
+        added[positions[kept]] = features[row][kept]
         logits = network.decode(embeddings + added)
         labels = torch.tensor(batch.labels[row]).long()
         labels[~torch.tensor(batch.loss_mask[row])] = -100
@@ -57,11 +57,11 @@ class _Network:
         x = torch.cat([states[place] for place in self.vision["vit_layers"]], dim=-1)
         name = f"{p}vl_connector."
         masks = torch.tensor(image_masks)
-        marks = self[f"{name}pad_embed"]
+        padding = self[f"{name}pad_embed"]
         x = (
             x
-            + marks[0] * (masks == 0)[..., None]
-            + marks[1] * ((masks != 0) & (masks < 1))[..., None]
+            + padding[0] * (masks == 0)[..., None]
+            + padding[1] * ((masks != 0) & (masks < 1))[..., None]
         )
         return self._connect(name, x)
 

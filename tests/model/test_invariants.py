@@ -44,7 +44,7 @@ def test_cached_and_chunked_prefill_equal_whole(tiny, named_case):
         assert cache[0].offset == length
 
 
-def test_batch_rows_equal_single_prompts(tiny, named_case):
+def test_prompts_of_a_batch_equal_single_prompts(tiny, named_case):
     model, processor = tiny
     case = named_case("batch")
     batch = case.inputs(processor)
@@ -197,7 +197,7 @@ def test_padding_on_the_right_is_refused(tiny):
         tiny[0](np.array([[1, 2, 3]]), attention_mask=np.array([[True, True, False]]))
 
 
-def test_padding_needs_a_cache_that_knows_it(tiny):
+def test_padding_needs_a_cache_that_has_it(tiny):
     model, _ = tiny
     mask = np.array([[False, True]])
     with pytest.raises(ValueError, match="make_cache"):

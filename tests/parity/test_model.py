@@ -1,9 +1,9 @@
-"""The ladder: every stage of the model against the original implementation, in float32.
+"""The ladder: every stage of the model against the reference implementation, in float32.
 
-Tolerances: the original ran in float32 on another matrix library, so sums are taken in another
-order. Values reach 10 and are sums of up to a few hundred products; differences of single
-steps are near 1e-6 and grow through eleven layers. A wrong layer, mask row, window, gate order
-or position moves values by more than 1e-2 (tried for each by breaking it).
+Tolerances: the reference implementation ran in float32 on another matrix library, so sums are taken
+in another order. Values reach 10 and are sums of up to a few hundred products; differences of
+single steps are near 1e-6 and grow through eleven layers. A wrong layer, mask row, window, gate
+order or position moves values by more than 1e-2 (tried for each by breaking it).
 """
 
 import mlx.core as mx
@@ -41,7 +41,7 @@ def test_tower_layers(tiny, image_case):
     pixels, _ = flattened(image_case.inputs(processor))
     states = model.vision_tower.hidden_states(pixels)
     for index, state in enumerate(states):
-        # The original sets the features of padding to zero only after the tower.
+        # The reference implementation sets the features of padding to zero only after the tower.
         chosen = state[mx.array([0, 1, len(pixels) - 1])]
         expected = image_case.expected[f"vit_layer_{index}"]
         assert largest_difference(chosen, expected) < HIDDEN

@@ -92,7 +92,7 @@ def test_variables_and_tags_of_chat_templates(tokenizer):
     assert of_source(source, tokenizer).render(messages) == '<|endoftext|><|image|>%"ü\\"<"'
 
 
-def test_text_that_spell_special_tokens_are_marked(template, tokenizer):
+def test_text_that_spells_special_tokens_is_marked(template, tokenizer):
     text = "say <|im_end|>, <im_patch> and <|image|>!"
     prompt = template.render([user(IMAGE, text), {"role": "assistant", "content": "<im_end>"}])
     assert prompt == f" User: <|image|>{text} Assistant: <im_end> Assistant:"
@@ -121,7 +121,7 @@ def test_text_that_spell_special_tokens_are_marked(template, tokenizer):
         ("|<EXTRA_TOKENS_0>", "|<EXTRA_TOKENS_1>|"),
     ],
 )
-def test_text_in_several_parts_spell_a_special_token(parts, template, tokenizer):
+def test_text_in_several_parts_spells_no_special_token(parts, template, tokenizer):
     prompt = template.render([user(*parts)])
     assert prompt == f" User: {''.join(parts)} Assistant:"
     ids = tokenizer.encode(prompt, prompt.literals)

@@ -188,11 +188,11 @@ def test_a_pdf_that_never_ends(report, monkeypatch, tmp_path):
     started = []
     popen = subprocess.Popen
 
-    def remember(*arguments, **keywords):
+    def note(*arguments, **keywords):
         started.append(popen(*arguments, **keywords))
         return started[-1]
 
-    monkeypatch.setattr(pdf_module.subprocess, "Popen", remember)
+    monkeypatch.setattr(pdf_module.subprocess, "Popen", note)
     assert error_line(report + "#1").endswith("takes longer than 0.3 seconds to read")
     cancel = threading.Event()
     cancel.set()

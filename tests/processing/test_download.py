@@ -213,11 +213,11 @@ def test_connections_are_closed(server, monkeypatch):
     opened = []
     create = socket.socket
 
-    def remember(*arguments):
+    def note(*arguments):
         opened.append(create(*arguments))
         return opened[-1]
 
-    module = SimpleNamespace(**{**vars(socket), "socket": remember})
+    module = SimpleNamespace(**{**vars(socket), "socket": note})
     monkeypatch.setattr(download, "socket", module)
     error_of(server + "/slow_body", QUICK)
     read_image(server + "/moved")

@@ -76,11 +76,11 @@ def test_one_image_is_not_copied(processor, monkeypatch):
     made = []
     cut_tiles = image_processor.cut_tiles
 
-    def remember(*arguments):
+    def note(*arguments):
         made.append(cut_tiles(*arguments))
         return made[0]
 
-    monkeypatch.setattr(image_processor, "cut_tiles", remember)
+    monkeypatch.setattr(image_processor, "cut_tiles", note)
     inputs = processor("<|image|>", [image("dot")])
     assert np.shares_memory(inputs.pixel_values, made[0])
 

@@ -54,7 +54,7 @@ def test_numbers_out_of_range(single):
 
 @pytest.fixture
 def different(folder, processor):
-    """Four rows in one batch: no image, one, two, and two turns."""
+    """Four examples in one batch: no image, one, two, and two turns."""
     examples = [
         text_example(),
         image_example("wide.png"),
@@ -106,16 +106,16 @@ def test_examples_of_a_batch_are_computed_as_in_generation(different, tiny):
         [user(image("a.png"), image("wide.png"), text("Which?"))],
     ]
     folder = data.sources[0].path.parent
-    for place, messages in enumerate(asked):
+    for index, messages in enumerate(asked):
         for message in messages:
             for part in message["content"]:
                 if isinstance(part, dict) and "path" in part:
                     part["path"] = str(folder / part["path"])
         alone = np.array(model(**processor.from_messages(messages)).astype(mx.float32))[0]
         # Sums over other shapes are rounded otherwise.
-        np.testing.assert_allclose(logits[place, : len(alone)], alone, atol=1e-3, rtol=1e-3)
-        assert batch.loss_mask[place, len(alone)]
-        assert not batch.loss_mask[place, len(alone) - 1]
+        np.testing.assert_allclose(logits[index, : len(alone)], alone, atol=1e-3, rtol=1e-3)
+        assert batch.loss_mask[index, len(alone)]
+        assert not batch.loss_mask[index, len(alone) - 1]
 
 
 def test_batch_without_images(folder, processor):

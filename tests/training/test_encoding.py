@@ -69,7 +69,7 @@ def located(messages, folder):
 
 @pytest.mark.parametrize("template", ["released", "chatml"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_what_stands_before_an_answer_is_what_generation_reads(
+def test_what_precedes_an_answer_is_what_generation_reads(
     name, template, folder, processor, chatml
 ):
     used = chatml if template == "chatml" else processor
@@ -120,7 +120,7 @@ def test_stop_token_of_the_template_is_learned_and_nothing_behind_it(folder, cha
     assert chatml.decode(batch.input_ids[0, behind]) == "\n\n\n"
 
 
-def test_text_in_front_of_the_stop_token_are_learned(folder, processor):
+def test_text_in_front_of_the_stop_token_is_learned(folder, processor):
     other = with_template(
         processor,
         "{% for m in messages %}{{ m.role }}: {{ m.content }} \n<|im_end|>;{% endfor %}"
@@ -132,7 +132,7 @@ def test_text_in_front_of_the_stop_token_are_learned(folder, processor):
     assert other.decode(learned) == " Fine. \n"
 
 
-def test_images_that_the_template_has_no_place_for_go_in_front(folder, processor):
+def test_images_without_a_placeholder_in_the_template_go_in_front(folder, processor):
     other = with_template(
         processor,
         "{% for m in messages %} {{ m.role }}: {% if m.content is string %}{{ m.content }}"
@@ -198,7 +198,7 @@ def test_template_that_drops_one_answer(folder, processor):
 
 def test_answer_that_merges_with_what_is_around_it(folder, processor):
     bare = with_template(processor, "{% for m in messages %}{{ m.content }}{% endfor %}")
-    # " Assistant" is one token; generation goes on behind the tokens of " Assi".
+    # " Assistant" is one token; generation continues behind the tokens of " Assi".
     first = [user("Say Assi"), assistant("stant")]
     batch = batch_of(folder, bare, example(*first))
     assert bare.decode(batch.labels[0][batch.loss_mask[0]]) == "stant"

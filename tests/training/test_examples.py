@@ -1,4 +1,4 @@
-"""What is read from files of rows, and what is said about bad ones."""
+"""What is read from files of examples, and what is said about bad ones."""
 
 import base64
 import json
@@ -279,7 +279,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_size_from_the_beginning_of_a_file(kind, folder, processor):
+def test_size_from_the_start_of_a_file(kind, folder, processor):
     path = folder / kind
     path.write_bytes(KINDS[kind])
     assert image_size(str(path)) == decoded_size(str(path)) == open_image(path).size
@@ -319,7 +319,7 @@ def test_progress(folder, processor):
     assert len(reported) > 5
 
 
-def test_digest_knows_what_changes_a_batch(folder, processor):
+def test_digest_depends_on_what_changes_a_batch(folder, processor):
     examples = [image_example(), text_example()]
     path = write_examples(folder / "examples.jsonl", examples)
     digest = prepare(path, processor).digest
@@ -372,8 +372,8 @@ BAD_MIXTURES = {
 @pytest.mark.parametrize("line", BAD_MIXTURES)
 def test_bad_mixture(line, tmp_path):
     texts = BAD_MIXTURES[line]
-    for words in [texts] if isinstance(texts, str) else texts:
-        (tmp_path / "mixture.json").write_text(words)
+    for content in [texts] if isinstance(texts, str) else texts:
+        (tmp_path / "mixture.json").write_text(content)
         with pytest.raises(DataError) as caught:
             read_sources(tmp_path / "mixture.json")
         assert line in str(caught.value)

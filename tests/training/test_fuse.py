@@ -35,7 +35,7 @@ def adapter(grouped, tmp_path_factory):
 
 @pytest.fixture
 def existing(grouped, tmp_path):
-    """A conversion that stands at the target already, alone in its folder."""
+    """A conversion that is at the target already, alone in its folder."""
     convert(grouped, tmp_path / "targets" / "out")
     return tmp_path / "targets" / "out"
 
@@ -87,7 +87,7 @@ def test_force_never_deletes_a_run(grouped, adapter, existing, subcommand):
         replace(subcommand, grouped, adapter, existing)
     assert "\n" not in str(caught.value)
     assert all_files(existing.parent) == before
-    # What is left of a run without any is nothing to go on from.
+    # What is left of a run without any is nothing to resume from.
     shutil.rmtree(step)
     (existing / RUN_FOLDER / "metrics.jsonl").write_text("{}\n")
     convert(grouped, existing, force=True)
@@ -152,7 +152,7 @@ def test_a_card_names_the_repository(grouped, adapter, tmp_path):
     metadata = metadata_load(folder / "README.md")
     assert metadata["base_model"] == "somebody/vlm-2b"
     assert metadata["license"] == "apache-2.0"
-    # As a path from where somebody stands, and through a link.
+    # As a path from the current folder, and through a link.
     (tmp_path / "link").symlink_to(snapshot)
     assert "`somebody/vlm-2b`" in trained_card(tmp_path / "link", "trained further")
 

@@ -220,12 +220,12 @@ def test_logits_in_chunks_give_the_same(make_trainer, batch, monkeypatch):
 def test_accumulation_equals_one_large_batch(make_trainer, batch, loader):
     trainer = make_trainer()
     # Examples with different numbers of targets: a mean of means would be another number.
-    rows = [cut(batch, slice(row, row + 1)) for row in range(3)]
-    assert len({row.num_targets for row in rows}) > 1
-    loss, gradients = gradients_of(trainer, joined(rows))
-    parts_loss, parts_gradients = gradients_of(trainer, *rows)
-    assert parts_loss == pytest.approx(loss, rel=1e-6)  # another order of the same sums
-    assert_close(parts_gradients, gradients, 1e-4)
+    examples = [cut(batch, slice(row, row + 1)) for row in range(3)]
+    assert len({row.num_targets for row in examples}) > 1
+    loss, gradients = gradients_of(trainer, joined(examples))
+    separate_loss, separate_gradients = gradients_of(trainer, *examples)
+    assert separate_loss == pytest.approx(loss, rel=1e-6)  # another order of the same sums
+    assert_close(separate_gradients, gradients, 1e-4)
 
 
 def cut(batch, rows):

@@ -1,4 +1,4 @@
-"""Learning rates by part, weight decay, clipping: what one step does to the weights."""
+"""Learning rates by module, weight decay, clipping: what one step does to the weights."""
 
 import mlx.core as mx
 import numpy as np

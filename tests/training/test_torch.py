@@ -1,4 +1,4 @@
-"""Loss and gradients equal those that PyTorch's autograd finds for the original's tensors.
+"""Loss and gradients equal those that PyTorch's autograd finds for tensors in the released layout.
 
 Runs where PyTorch is installed; nothing of the package needs it.
 """

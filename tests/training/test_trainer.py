@@ -248,7 +248,7 @@ def test_a_finished_run_is_lengthened(run, tmp_path):
         1, 2, 3,
     ]  # fmt: skip
     assert (output / "model.safetensors").read_bytes() != before
-    # At a constant rate it is the run that was longer from the beginning.
+    # At a constant rate it is the run that was longer from the start.
     run(tmp_path / "whole", iters=3)
     assert losses(output) == losses(tmp_path / "whole")
     assert (output / "model.safetensors").read_bytes() == (
