@@ -20,15 +20,12 @@ import argparse
 from dataclasses import asdict, dataclass
 
 from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.diagnostics.performance_model import connector, prefill, tower
+from jvlm_mlx.diagnostics.roofline import BFLOAT16
+from jvlm_mlx.generation.memory import kv_bytes
 from jvlm_mlx.processing.tiling import ImageLayout
 
 from .harness.models import released_model_config
-from .harness.operations import (
-    connector_operations,
-    kv_bytes_per_token,
-    prefill_operations,
-    tower_operations,
-)
 from .harness.photos import image_processor
 from .harness.report import json_line, markdown_table
 
@@ -72,13 +69,13 @@ def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
     for side, step in zip(config.tower.patch_grid, config.connector.pooling_size, strict=True):
         thumbnail *= -(-side // step)
     fed = thumbnail + layout.block[0] * layout.block[1]
-    tower = tiles * tower_operations(config)
+    tower_work = tiles * tower(config, 1, BFLOAT16).flops
     # Without pooling there is no connector but its projector, which is small beside the rest.
-    linear = prefill_operations(config, patches, attention=False)
-    linear_paper = prefill_operations(config, paper, attention=False)
-    full = prefill_operations(config, patches)
-    full_fed = prefill_operations(config, fed)
-    megabytes = kv_bytes_per_token(config) / 1e6
+    linear, linear_paper = (linear_operations(config, tokens) for tokens in (patches, paper))
+    full, full_fed = (prefill(config, tokens, BFLOAT16).flops for tokens in (patches, fed))
+    work_paper = tower_work + connector(config, paper, BFLOAT16).flops + linear_paper
+    work_fed = tower_work + connector(config, fed, BFLOAT16).flops + full_fed
+    token_megabytes = kv_bytes(config, 1, BFLOAT16.value_bytes) / 1e6
     return Efficiency(
         tiles=tiles,
         patches=patches,
@@ -87,11 +84,17 @@ def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
         fed_with_separators=layout.num_tokens,
         prefill_ratio=linear / linear_paper,
         fed_prefill_ratio=full / full_fed,
-        kv_megabytes=layout.num_tokens * megabytes,
-        unpooled_kv_megabytes=patches * megabytes,
-        total_ratio=(tower + linear) / (tower + connector_operations(config, paper) + linear_paper),
-        fed_total_ratio=(tower + full) / (tower + connector_operations(config, fed) + full_fed),
+        kv_megabytes=layout.num_tokens * token_megabytes,
+        unpooled_kv_megabytes=patches * token_megabytes,
+        total_ratio=(tower_work + linear) / work_paper,
+        fed_total_ratio=(tower_work + full) / work_fed,
     )
+
+
+def linear_operations(config: ModelConfig, tokens: int) -> float:
+    """Return the operations of a prefill without the part that grows with the square of tokens."""
+    stage = prefill(config, tokens, BFLOAT16)
+    return stage.flops - stage.flops_of("attention")
 
 
 def rows() -> list[Efficiency]:

@@ -18,11 +18,12 @@ from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.model import Model
 
 from .harness.copies import count_copies
 from .harness.counting import count_kernels
-from .harness.models import constant, random_model, released_model_config, weightless_model
+from .harness.models import constant, released_model_config, weightless_model
 from .harness.report import json_line, markdown_table
 from .random_checkpoint import small_config
 

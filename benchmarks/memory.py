@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx import Processor, stream_generate
+from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.generation.memory import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model
 from jvlm_mlx.progress import ProgressEvent
@@ -28,7 +29,6 @@ from .harness.machine import describe_machine
 from .harness.models import (
     add_checkpoint_arguments,
     loaded_checkpoint,
-    random_model,
     released_model_config,
 )
 from .harness.photos import TILES, photo_bytes

@@ -9,8 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from jvlm_mlx.diagnostics.sample_model import random_model
+
 from .harness.machine import describe_machine
-from .harness.models import random_model, released_model_config, weightless_model
+from .harness.models import released_model_config, weightless_model
 from .harness.photos import TILES, photo_inputs
 from .harness.report import json_line, markdown_table
 from .harness.timing import Timing, measure

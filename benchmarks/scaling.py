@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.model import Model
 
 from .harness.machine import describe_machine
-from .harness.models import random_model, released_model_config
+from .harness.models import released_model_config
 from .harness.report import json_line, line_chart, markdown_table
 from .harness.timing import Timing, measure
 

@@ -20,16 +20,13 @@ import mlx.core as mx
 from jvlm_mlx.checkpoint.loader import load
 from jvlm_mlx.config.dtypes import FLOAT_DTYPES
 from jvlm_mlx.config.model_config import ModelConfig
+from jvlm_mlx.diagnostics.performance_model import connector, decode_step, prefill, tower
+from jvlm_mlx.diagnostics.roofline import WeightFormat
+from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.model import Model
 
 from .harness.machine import Limits, describe_machine, measure_limits, median_limits
-from .harness.models import random_model, released_model_config
-from .harness.operations import (
-    connector_operations,
-    decode_bytes,
-    prefill_operations,
-    tower_operations,
-)
+from .harness.models import released_model_config
 from .harness.photos import TILES
 from .harness.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
 from .harness.report import bar_chart, json_line, markdown_table
@@ -103,17 +100,18 @@ def fractions(
         limits: measured in the same run.
         size: bytes of a weight.
     """
+    form = WeightFormat("", None, size)
     windows = int((pipeline.inputs.image_input_idx >= 0).sum())
-    tower = pipeline.tiles * tower_operations(config)
-    connector = connector_operations(config, windows)
+    tiles = pipeline.tiles * tower(config, 1, form).flops
+    pooled = connector(config, windows, form).flops
     work = {
-        "tower": tower,
-        "connector": connector,
-        TOWER_AND_CONNECTOR: tower + connector,
-        "prefill": prefill_operations(config, pipeline.length),
+        "tower": tiles,
+        "connector": pooled,
+        TOWER_AND_CONNECTOR: tiles + pooled,
+        "prefill": prefill(config, pipeline.length, form).flops,
     }
     found = {stage: work[stage] / times[stage].median / limits.matmul for stage in work}
-    streamed = decode_bytes(config, pipeline.length, size)
+    streamed = decode_step(config, pipeline.length, form).nbytes
     found["decode"] = streamed / times["decode"].median / limits.streaming
     return found
 

@@ -3,14 +3,12 @@
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_map
 
 from jvlm_mlx import Processor, convert, load
@@ -21,48 +19,17 @@ from jvlm_mlx.model import Model
 
 from ..random_checkpoint import released_config, write_random_checkpoint
 
-# A prime number of values, so that rows cut from the repeated block differ from each other.
-_BLOCK_VALUES = 8_388_593
-
 
 def released_model_config(layers: float = 1.0) -> ModelConfig:
     """Return the config of the release, or of the same model with a fraction of its layers."""
     return ModelConfig.read(ConfigReader(released_config(layers), "config.json"))
 
 
-def random_model(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Model:
-    """Return an evaluated model with made-up weights whose activations stay finite.
-
-    Args:
-        config: geometry.
-        dtype: of all weights.
-        seed: of the values. They are cut from one block of random numbers, since drawing
-            billions of them would take longer than the benchmark.
-    """
-    model = Model(config)
-    generator = np.random.default_rng(seed)
-    block = generator.standard_normal(_BLOCK_VALUES, dtype=np.float32)
-
-    def draw(array: mx.array) -> mx.array:
-        # Matrices keep the scale of what goes through them; vectors act as norms near 1.
-        deviation = array.shape[-1] ** -0.5 if array.ndim > 1 else 0.05
-        start = int(generator.integers(_BLOCK_VALUES))
-        values = np.resize(np.roll(block, start), array.shape) * np.float32(deviation)
-        if array.ndim == 1:
-            values += 1
-        drawn = mx.array(values).astype(dtype)
-        mx.eval(drawn)
-        return drawn
-
-    _replace(model, draw)
-    model.prepare()
-    return model
-
-
 def weightless_model(config: ModelConfig, dtype: mx.Dtype = mx.float32) -> Model:
     """Return a model whose weights are one number shown many times: for looking at graphs."""
     model = Model(config)
-    _replace(model, lambda array: constant(array.shape, dtype))
+    parameters: Any = tree_map(lambda array: constant(array.shape, dtype), model.parameters())
+    model.update(parameters)
     model.prepare()
     return model
 
@@ -72,11 +39,6 @@ def constant(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     array = mx.broadcast_to(mx.zeros((), dtype), shape)
     mx.eval(array)
     return array
-
-
-def _replace(model: nn.Module, make: Callable[[mx.array], mx.array]) -> None:
-    parameters: Any = tree_map(make, model.parameters())
-    model.update(parameters)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -125,10 +125,12 @@ def decoding_mask(mask: Mask, queries: tuple[int, int, int]) -> Mask:
 
 @partial(mx.compile, shapeless=True)
 def _gelu_tanh(x: mx.array) -> mx.array:
-    # (1 + tanh(u)) / 2 is sigmoid(2 u): one function call, and a chain that is short enough to
-    # be one kernel. In float32 whatever the input is, as in the reference implementation.
+    # (1 + tanh(u)) / 2 is sigmoid(2 u): one function call. In float32 whatever the input is, as in
+    # the reference implementation. Written as a sum of two products, the chain is short enough for
+    # MLX to make one kernel of it, casts included.
     y = x.astype(mx.float32)
-    inner = math.sqrt(8 / math.pi) * y * (1 + 0.044715 * (y * y))
+    factor = math.sqrt(8 / math.pi)
+    inner = factor * y + (factor * 0.044715 * y) * (y * y)
     return (y * mx.sigmoid(inner)).astype(x.dtype)
 
 

@@ -4,16 +4,17 @@ import dataclasses
 
 import pytest
 
-from benchmarks.efficiency import PAPER, rows
+from benchmarks.efficiency import PAPER, linear_operations, rows
 from benchmarks.harness.models import released_model_config
-from benchmarks.harness.operations import (
-    decode_bytes,
-    decoder_layer_weights,
-    kv_bytes_per_token,
-    prefill_operations,
-    tower_operations,
-)
 from benchmarks.harness.photos import TILES, photo_inputs
+from jvlm_mlx.diagnostics.performance_model import (
+    decode_step,
+    decoder_layer_weights,
+    prefill,
+    tower,
+)
+from jvlm_mlx.diagnostics.roofline import BFLOAT16, WeightFormat
+from jvlm_mlx.generation.memory import kv_bytes
 
 
 def test_the_papers_figures_for_13_tiles_follow():
@@ -41,17 +42,17 @@ def test_sizes_of_the_release():
     config = released_model_config()
     assert 28 * decoder_layer_weights(config) == pytest.approx(1.41e9, rel=0.01)
     # 2 x 28 layers x 8 heads x 128 values x 2 bytes.
-    assert kv_bytes_per_token(config) == 114_688
-    assert decode_bytes(config, 0, 4) == pytest.approx(6.88e9, rel=0.01)
+    assert kv_bytes(config, 1, 2) == 114_688
+    float32 = WeightFormat("float32", None, 4)
+    assert decode_step(config, 0, float32).nbytes == pytest.approx(6.88e9, rel=0.01)
     # The tower has 412 M weights, 25 of 27 layers are used, and attention comes on top.
-    assert tower_operations(config) == pytest.approx(617e9, rel=0.01)
+    assert tower(config, 1, BFLOAT16).flops == pytest.approx(617e9, rel=0.01)
 
 
 def test_prefill_grows_linearly_but_for_attention():
     config = released_model_config()
-    double = prefill_operations(config, 2000, attention=False)
-    assert double == 2 * prefill_operations(config, 1000, attention=False)
+    assert linear_operations(config, 2000) == 2 * linear_operations(config, 1000)
     one = dataclasses.replace(
         config, decoder=dataclasses.replace(config.decoder, num_hidden_layers=1)
     )
-    assert prefill_operations(config, 1000) == 28 * prefill_operations(one, 1000)
+    assert prefill(config, 1000, BFLOAT16).flops == 28 * prefill(one, 1000, BFLOAT16).flops

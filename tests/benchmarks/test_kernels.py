@@ -81,10 +81,11 @@ def attend(queries, keys=None, mask=None):
     return mx.fast.scaled_dot_product_attention(queries, keys, keys, scale=1.0, mask=mask)
 
 
-def test_gelu_is_one_kernel():
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+def test_gelu_is_one_kernel(dtype):
     from jvlm_mlx.model.ops import gelu_tanh
 
-    x = mx.zeros((2, 3))
+    x = mx.zeros((2, 3), dtype)
     mx.eval(x)
     assert count_kernels(lambda: gelu_tanh(x)).total() == 1
 

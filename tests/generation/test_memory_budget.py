@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.harness.models import random_model
 from jvlm_mlx import (
     ChatSession,
     GenerationCaches,
@@ -18,7 +17,7 @@ from jvlm_mlx import (
     generate,
     stream_generate,
 )
-from jvlm_mlx.diagnostics.equality import small_config
+from jvlm_mlx.diagnostics.sample_model import narrow_config, random_model
 from jvlm_mlx.generation.caches import LayerState
 from jvlm_mlx.generation.memory import (
     MAX_TILES,
@@ -212,7 +211,7 @@ def test_caches_make_room_and_what_they_hold_is_still_used(tiny, golden_folder, 
 
 
 def test_the_formula_of_tiles_covers_what_is_measured():
-    small = small_config()
+    small = narrow_config()
     block = dataclasses.replace(
         small.tower.block, mlp=dataclasses.replace(small.tower.block.mlp, intermediate_size=1152)
     )
@@ -257,7 +256,7 @@ def test_caches_shrink_as_a_whole(nbytes, prompts, features):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize(("step", "tokens"), [(64, 256), (128, 512), (512, 512)])
 def test_the_formula_of_the_prompt_covers_what_is_measured(dtype, step, tokens):
-    model = random_model(small_config(), dtype)
+    model = random_model(narrow_config(), dtype)
     embeddings = mx.random.normal((1, tokens, 256), key=mx.random.key(0)).astype(dtype)
     cache = model.make_cache()
     mx.eval(embeddings)
