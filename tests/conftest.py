@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 # No test may reach the network, and none depends on what a machine has cached.
@@ -109,3 +110,22 @@ def quantizable(tmp_path_factory):
             tensors[name] = (scale * random.standard_normal(shape)).astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
     return jvlm_mlx.load(folder)
+
+
+@pytest.fixture(scope="session")
+def display():
+    """The environment of a process that has a display."""
+    pytest.importorskip("tkinter")
+    server = shutil.which("Xvfb")
+    if server is None:
+        pytest.skip("needs Xvfb")
+    reader, writer = os.pipe()
+    command = [server, "-displayfd", str(writer), "-screen", "0", "900x700x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL) as process:
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            number = pipe.readline().strip()
+        if not number:
+            pytest.skip("Xvfb does not start")
+        yield {**os.environ, "DISPLAY": f":{number}", "PYTHONPATH": str(Path(__file__).parents[1])}
+        process.terminate()

@@ -29,6 +29,7 @@ class Subcommand:
 SUBCOMMANDS = {
     "generate": Subcommand("generate", "answer a question about images"),
     "chat": Subcommand("chat", "talk about images"),
+    "window": Subcommand("window", "ask about an image in a window"),
     "batch": Subcommand("batch", "answer a file of requests, or one question about many images"),
     "read": Subcommand("read", "transcribe pages to Markdown"),
     "evaluate": Subcommand("evaluate", "run the paper's benchmarks, score, compare runs"),
