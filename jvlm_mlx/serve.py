@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         import uvicorn
 
         from .checkpoint.loader import load
+        from .processing.image_formats import silence_libtiff
         from .serving.app import make_app
         from .serving.guard import Guard
         from .serving.image_policy import ImagePolicy
@@ -137,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model, **model_options(arguments), progress=progress, show_progress=False
         ),
     )
+    silence_libtiff()
     with _listen(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
         print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)

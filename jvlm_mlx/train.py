@@ -26,6 +26,7 @@ from .errors import DataError, JvlmError, RequestError, TrainingError
 from .files import local_path
 from .model import Model
 from .process_group import ProcessGroup
+from .processing.image_formats import silence_libtiff
 from .progress import Progress, no_progress
 from .training.checkpoints import (
     RUN_FOLDER,
@@ -282,6 +283,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and return the exit code."""
+    silence_libtiff()
     values = option_values(arguments)
     draws_chart = values.pop("chart", False)
     if draws_chart:

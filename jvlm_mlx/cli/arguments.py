@@ -14,6 +14,7 @@ from ..errors import RequestError
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
+from ..processing.image_formats import silence_libtiff
 from ..processing.processor import Processor
 from ..units import bytes_text, parse_bytes
 from .blas_hint import hint_at_slow_blas
@@ -237,6 +238,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         JvlmError: there is no such model, it is damaged, or a flag asks for what cannot be.
     """
     check_model_arguments(arguments)
+    silence_libtiff()
     if bars.shown:
         hint_at_slow_blas()
     model, processor = load(

@@ -3,6 +3,7 @@
 import ast
 import re
 import string
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,9 @@ def list_of(cell: Cell) -> list[str]:
     text = text_of(cell)
     if "[" in text:
         try:
-            items = ast.literal_eval(text.lstrip(" \t"))
+            with warnings.catch_warnings():  # about backslashes
+                warnings.simplefilter("ignore")
+                items = ast.literal_eval(text.lstrip(" \t"))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return [text]
         if isinstance(items, list):

@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
+from ..config.json_file import quoted
 from ..errors import DataError
 from . import totals
 from .benchmarks import Benchmark
@@ -121,13 +123,16 @@ _COLUMNS = {
     "ocrbench": ("category",),
     "mme": ("category", "image_path"),
     "multilingual": ("category",),
-    "endings": ("choices",),
+    "likelihood": ("choices",),
+    "normalized_likelihood": ("choices",),
 }
+"""By rule, or by how scores add up."""
 
 
 def needed_columns(benchmark: Benchmark) -> tuple[str, ...]:
     """Return the columns without which a benchmark cannot be scored."""
-    return ("index", "answer", *_COLUMNS.get(benchmark.totals, ()))
+    wanted = (_COLUMNS.get(name, ()) for name in (benchmark.scorer, benchmark.totals))
+    return tuple(dict.fromkeys(("index", "answer", *chain(*wanted))))
 
 
 def score(benchmark: Benchmark, row: Row, prediction: str) -> Scored:
@@ -195,6 +200,11 @@ def check_rows(
         raise DataError(
             f"{source}: no column {', '.join(missing)}; give the benchmark's own file with --data"
         )
+    for row in rows:  # of JSON Lines each has its own columns
+        absent = [name for name in needed_columns(benchmark) if name not in row]
+        if absent:
+            index = quoted(row.get("index"))
+            raise DataError(f"{source}: question {index} has no {' and no '.join(absent)}")
     problems = []
     if benchmark.circular and not allow_missing_rotations:
         problems = missing_rotations(rows)
@@ -210,7 +220,8 @@ def _number(row: Row) -> int:
     index = row["index"]
     try:
         return int(index)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
-            f"index {index!r}: rotations of options are given by whole numbers modulo {ROTATION:,}"
+            f"index {quoted(index)}: rotations of options are given by whole numbers modulo"
+            f" {ROTATION:,}"
         ) from None

@@ -1,9 +1,9 @@
 """Scores of text sets by lm-eval's rules: likelihoods of choices, and answers in generated text."""
 
-import json
 import re
 from collections.abc import Sequence
 
+from ..config.json_file import parse_json, quoted
 from ..errors import DataError
 from .cells import LETTERS, Row, list_of, text_of
 
@@ -22,16 +22,21 @@ def most_likely(row: Row, prediction: str, *, normalized: bool) -> int:
         normalized: whether each is divided by the characters of the choice (acc_norm).
 
     Raises:
-        DataError: there are not as many numbers as choices.
+        DataError: there are not as many numbers as choices, or more choices than letters.
     """
     choices = list_of(row["choices"])
+    if not 0 < len(choices) <= len(LETTERS):
+        raise DataError(
+            f"question {quoted(row['index'])} has {len(choices)} choices; 1 to {len(LETTERS)}"
+            " have letters"
+        )
     try:
-        logprobs = [float(number) for number in json.loads(prediction)]
-    except (ValueError, TypeError):
+        logprobs = [float(number) for number in parse_json(prediction)]
+    except (ValueError, TypeError, OverflowError):
         logprobs = []
     if len(logprobs) != len(choices):
         raise DataError(
-            f"question {row['index']}: the prediction must be a list of {len(choices)}"
+            f"question {quoted(row['index'])}: the prediction must be a list of {len(choices)}"
             f" log-likelihoods, found {prediction[:60]!r}"
         )
     lengths = [len(choice) if normalized else 1 for choice in choices]
@@ -66,5 +71,14 @@ def letter_in(text: str) -> str:
 
 
 def gold_place(row: Row) -> int:
-    """Return the place of the right choice among a row's choices."""
-    return LETTERS.index(text_of(row["answer"]))
+    """Return the place of the right choice among a row's choices.
+
+    Raises:
+        DataError: the answer is no letter.
+    """
+    answer = text_of(row["answer"])
+    if len(answer) != 1 or answer not in LETTERS:
+        raise DataError(
+            f"question {quoted(row['index'])}: the answer must be a letter, found {quoted(answer)}"
+        )
+    return LETTERS.index(answer)

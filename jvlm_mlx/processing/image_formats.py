@@ -6,13 +6,23 @@ its own thread alone. So the formats are tried one by one here, with classes tha
 """
 
 import contextlib
+import ctypes
 import io
 import struct
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import IO, Any
 
-from PIL import IcoImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import (
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    _imaging,
+)
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM", "ICO", "JPEG2000",
@@ -92,6 +102,19 @@ def _opener(name: str, prefix: bytes) -> tuple[_Function | None, _Function | Non
             return None, None
         return HeifImageFile, lambda prefix: prefix[4:8] == b"ftyp"
     return _CLASSES.get(name, factory), accepts
+
+
+@cache
+def silence_libtiff() -> None:
+    """Let Pillow's libtiff print nothing about damaged TIFF files; what is raised stays.
+
+    Its handler of messages is the process's own, so the command lines alone call this.
+    """
+    assert _imaging.__file__ is not None
+    with contextlib.suppress(OSError, AttributeError):  # built into Pillow, or without it
+        handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        handler(None)
 
 
 class _Silence:

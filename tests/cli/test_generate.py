@@ -14,9 +14,12 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jvlm_mlx.cli.main import SUBCOMMANDS, main
+from tests.helpers.image_files import encode
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,17 @@ def test_answer_is_all_of_stdout(tiny_folder, image):
         "--max-tokens", 9, "--no-stream",
     )  # fmt: skip
     assert unstreamed == (0, out, "")
+
+
+def test_a_damaged_tiff_is_one_line(tiny_folder, tmp_path):
+    """Pillow's libtiff has words of its own for it, and prints them itself."""
+    file = tmp_path / "scan.tiff"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    data = encode(Image.fromarray(noise), "TIFF", compression="tiff_lzw")
+    file.write_bytes(data[:20] + b"\xff" * 500 + data[520:])
+    code, out, err = run("--model", tiny_folder, "-i", file, "-p", "What is this?")
+    assert (code, out) == (1, "")
+    assert err == f"error: '{file}' cannot be decoded: decoder error -2\n"
 
 
 def test_json_has_everything(tiny_folder, image, named_case):

@@ -1,6 +1,7 @@
 """Predictions from files: read as pandas reads them, scored like the published scorers."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -203,6 +204,11 @@ def test_answers_may_be_list_literals(cell, items):
         ("p.jsonl", '{"index": 1}\n{', "line 2: not JSON"),
         ("p.jsonl", "[1]", "line 1: not an object"),
         ("p.xlsx", "no zip", "no Excel file that can be read"),
+        (
+            "p.jsonl",
+            '{"index": 1, "prediction": "A", "answer": "A"}\n{"index": "b", "prediction": "A"}',
+            "question 'b' has no answer",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_named(name, content, message, tmp_path):
@@ -216,9 +222,35 @@ def test_what_cannot_be_scored_is_named(name, content, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"choices": []}, "question 7 has 0 choices; 1 to 26"),
+        ({"choices": ["x"] * 27, "prediction": str([-1.0] * 27)}, "question 7 has 27 choices"),
+        ({"prediction": "[" * 2000}, "question 7: the prediction must be a list of 2 log"),
+        ({"prediction": f"[{10**400}, 1]"}, "question 7: the prediction must be a list of 2 log"),
+        ({"answer": "AB"}, "question 7: the answer must be a letter, found 'AB'"),
+        ({"answer": ""}, "question 7: the answer must be a letter, found ''"),
+    ],
+)
+def test_text_sets_that_cannot_be_scored_are_named(changed, message, tmp_path):
+    row = {"index": 7, "choices": ["x", "y"], "answer": "A", "prediction": "[-1.0, -2.0]"}
+    write_jsonl(tmp_path / "p.jsonl", [row | changed])
+    with pytest.raises(DataError, match=re.escape(message)):
+        score_predictions("MMLU", tmp_path / "p.jsonl", tmp_path / "out")
+
+
 def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     with pytest.raises(RequestError, match="did you mean DocVQA_VAL"):
         score_predictions("DocVQA", tmp_path / "p.tsv", tmp_path / "out")
+
+
+@pytest.mark.parametrize("index", ["x", float("inf"), [1]])
+def test_rotations_need_whole_numbers(index, tmp_path):
+    rows = [{"index": index, "prediction": "A", "answer": "A", "A": "red"}]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    with pytest.raises(DataError, match=r"rotations of options are given by whole numbers"):
+        score_predictions("MMBench_DEV_EN_V11", tmp_path / "p.jsonl", tmp_path / "out")
 
 
 def test_missing_rotations_and_questions_are_named(tmp_path):

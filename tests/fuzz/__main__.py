@@ -5,11 +5,13 @@
     python -m tests.fuzz --kinds session --seed 1234 --inputs 1     # one finding again
 
 Prints counts by kind, then every finding with what reproduces it. The exit code is 1 if there are
-any: an exception that is no JvlmError, an abort, a hang, or memory that grows.
+any: an exception that is no JvlmError, text on standard error, an abort, a hang, or memory that
+grows.
 """
 
 import argparse
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -24,9 +26,14 @@ from tests.fuzz.targets import Targets
 
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 10
+"""Of processor time, so that a busy machine makes no hangs."""
+STUCK_SECONDS = 60
+"""Of the clock."""
+START_SECONDS = 300
 GROWTH_BYTES = 200 * 2**20
-CHUNK = 100
+CHUNK = 250
 """Inputs of one worker process; memory that grows within it is a finding."""
+_STUCK = object()
 
 
 @dataclass
@@ -34,9 +41,14 @@ class Kind:
     """What became of the inputs of one kind."""
 
     counts: Counter = field(default_factory=Counter)
+    """By outcome: used, refused, exception, abort, hang, growth."""
     slowest: float = 0.0
     growth: int = 0
     findings: list = field(default_factory=list)
+
+    def add(self, outcome, kind, seed, what):
+        self.counts[outcome] += 1
+        self.findings.append((kind, seed, what))
 
 
 def run_worker(kind, first, count, found):
@@ -55,13 +67,10 @@ def run_worker(kind, first, count, found):
     threading.Thread(target=read, daemon=True).start()
     current, tried, memory = None, 0, []
     while True:
-        # The first line comes when everything is imported and loaded.
-        wait = 120 if current is None and not tried else HANG_SECONDS
-        try:
-            line = lines.get(timeout=wait)
-        except queue.Empty:
+        line = _next_line(lines, process, current is None)
+        if line is _STUCK:
             process.kill()
-            found.findings.append((kind, current, f"hang of more than {wait} s"))
+            found.add("hang", kind, current, f"a hang of more than {HANG_SECONDS} s")
             return tried + 1
         if line is None:
             break
@@ -70,14 +79,15 @@ def run_worker(kind, first, count, found):
             current = entry["begin"]
             continue
         tried, current = tried + 1, None
-        found.counts[entry["outcome"]] += 1
         found.slowest = max(found.slowest, entry["seconds"])
         memory.append(entry["memory"])
         if entry["finding"]:
-            found.findings.append((kind, entry["seed"], entry["finding"]))
+            found.add("exception", kind, entry["seed"], entry["finding"])
+        else:
+            found.counts[entry["outcome"]] += 1
     code = process.wait()
     if current is not None or code:
-        found.findings.append((kind, current, f"the process ended with code {code}"))
+        found.add("abort", kind, current, f"the process ended with code {code}")
         tried += current is not None
     # The first inputs fill caches and pools.
     settled = memory[len(memory) // 2 :]
@@ -85,8 +95,30 @@ def run_worker(kind, first, count, found):
         growth = settled[-1] - settled[0]
         found.growth = max(found.growth, growth)
         if growth > GROWTH_BYTES:
-            found.findings.append((kind, first, f"memory grew by {growth / 2**20:.0f} MB"))
+            found.add("growth", kind, first, f"memory grew by {growth / 2**20:.0f} MB")
     return max(tried, 1)
+
+
+def _next_line(lines, process, is_between):
+    """Return the worker's next line, None at its end, or `_STUCK`."""
+    # Between two inputs everything is imported and loaded, at the start.
+    seconds = START_SECONDS if is_between else STUCK_SECONDS
+    start, processor_start = time.monotonic(), _processor_seconds(process)
+    while True:
+        try:
+            return lines.get(timeout=1)
+        except queue.Empty:
+            used = _processor_seconds(process) - processor_start
+            if time.monotonic() - start > seconds or (not is_between and used > HANG_SECONDS):
+                return _STUCK
+
+
+def _processor_seconds(process):
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    except OSError:  # no Linux, or at its end
+        return 0.0
 
 
 def main():
@@ -100,23 +132,29 @@ def main():
     kinds = {name: Kind() for name in arguments.kinds}
     end = None if arguments.minutes is None else time.monotonic() + arguments.minutes * 60
     seed, left = arguments.seed, arguments.inputs
-    while (time.monotonic() < end) if end is not None else left > 0:
-        count = CHUNK if end is not None else min(CHUNK, left)
-        for name, found in kinds.items():
-            tried = 0
-            while tried < count:
-                tried += run_worker(name, seed + tried, count - tried, found)
-        seed, left = seed + count, left - count
+    try:
+        while (time.monotonic() < end) if end is not None else left > 0:
+            count = CHUNK if end is not None else min(CHUNK, left)
+            for name, found in kinds.items():
+                tried = 0
+                while tried < count:
+                    tried += run_worker(name, seed + tried, count - tried, found)
+                print(f"{name}: {sum(found.counts.values())}", file=sys.stderr)
+            seed, left = seed + count, left - count
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    columns = ("used", "refused", "exception", "abort", "hang")
     rows = [
-        (name, sum(one.counts.values()), one.counts["used"], one.counts["refused"],
-         len(one.findings), f"{one.slowest:.1f}", f"{one.growth / 2**20:.0f}")
-        for name, one in kinds.items()
+        (name, *(found.counts[column] for column in columns),
+         f"{found.slowest:.1f}", f"{found.growth / 2**20:.0f}")
+        for name, found in kinds.items()
     ]  # fmt: skip
-    print(table(("kind", "inputs", "used", "refused", "findings", "slowest s", "growth MB"), rows))
+    rows.append(("all", *(sum(row[n] for row in rows) for n in range(1, 6)), "", ""))
+    print(table(("kind", *columns, "slowest s", "growth MB"), rows))
     findings = [one for kind in kinds.values() for one in kind.findings]
     for kind, place, what in findings:
         print(f"\n{what.rstrip()}\n  python -m tests.fuzz --kinds {kind} --seed {place} --inputs 1")
-    total = sum(row[1] for row in rows)
+    total = sum(rows[-1][1:6])
     print(f"\n{total} inputs, {len(findings)} findings")
     return 1 if findings else 0
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.fuzz.targets import Targets
 
-INPUTS = {"image": 150, "data_uri": 60, "array": 60, "text": 60, "options": 40, "messages": 40,
-          "session": 40, "url": 40, "chat_request": 40}  # fmt: skip
+INPUTS = {"image": 150, "document": 60, "data_uri": 60, "array": 60, "text": 60, "options": 40,
+          "messages": 40, "session": 40, "url": 40, "chat_request": 40}  # fmt: skip
 FEW = 12
 """Of kinds that load a checkpoint each time."""
 

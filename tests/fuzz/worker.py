@@ -24,13 +24,15 @@ def main(kind, first, count):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("error")
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the whole process
-    for descriptor in (1, 2):  # what libraries in C print, too
-        os.dup2(sys.stdout.fileno(), descriptor)
-    from tests.fuzz.targets import Targets
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "printed").open("w+") as printed:
+        sys.stdout = sys.stderr = printed
+        for descriptor in (1, 2):  # what libraries in C print, too
+            os.dup2(printed.fileno(), descriptor)
+        from jvlm_mlx.processing.image_formats import silence_libtiff
+        from tests.fuzz.targets import Targets
 
-    logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
+        silence_libtiff()
+        logging.disable(logging.CRITICAL)
         targets = Targets(Path(folder))
         for seed in range(first, first + count):
             out.write(json.dumps({"begin": seed}) + "\n")
@@ -39,6 +41,7 @@ def main(kind, first, count):
                 outcome, finding = targets.run(kind, seed), None
             except Exception:
                 outcome, finding = "finding", traceback.format_exc(limit=-6)
+            finding = finding or _printed(printed)
             out.write(
                 json.dumps(
                     {"seed": seed, "outcome": outcome, "finding": finding,
@@ -47,6 +50,13 @@ def main(kind, first, count):
                 + "\n"
             )  # fmt: skip
         targets.close()
+
+
+def _printed(file):
+    """Return what has been printed since the last time, past all that has a place for it."""
+    file.flush()
+    text = file.read(2000)
+    return f"printed: {text}" if text else None
 
 
 def _resident():
