@@ -11,7 +11,6 @@ shared machine is not equally fast all the time.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from .harness.models import released_model_config
 from .harness.photos import TILES
 from .harness.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
 from .harness.report import bar_chart, json_line, markdown_table
-from .harness.timing import Timing
+from .harness.timing import Timing, timed
 
 OWN, PEER = "jvlm-mlx", "mlx-vlm"
 FIRST_TOKEN = "first token"
@@ -62,13 +61,8 @@ def run_stages(
             taken: dict[str, list[float]] = {}
             for stage, work in pipeline.stages().items():
                 for _ in range(decode_steps if stage == "decode" else 1):
-                    before = mx.get_active_memory()
-                    mx.reset_peak_memory()
-                    start = time.perf_counter()
-                    mx.eval(work())
-                    mx.synchronize()
-                    taken.setdefault(stage, []).append(time.perf_counter() - start)
-                    peak = mx.get_peak_memory() - before
+                    seconds_taken, peak = timed(work)
+                    taken.setdefault(stage, []).append(seconds_taken)
                     peaks[name][stage] = max(peaks[name].get(stage, 0), peak)
             mx.clear_cache()
             if turn < warmup:

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .cli.arguments import (
-    add_cache_argument,
+    add_batch_arguments,
     add_generation_arguments,
-    add_model_arguments,
     caches,
     generation_options,
     load_model,
@@ -32,7 +31,7 @@ from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
-from .generation.batching import DEFAULT_BATCH_SIZE, batch_generate
+from .generation.batching import batch_generate
 from .generation.requests import BatchRequest, BatchResponse
 from .model import Model
 from .process_group import ProcessGroup
@@ -65,20 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " OUT.csv.jsonl and OUT.md.jsonl, which are resumed from",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="REQUESTS",
-        help="answers made at the same time; more need more memory",
-    )  # fmt: skip
-    parser.add_argument(
         "--image-folder", type=Path, metavar="DIR",
         help="where relative paths of images start; else the folder of FILE.jsonl, or the current"
         " one if the requests come through a pipe or are --images",
     )  # fmt: skip
-    parser.add_argument(
-        "--retry-errors", action="store_true", help="run requests again that ended with an error"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    add_cache_argument(parser)
-    add_model_arguments(parser)
+    add_batch_arguments(parser, "requests")
     add_generation_arguments(parser)
 
 

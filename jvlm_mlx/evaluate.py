@@ -13,13 +13,7 @@ from functools import cache as cache_result
 from pathlib import Path
 from typing import Any
 
-from .cli.arguments import (
-    add_cache_argument,
-    add_model_arguments,
-    caches,
-    load_model,
-    size,
-)
+from .cli.arguments import add_batch_arguments, caches, load_model, size
 from .cli.batch_requests import FileRequest
 from .cli.batch_responses import ResponseFile
 from .cli.comparison_report import as_text, write_comparison
@@ -253,20 +247,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing-rotations", action="store_true", help="count missing rotations as right"
     )
-    parser.add_argument("--retry-errors", action="store_true", help="ask again what failed")
     parser.add_argument("--json", action="store_true", help="print scores.json")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument(
-        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
-        help="answers made at the same time",
-    )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer")
     parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
     parser.add_argument("--max-memory", type=size, metavar="SIZE", help="such as 8GB")
-    add_cache_argument(parser)
-    add_model_arguments(parser)
-    parser.set_defaults(cache_size=CACHE_SIZE)
-    parser.set_defaults(work=_evaluate)
+    add_batch_arguments(parser, "questions")
+    parser.set_defaults(cache_size=CACHE_SIZE, work=_evaluate)
     subcommands = parser.add_subparsers(metavar="{compare,write-demo}")
     _add_compare(subcommands.add_parser("compare", help="set runs side by side"))
     _add_write_demo(subcommands.add_parser("write-demo", help="draw a benchmark of the demo"))

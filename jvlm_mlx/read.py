@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .batch import answer_requests, response_config
-from .cli.arguments import add_cache_argument, add_generation_arguments, add_model_arguments
+from .cli.arguments import add_batch_arguments, add_generation_arguments
 from .cli.batch_requests import STANDARD_STREAM, image_requests
 from .cli.main import EXIT_INTERRUPTED
 from .config.json_file import quoted, read_json
 from .errors import RequestError
 from .files import local_path
-from .generation.batching import DEFAULT_BATCH_SIZE
 from .generation.json_grammar import JsonGrammars
 from .model import Model
 from .process_group import ProcessGroup
@@ -55,16 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make one JSON object of each page, which satisfies this JSON Schema; the output is"
         " one line a page with page and content. Needs the extra structured",
     )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="PAGES",
-        help="pages transcribed at the same time; more need more memory",
-    )  # fmt: skip
-    parser.add_argument(
-        "--retry-errors", action="store_true", help="read pages again that ended with an error"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    add_cache_argument(parser)
-    add_model_arguments(parser)
+    add_batch_arguments(parser, "pages")
     add_generation_arguments(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
 

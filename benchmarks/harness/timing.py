@@ -46,6 +46,16 @@ def readable_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def timed(work: Callable[[], Any]) -> tuple[float, int]:
+    """Return seconds and peak memory of some work; arrays that it returns are evaluated."""
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    mx.eval(work())
+    mx.synchronize()
+    return time.perf_counter() - start, mx.get_peak_memory() - before
+
+
 def measure(
     candidates: Mapping[str, Callable[[], Any]], *, warmup: int = 1, repeats: int = 3
 ) -> dict[str, Timing]:
@@ -60,12 +70,8 @@ def measure(
     peaks = dict.fromkeys(candidates, 0)
     for turn in range(warmup + repeats):
         for name, work in candidates.items():
-            before = mx.get_active_memory()
-            mx.reset_peak_memory()
-            start = time.perf_counter()
-            mx.eval(work())
-            mx.synchronize()
+            taken, peak = timed(work)
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-                peaks[name] = max(peaks[name], mx.get_peak_memory() - before)
+                seconds[name].append(taken)
+                peaks[name] = max(peaks[name], peak)
     return {name: Timing(tuple(seconds[name]), peaks[name]) for name in candidates}

@@ -11,6 +11,7 @@ from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..config.dtypes import FLOAT_DTYPES
 from ..conversion.recipes import MODES, RECIPES
 from ..errors import RequestError
+from ..generation.batching import DEFAULT_BATCH_SIZE
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
 from ..model import Model
@@ -166,6 +167,20 @@ def add_cache_argument(parser: argparse.ArgumentParser) -> None:
         "--cache-size", type=size, default=bytes_text(DEFAULT_MAX_BYTES), metavar="SIZE",
         help="memory for images and prompts that were seen before, like 2GB; 0 for none",
     )  # fmt: skip
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser, unit: str) -> None:
+    """Add the flags of subcommands that answer many of a unit, such as pages, and of the model."""
+    parser.add_argument(
+        "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar=unit.upper(),
+        help=f"{unit} answered at the same time; more need more memory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retry-errors", action="store_true", help=f"answer {unit} again that ended with an error"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_cache_argument(parser)
+    add_model_arguments(parser)
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from ..checkpoint.names import MODULES
 from ..conversion.converter import Conversion
 from ..conversion.inspection import CACHE_TOKENS, Inspection
 from ..conversion.verification import Verification
@@ -17,15 +16,13 @@ def conversion_text(conversion: Conversion) -> str:
     """Return what a conversion did, or would do, for the terminal."""
     plan = conversion.plan
     rows = []
-    for module in MODULES:
-        if module in plan.values:
-            values, size = plan.values[module], plan.output_bytes[module]
-            error = conversion.weight_error.get(module)
-            rows.append((
-                module, count_text(values), bytes_text(plan.source_bytes.get(module, 0)),
-                bytes_text(size), f"{size * 8 / values:.2f}",
-                "" if error is None else f"{100 * error:.2g} %",
-            ))  # fmt: skip
+    for module, values, size in plan.modules():
+        error = conversion.weight_error.get(module)
+        rows.append((
+            module, count_text(values), bytes_text(plan.source_bytes.get(module, 0)),
+            bytes_text(size), f"{size * 8 / values:.2f}",
+            "" if error is None else f"{100 * error:.2g} %",
+        ))  # fmt: skip
     rows.append((
         "all", count_text(sum(plan.values.values())), bytes_text(sum(plan.source_bytes.values())),
         bytes_text(sum(plan.output_bytes.values())), f"{plan.bits_per_weight:.2f}", "",

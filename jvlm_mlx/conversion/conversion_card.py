@@ -5,7 +5,6 @@ from typing import Any
 
 from ..checkpoint.hub import is_repository
 from ..checkpoint.model_card import markdown_table, model_card
-from ..checkpoint.names import MODULES
 from ..checkpoint.saving import Record
 from ..units import bytes_text, count_text
 from .plan import Plan
@@ -84,14 +83,12 @@ def _padding(plan: Plan) -> str:
 
 def _modules(plan: Plan, record: Record) -> str:
     rows = []
-    for module in MODULES:
-        if module in plan.values:
-            values, size = plan.values[module], plan.output_bytes[module]
-            error = record.weight_error.get(module)
-            rows.append((
-                module, count_text(values), f"{size * 8 / values:.2f}", bytes_text(size),
-                "0" if error is None else f"{100 * error:.2g} %",
-            ))  # fmt: skip
+    for module, values, size in plan.modules():
+        error = record.weight_error.get(module)
+        rows.append((
+            module, count_text(values), f"{size * 8 / values:.2f}", bytes_text(size),
+            "0" if error is None else f"{100 * error:.2g} %",
+        ))  # fmt: skip
     return markdown_table(("module", "weights", "bits per weight", "size", "error"), rows)
 
 

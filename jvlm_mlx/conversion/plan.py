@@ -6,11 +6,12 @@ places in the files.
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from ..checkpoint.names import OWN, module_of
+from ..checkpoint.names import MODULES, OWN, module_of
 from ..checkpoint.quantization import Quantization, can_pad, padded_size, resized_shape
 from ..checkpoint.structure import is_decoder_bias
 from ..checkpoint.weights import Checkpoint
@@ -101,6 +102,12 @@ class Plan:
             size = sum(output.nbytes for output in parameter.outputs)
             sizes[module] = sizes.get(module, 0) + size
         return sizes
+
+    def modules(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each module, its numbers, and its bytes in the output."""
+        for module in MODULES:
+            if module in self.values:
+                yield module, self.values[module], self.output_bytes[module]
 
     @cached_property
     def values(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 refused by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,6 @@ class ChatRequest:
         Raises:
             ApiError: names the parameter and says what is expected.
         """
-        if not isinstance(body, dict):
-            raise invalid("the body must be a JSON object")
         reader = Reader(body)
         messages = reader.read("messages", _messages)
         if messages is None:
@@ -100,8 +98,10 @@ class ChatRequest:
 class Reader:
     """Reads parameters by name; null is as good as missing. Tracks keys that were never read."""
 
-    def __init__(self, body: dict[str, Any]) -> None:
-        self._body = body
+    def __init__(self, body: Any, without: Sequence[str] = ()) -> None:
+        if not isinstance(body, dict):
+            raise invalid("the body must be a JSON object")
+        self._body = {name: value for name, value in body.items() if name not in without}
         self._read: set[str] = set()
 
     def read(self, name: str, check: Callable[[Any, str], Any]) -> Any:

@@ -51,11 +51,8 @@ class TextRequest:
         Raises:
             ApiError: names the parameter and says what is expected.
         """
-        if not isinstance(body, dict):
-            raise invalid("the body must be a JSON object")
         # Read here, since nothing may be generated where the prompt is echoed.
-        read_here = ("n", "max_tokens")
-        reader = Reader({name: value for name, value in body.items() if name not in read_here})
+        reader = Reader(body, without=("n", "max_tokens"))
         if body.get("n") not in (None, 1):
             raise invalid(f"n is {quoted(body['n'])}; only 1 is supported here", "n")
         if reader.read("stream", boolean):
