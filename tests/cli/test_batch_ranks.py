@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jvlm_mlx.cli.main import main
+from tests.helpers.batch_files import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,10 +29,6 @@ def arguments(golden_folder, files, tokens):
         str(files[0]), "-o", str(files[1]), "--model", str(golden_folder / "tiny"),
         "--max-tokens", str(tokens), "--batch-size", "2",
     ]  # fmt: skip
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def outcomes(path):
