@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         from .checkpoint.loader import load
         from .processing.image_formats import silence_libtiff
         from .serving.app import make_app
+        from .serving.connection import server_config
         from .serving.guard import Guard
         from .serving.image_policy import ImagePolicy
         from .serving.service import Service, ServiceOptions
@@ -143,14 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
         service.start()
-        config = uvicorn.Config(
-            make_app(service, guard),
-            log_level="warning" if arguments.quiet else "info",
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            # Nothing of a request is logged but its line; prompts are not in it.
-            access_log=not arguments.quiet,
-            server_header=False,
-            lifespan="off",
+        config = server_config(
+            make_app(service, guard), quiet=arguments.quiet, grace_seconds=GRACE_SECONDS
         )
         uvicorn.Server(config).run(sockets=[listener])
     if service.scheduler is not None:

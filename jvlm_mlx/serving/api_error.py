@@ -27,10 +27,10 @@ class ApiError(JvlmError):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_encodable(message))
         self.status = status
         self.kind = kind
-        self.param = param
+        self.param = None if param is None else _encodable(param)
         self.code = code
         self.retry_after = retry_after
 
@@ -101,3 +101,8 @@ def failed() -> ApiError:
     return ApiError(
         500, "the server failed to answer this request", kind="server_error", code="internal_error"
     )
+
+
+def _encodable(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

@@ -17,6 +17,8 @@ DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": keep-alive\n\n"
 """A comment, which clients pass over; only after the first chunk, since one of them did not."""
 
+_MIN_LOGPROB = -9999.0
+"""The API's number for a token that cannot come; JSON has none for minus infinity."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "length"}
 """The API's finish reason for each of ours; one cut for repetition is unfinished."""
 
@@ -37,13 +39,18 @@ class TokenLogprob:
         """Return it as the API has it."""
         return {
             "token": self.token,
-            "logprob": self.logprob,
+            "logprob": finite(self.logprob),
             "bytes": list(self.data),
             "top_logprobs": [
-                {"token": text, "logprob": logprob, "bytes": list(data)}
+                {"token": text, "logprob": finite(logprob), "bytes": list(data)}
                 for text, data, logprob in self.alternatives
             ],
         }
+
+
+def finite(logprob: float) -> float:
+    """Return a log probability as JSON can hold it."""
+    return max(logprob, _MIN_LOGPROB)
 
 
 def finish_reason(reason: str | None) -> str | None:

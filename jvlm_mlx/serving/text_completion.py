@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.json_file import quoted
+from ..errors import JvlmError
 from ..generation import device
 from ..generation.response import GenerationResponse
 from ..generation.sampling import top_logprobs
@@ -23,7 +24,7 @@ from ..model import Model
 from ..processing.processor import Processor
 from .api_error import invalid
 from .chat_request import MAX_TOP_LOGPROBS, Reader, boolean, generation_options, integer
-from .chat_response import finish_reason, usage
+from .chat_response import finish_reason, finite, usage
 
 MAX_PROMPTS = 64
 _DEFAULT_TOKENS = 16
@@ -80,10 +81,13 @@ def token_ids(processor: Processor, prompt: str | Sequence[int], vocab_size: int
     """Return the tokens of a prompt, without the BOS that goes in front.
 
     Raises:
-        ApiError: a token id is out of range.
+        ApiError: a token id is out of range, or a text has something that is no character.
     """
     if isinstance(prompt, str):
-        return processor.tokenizer.encode(prompt, special_tokens=())
+        try:
+            return processor.tokenizer.encode(prompt, special_tokens=())
+        except JvlmError as error:
+            raise invalid(str(error), "prompt") from None
     wrong = [token for token in prompt if not 0 <= token < vocab_size]
     if wrong:
         raise invalid(f"prompt has token {wrong[0]}; expected 0 to {vocab_size - 1}", "prompt")
@@ -170,8 +174,10 @@ def _logprobs(tokens: Sequence[tuple[str, float, dict[str, float]]]) -> dict[str
         place += len(text)
     return {
         "tokens": [text for text, _, _ in tokens],
-        "token_logprobs": [logprob for _, logprob, _ in tokens],
-        "top_logprobs": [best for _, _, best in tokens],
+        "token_logprobs": [finite(logprob) for _, logprob, _ in tokens],
+        "top_logprobs": [
+            {text: finite(logprob) for text, logprob in best.items()} for _, _, best in tokens
+        ],
         "text_offset": offsets,
     }
 

@@ -15,6 +15,7 @@ pytest.importorskip("starlette")
 import uvicorn
 
 from jvlm_mlx.serving.app import make_app
+from jvlm_mlx.serving.connection import server_config
 from jvlm_mlx.serving.guard import Guard
 from jvlm_mlx.serving.image_policy import ImagePolicy
 from jvlm_mlx.serving.service import Service, ServiceOptions
@@ -103,9 +104,8 @@ def running(load, *, api_key=None, origins=(), max_body=20_000_000, policy=None,
         load,
     )
     guard = Guard.for_address("127.0.0.1", api_key, origins, max_body)
-    config = uvicorn.Config(
-        make_app(service, guard), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
-    )
+    config = server_config(make_app(service, guard), quiet=True, grace_seconds=10)
+    config.port = 0
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

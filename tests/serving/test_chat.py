@@ -174,6 +174,16 @@ def test_one_bad_image_spoils_nothing(client):
     assert client.chat([user(QUESTION)])[1]["choices"][0]["message"]["content"] == before
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_errors_about_half_a_character_can_be_sent(client, path):
+    body = b'{"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "\\ud800": 1}'
+    status, answer = client.post(body, path=path)
+    assert status == 400
+    check_schema(answer, "ErrorResponse")
+    body = b'{"messages": [{"role": "user", "content": "a\\ud800"}]}'
+    assert client.post(body)[0] == 400
+
+
 def test_while_the_model_is_loaded(tiny):
     go_on = threading.Event()
 

@@ -9,7 +9,7 @@ pytest.importorskip("llguidance")
 
 import jvlm_mlx
 from jvlm_mlx.generation.json_grammar import JsonGrammars
-from tests.serving.conftest import image_uri, user
+from tests.serving.conftest import check_schema, image_uri, user
 
 SCHEMA = {
     "type": "object",
@@ -52,6 +52,20 @@ def test_any_object(client):
             assert isinstance(json.loads(text), dict)
         else:
             assert choice["finish_reason"] == "length"
+
+
+def test_log_probabilities_of_forbidden_tokens_are_numbers(client):
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    asked = {"logprobs": True, "top_logprobs": 5, "response_format": by_schema(schema)}
+    _, body = client.chat([user("Hi")], **asked)
+    check_schema(body, "CreateChatCompletionResponse")
+    lowest = min(
+        alternative["logprob"]
+        for token in body["choices"][0]["logprobs"]["content"]
+        for alternative in token["top_logprobs"]
+    )
+    assert lowest == -9999.0
+    client.stream([user("Hi")], **asked)
 
 
 def test_rows_with_and_without_a_grammar_do_not_disturb_each_other(client, tiny):

@@ -63,6 +63,7 @@ def test_what_is_generated_follows_the_prompt(client, tiny):
         ({"prompt": [10**9]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": ["a"] * 65}, "prompt"),
+        ({"prompt": "a\ud800"}, "prompt"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "n": 2}, "n"),
         ({"prompt": "a", "stream": True}, "stream"),
