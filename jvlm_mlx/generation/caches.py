@@ -4,6 +4,7 @@ Any thread may use them. Their locks are the interpreter's own re-entrant ones: 
 leave one held, and a finalizer that runs inside a cache finds a cache that stores nothing.
 """
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ import mlx.core as mx
 
 from .. import _mlx_lm
 from ..errors import RequestError
+from ..model import Model
 from .memory import default_limit
+from .model_identity import model_key
 from .prompt_key import PromptKey
 
 DEFAULT_MAX_BYTES = 1_000_000_000
@@ -247,6 +250,21 @@ class GenerationCaches:
         self.max_bytes = max_bytes
         self.features = FeatureCache(max_bytes // _FEATURE_FRACTION)
         self.prefixes = PrefixCache(max_bytes - max_bytes // _FEATURE_FRACTION)
+        self._scope = ""
+
+    def scoped(self, scope: str) -> "GenerationCaches":
+        """Return the same caches as one of several parties sees them.
+
+        They share the memory, but nothing that is stored in one scope is found in another. So
+        how long an answer takes does not tell what others have asked.
+        """
+        view = copy.copy(self)
+        view._scope = scope
+        return view
+
+    def key(self, model: Model) -> str:
+        """Return what entries of a model are stored under."""
+        return f"{self._scope}{model_key(model)}"
 
     @property
     def nbytes(self) -> int:

@@ -87,8 +87,8 @@ def encode_opened_images(
         check: called before each group of tiles; may raise.
     """
     # Looked up once, for that takes milliseconds; encoding does not change it.
-    is_needed = caches is not None and not all(isinstance(one, EncodedImage) for one in images)
-    key = model_key(model) if is_needed else ""
+    is_needed = not all(isinstance(one, EncodedImage) for one in images)
+    key = caches.key(model) if caches is not None and is_needed else ""
     features: list[mx.array | None] = []
     for image in images:
         if isinstance(image, EncodedImage):

@@ -18,7 +18,6 @@ from .finiteness import Overflow, widen
 from .image_encoding import encode_opened_images
 from .kv_cache import check_window, kv_group_size, make_cache, quantize
 from .memory import Steps, choose_steps
-from .model_identity import model_key
 from .options import GenerationOptions
 from .prompt import prompt_key
 from .prompt_key import PromptKey
@@ -112,7 +111,7 @@ class Prefill:
         layers = [LayerState(layer.keys, layer.values) for layer in self.cache]
         mx.eval(layers)
         self._caches.prefixes.insert(
-            model_key(self._model), self._key.extended(answer).within(filled), layers
+            self._caches.key(self._model), self._key.extended(answer).within(filled), layers
         )
 
     def _run(self, prepared: PreparedPrompt[PromptImage]) -> mx.array:
@@ -156,7 +155,7 @@ class Prefill:
         nothing: tuple[PromptKey, list[LayerState]] = (PromptKey((), ()), [])
         if self._caches is None or self._key is None:
             return nothing
-        key, layers = self._caches.prefixes.fetch(model_key(self._model), self._key)
+        key, layers = self._caches.prefixes.fetch(self._caches.key(self._model), self._key)
         # The decoder may have changed to a wider type since.
         return (key, layers) if layers and layers[0].keys.dtype == self._model.dtype else nothing
 

@@ -21,7 +21,7 @@ from .answer import Answer, Cancelled, check_cancelled
 from .caches import GenerationCaches, LayerState
 from .encoded_image import EncodedImage
 from .image_encoding import encode_opened_image
-from .model_identity import describe, model_digest, model_key
+from .model_identity import describe, model_digest
 from .options import GenerationOptions
 from .prompt import prepare_prompt, prompt_key
 from .prompt_key import PromptKey
@@ -258,7 +258,9 @@ class ChatSession:
         layers: list[LayerState] = []
         if self._messages:
             prepared = self._prepare(self._messages, GenerationOptions(), ask=False)
-            key, layers = self.caches.prefixes.fetch(model_key(self._model), prompt_key(prepared))
+            key, layers = self.caches.prefixes.fetch(
+                self.caches.key(self._model), prompt_key(prepared)
+            )
         write_session(
             Path(path),
             SavedSession(
@@ -308,7 +310,7 @@ class ChatSession:
                 raise SessionError(f"{path} is damaged: {error}") from error
             # Another template spells the conversation in other tokens; then it is prefilled anew.
             if key.first(len(saved.key)) == saved.key:
-                caches.prefixes.insert(model_key(model), saved.key, saved.layers)
+                caches.prefixes.insert(caches.key(model), saved.key, saved.layers)
         return session
 
     def _prepare(

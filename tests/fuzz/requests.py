@@ -163,23 +163,25 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jvlm_mlx.serve", "--model", str(GOLDEN / "tiny"), "--port", "0",
              "--quiet", "--max-tokens", "4", "--max-queue", "64",
-             "--max-body", f"{MAX_BODY // 1000}KB", "--cache-size", "5MB", "--allow-image-folder", str(GOLDEN / "images")],
+             "--max-body", f"{MAX_BODY // 1000}KB", "--cache-size", "5MB",
+             "--allow-image-folder", str(GOLDEN / "images")],
             stdout=self._log, stderr=self._log, cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "JVLM_API_KEY": KEY},
         )  # fmt: skip
-        self.port = self._wait(lambda: int(log.read_text().split("\n", 1)[0].rpartition(":")[2]))
-        self._wait(lambda: http_get(self.port, "/health") == 200 or 1 / 0)
+        self._wait(lambda: "\n" in log.read_text())
+        line = log.read_text().splitlines()[0]
+        if not line.startswith("listening on "):
+            raise RuntimeError(f"the server did not start: {line}")
+        self.port = int(line.rpartition(":")[2])
+        self._wait(lambda: http_get(self.port, "/health") == 200)
 
     @staticmethod
     def _wait(condition, seconds=60):
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return condition()
-            except (ValueError, OSError, ZeroDivisionError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server was not ready after {seconds} s")
+            time.sleep(0.05)
 
     @property
     def memory(self):

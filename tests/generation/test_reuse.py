@@ -584,3 +584,18 @@ def test_prefixes_leave_in_order():
     # A longer prompt replaces its prefix.
     cache.insert("model", keys[1].extended([7]), entry)
     assert cache.stats().entries == 2
+
+
+def test_scopes_share_memory_and_nothing_else(tiny, images, fresh):
+    caches = GenerationCaches()
+    one, other = caches.scoped("one"), caches.scoped("other")
+    for scope in (one, other):
+        first = ask(tiny, QUESTION, images["shapes"], caches=scope)
+        again = ask(tiny, QUESTION, images["shapes"], caches=scope)
+        assert (first.cached_tokens, again.cached_tokens > 0) == (0, True)
+        assert first.token_ids == again.token_ids == fresh(QUESTION, images["shapes"]).token_ids
+    stats = caches.stats()
+    assert (stats["features"].entries, stats["features"].hits) == (2, 0)
+    assert one.nbytes == other.nbytes == caches.nbytes > 0
+    one.clear()
+    assert other.nbytes == 0
