@@ -25,8 +25,6 @@ from .errors import RequestError
 from .files import local_path
 from .generation.options import GenerationOptions
 
-GRACE_SECONDS = 20
-"""For answers under way, once the server is shutting down."""
 _PREFIX = "JVLM_"
 _SWITCHES = ("allow_image_urls", "quiet")
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -37,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than a"
                         " loopback address needs a key")  # fmt: skip
     parser.add_argument("--port", type=int, default=8080, help="0 for any free one")
-    parser.add_argument("--api-key", metavar="KEY", help="that clients must send")
+    parser.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY",
+        help="that clients must send; may be repeated, and nothing that is cached for one key is"
+        " used for another",
+    )  # fmt: skip
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="what clients call the model; else jina-vlm"
     )
@@ -61,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cors-origin", action="append", default=[], metavar="ORIGIN",
         help="web page, like https://chat.example, that may ask; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--grace-seconds", type=int, default=20, metavar="SECONDS",
+        help="for answers under way, once the server is asked to stop",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="log no requests")
     add_cache_argument(parser)
     add_model_arguments(parser)
@@ -75,7 +81,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(_PREFIX):
             continue
         flag = name.removeprefix(_PREFIX).lower()
-        if flag in ("cors_origin", "stop"):
+        if flag in ("cors_origin", "stop", "api_key"):
             found[flag] = [one for one in value.split(",") if one]
         elif value:
             found[flag] = value
@@ -96,12 +102,10 @@ def _switch(name: str, value: bool | str) -> bool:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the process is asked to stop, and return the exit code."""
     try:
-        import uvicorn
-
         from .checkpoint.loader import load
         from .processing.image_formats import silence_libtiff
         from .serving.app import make_app
-        from .serving.connection import server_config
+        from .serving.connection import Server
         from .serving.guard import Guard
         from .serving.image_policy import ImagePolicy
         from .serving.service import Service, ServiceOptions
@@ -109,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(
             f"the server needs {error.name}: pip install 'jvlm-mlx[server]'"
         ) from None
-    for name in ("max_queue", "max_concurrent", "max_body"):
+    for name in ("max_queue", "max_concurrent", "max_body", "grace_seconds"):
         if getattr(arguments, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise RequestError(f"{flag} is {getattr(arguments, name)}; it must be at least 1")
@@ -117,8 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         setattr(arguments, name, _switch(name, getattr(arguments, name)))
     given = given_options(arguments)
     options = GenerationOptions.of(given, {})  # refuses what makes no sense
+    if not all(arguments.api_key):
+        raise RequestError("--api-key: an empty key protects nothing; leave it out")
     guard = Guard.for_address(
-        arguments.host, arguments.api_key, tuple(arguments.cors_origin), arguments.max_body
+        arguments.host, tuple(arguments.api_key), tuple(arguments.cors_origin), arguments.max_body
     )
     folder = arguments.allow_image_folder
     if folder is not None:
@@ -144,12 +150,15 @@ def run(arguments: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
         service.start()
-        config = server_config(
-            make_app(service, guard), quiet=arguments.quiet, grace_seconds=GRACE_SECONDS
+        server = Server(
+            make_app(service, guard),
+            quiet=arguments.quiet,
+            stop=lambda: service.stop(arguments.grace_seconds),
+            grace_seconds=arguments.grace_seconds,
         )
-        uvicorn.Server(config).run(sockets=[listener])
-    if service.scheduler is not None:
-        service.scheduler.close(GRACE_SECONDS)
+        server.run(sockets=[listener])
+    if not server.force_exit:
+        service.wait_until_stopped()
     if service.error is not None:
         print(f"error: {service.error}", file=sys.stderr)
         return EXIT_ERROR

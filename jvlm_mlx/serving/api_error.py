@@ -96,6 +96,19 @@ def loading(seconds: int) -> ApiError:
     )  # fmt: skip
 
 
+def stopping() -> ApiError:
+    """Return the error of requests that a server which is shutting down does not answer."""
+    return ApiError(503, "the server is stopping", kind="server_error", code="server_stopping")
+
+
+def out_of_memory(seconds: int) -> ApiError:
+    """Return the error of an answer that was ended since memory ran out."""
+    return ApiError(
+        503, "memory ran out; try again later", kind="server_error", code="out_of_memory",
+        retry_after=seconds,
+    )  # fmt: skip
+
+
 def failed() -> ApiError:
     """Return the error of a fault of this server; what it was is in its log, not in the answer."""
     return ApiError(

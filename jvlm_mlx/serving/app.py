@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import mlx.core as mx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -25,7 +26,8 @@ from .chat_request import ChatRequest
 from .chat_response import DONE, KEEP_ALIVE, Completion, TokenLogprob, event
 from .guard import Guard
 from .metrics import as_text
-from .service import Choice, Service, cancel
+from .scheduler import Scheduler
+from .service import LOADING_SECONDS, Choice, Service, cancel
 from .text_completion import TextRequest
 from .text_completion import choice as text_choice
 from .text_completion import whole as whole_text
@@ -35,7 +37,10 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 10.0
 """Between two comments of a stream in which nothing else happens; it also shows who has left."""
 POLL_SECONDS = 0.5
-"""Between two looks at whether the client of an answer without a stream is still there."""
+"""Between two looks at whether the client of an answer without a stream is still there, and the
+threads that make the answer."""
+PROBE_SECONDS = 20.0
+"""After which a request that checks the server's health looks at what others have got."""
 PAGE = Path(__file__).parent / "page"
 _SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none';"
@@ -59,6 +64,7 @@ def make_app(service: Service, guard: Guard) -> Starlette:
             Route(f"{prefix}/models/{{name:path}}", routes.guarded(routes.model), methods=["GET"]),
             Route(f"{prefix}/image-layout", routes.guarded(routes.image_layout), methods=["GET"]),
             Route(f"{prefix}/health", routes.guarded(routes.health, key=False), methods=["GET"]),
+            Route(f"{prefix}/health_generate", routes.guarded(routes.probe), methods=["GET"]),
         ]
     api += [
         Route("/metrics", routes.guarded(routes.metrics), methods=["GET"]),
@@ -95,7 +101,7 @@ class Routes:
 
         async def handle(request: Request) -> Response:
             try:
-                self._guard.check(request.headers, needs_key=key)
+                request.state.owner = self._guard.check(request.headers, needs_key=key)
                 return await handler(request)
             except ApiError as error:
                 return _error(error)
@@ -107,7 +113,8 @@ class Routes:
         self._service.ready()
         asked = ChatRequest.read(await self._guard.read_json(request))
         self._service.check_model(asked.model)
-        prepare = partial(self._service.prepare, asked, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        prepare = partial(self._service.prepare, asked, loop, request.state.owner)
         choices = await anyio.to_thread.run_sync(prepare)
         scheduler, _ = self._service.ready()
         # Whatever can be refused is refused before a stream begins.
@@ -136,7 +143,7 @@ class Routes:
                 logprobs: list[TokenLogprob] = []
                 last = None
                 while last is None or last.finish_reason is None:
-                    last = await _next_or_left(choice, request)
+                    last = await _next_or_left(choice, request, scheduler)
                     texts.append(last.text)
                     logprobs += self._service.logprobs(last) if with_logprobs else []
                 counts.append(last)
@@ -155,7 +162,8 @@ class Routes:
         self._service.ready()
         asked = TextRequest.read(await self._guard.read_json(request))
         self._service.check_model(asked.model)
-        prepare = partial(self._service.prepare_text, asked, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        prepare = partial(self._service.prepare_text, asked, loop, request.state.owner)
         prompts, scores, choices = await anyio.to_thread.run_sync(prepare)
         scheduler, processor = self._service.ready()
         responses: list[list[GenerationResponse]] = [[] for _ in prompts]
@@ -164,7 +172,7 @@ class Routes:
             for choice in choices:
                 generated = responses[choice.index]
                 while not generated or generated[-1].finish_reason is None:
-                    generated.append(await _next_or_left(choice, request))
+                    generated.append(await _next_or_left(choice, request, scheduler))
         finally:
             cancel(scheduler, choices)
         answered = [
@@ -189,8 +197,10 @@ class Routes:
                 try:
                     choice, response = await asyncio.wait_for(merged.get(), KEEP_ALIVE_SECONDS)
                 except asyncio.TimeoutError:
-                    yield KEEP_ALIVE
-                    continue
+                    if scheduler.is_alive:
+                        yield KEEP_ALIVE
+                        continue
+                    response = failed()
                 if isinstance(response, ApiError):
                     # The status has been sent; all that can be done is to say so and end.
                     yield event(response.body)
@@ -266,16 +276,43 @@ class Routes:
             content: dict[str, Any] = {"status": "loading"}
             if event_ is not None:
                 content |= {"done": event_.done, "total": event_.total, "unit": event_.unit}
-            return JSONResponse(content, 503)
-        scheduler = service.scheduler
+            return JSONResponse(content, 503, headers={"Retry-After": str(LOADING_SECONDS)})
+        return self._state(service.scheduler.is_alive)
+
+    async def probe(self, request: Request) -> Response:
+        """Say whether answers are generated: 200 once there is a token, or 503.
+
+        The token is a request like any other. If it must wait for others, it is enough that these
+        make progress.
+        """
+        scheduler, _ = self._service.ready()
+        choice = self._service.prepare_probe(asyncio.get_running_loop())
+        steps = scheduler.steps
+        try:
+            scheduler.submit([choice.job])
+            with anyio.fail_after(PROBE_SECONDS):
+                await _next_or_left(choice, request, scheduler)
+        except TimeoutError:
+            return self._state(scheduler.steps > steps + 1)  # the first may be its own
+        except ApiError as error:
+            return self._state(error.status == 429 and scheduler.is_alive)
+        finally:
+            cancel(scheduler, [choice])
+        return self._state(True)
+
+    def _state(self, is_well: bool) -> Response:
+        """Return what health is answered with, and what goes on."""
+        scheduler, _ = self._service.ready()
         return JSONResponse(
             {
-                "status": "ok" if scheduler.is_alive else "stalled",
-                "model": service.options.served_name,
+                "status": "ok" if is_well else "stalled",
+                "model": self._service.options.served_name,
                 "queued": scheduler.queued,
                 "active": scheduler.active,
+                "memory_bytes": mx.get_active_memory(),
+                "cache_bytes": scheduler.caches.nbytes,
             },
-            200 if scheduler.is_alive else 503,
+            200 if is_well else 503,
         )
 
     async def metrics(self, _: Request) -> Response:
@@ -298,11 +335,13 @@ async def _forward(
         merged.put_nowait((choice, await choice.responses.get()))
 
 
-async def _next_or_left(choice: Choice, request: Request) -> GenerationResponse:
+async def _next_or_left(
+    choice: Choice, request: Request, scheduler: Scheduler
+) -> GenerationResponse:
     """Return the next response of a choice.
 
     Raises:
-        ApiError: it failed, or the client has left.
+        ApiError: it failed, the client has left, or nobody works on it any more.
     """
     while True:
         try:
@@ -310,6 +349,8 @@ async def _next_or_left(choice: Choice, request: Request) -> GenerationResponse:
         except asyncio.TimeoutError:
             if await request.is_disconnected():
                 raise ApiError(499, "the client has left", code="client_closed") from None
+            if not scheduler.is_alive:
+                raise failed() from None
             continue
         if isinstance(response, ApiError):
             raise response

@@ -73,6 +73,26 @@ def usage(counts: Sequence[Counts]) -> dict[str, Any]:
     }
 
 
+def timings(counts: Sequence[Counts]) -> dict[str, Any]:
+    """Return how long the first answer of a request took, by the names that llama.cpp has.
+
+    An extension of the API, which chat windows show if they find it.
+    """
+    one = counts[0]
+    prefilled = one.prompt_tokens - one.cached_tokens
+    predicted = max(0, one.generation_tokens - 1)
+    speed = one.generation_tps
+    return {
+        "cache_n": one.cached_tokens,
+        "prompt_n": prefilled,
+        "prompt_ms": one.first_token_seconds * 1e3,
+        "prompt_per_second": one.prompt_tps,
+        "predicted_n": one.generation_tokens,
+        "predicted_ms": predicted / speed * 1e3 if speed else 0.0,
+        "predicted_per_second": speed,
+    }
+
+
 def event(content: dict[str, Any]) -> str:
     """Return one server-sent event. JSON has no line breaks outside of texts, and none inside."""
     return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
@@ -97,6 +117,7 @@ class Completion:
             "model": self.model,
             "choices": list(choices),
             "usage": usage(counts),
+            "timings": timings(counts),
         }
 
     def choice(
@@ -126,7 +147,9 @@ class Completion:
 
     def costs(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """Return the chunk behind all choices that says what the request cost."""
-        return {**self._head(), "choices": [], "usage": usage(counts)}
+        return {
+            **self._head(), "choices": [], "usage": usage(counts), "timings": timings(counts),
+        }  # fmt: skip
 
     def _chunk(
         self,

@@ -1,7 +1,12 @@
-"""One connection: what is no HTTP gets an error object, and whoever says nothing is let go."""
+"""uvicorn as it serves the application: its connections, and how it stops.
+
+What is no HTTP gets an error object, and a connection that says nothing is closed.
+"""
 
 import asyncio
 import json
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -65,21 +70,45 @@ class Connection(H11Protocol):
             self._timer = None
 
 
-def server_config(app: ASGIApp, *, quiet: bool, grace_seconds: int) -> uvicorn.Config:
-    """Return how uvicorn serves the application.
+class Server(uvicorn.Server):
+    """Serves the application until the process is asked to stop.
 
     Args:
         app: from `make_app`.
         quiet: whether requests are not logged; what is logged never has a prompt in it.
-        grace_seconds: for answers under way once the server is asked to stop.
+        stop: called once, when no more connections are accepted; lets answers under way finish or
+            end within `grace_seconds`, and does not wait for them.
+        grace_seconds: after twice as long, connections that are still open are cut.
+        port: to listen on, unless sockets are given to `run`.
     """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        quiet: bool,
+        stop: Callable[[], None],
+        grace_seconds: int,
+        port: int = 0,
+    ) -> None:
+        super().__init__(_config(app, quiet, grace_seconds, port))
+        self._stop = stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, and wait for connections with answers under way."""
+        self._stop()
+        await super().shutdown(sockets)
+
+
+def _config(app: ASGIApp, quiet: bool, grace_seconds: int, port: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
         ws="none",
         log_level="warning" if quiet else "info",
         access_log=not quiet,
-        timeout_graceful_shutdown=grace_seconds,
+        timeout_graceful_shutdown=2 * grace_seconds + 1,
+        port=port,
         server_header=False,
         lifespan="off",
     )

@@ -21,7 +21,8 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 class Guard:
     """The rules of one server."""
 
-    api_key: str | None
+    api_keys: tuple[str, ...] = ()
+    """Any of which a client must send; empty for none."""
     origins: tuple[str, ...] = ()
     """Web pages of other origins that may ask; none by default."""
     max_body: int = 20_000_000
@@ -31,7 +32,7 @@ class Guard:
 
     @classmethod
     def for_address(
-        cls, host: str, api_key: str | None, origins: tuple[str, ...], max_body: int
+        cls, host: str, api_keys: tuple[str, ...], origins: tuple[str, ...], max_body: int
     ) -> "Guard":
         """Return the rules for an address.
 
@@ -43,17 +44,17 @@ class Guard:
         """
         if host in _LOOPBACK:
             names = _LOOPBACK
-        elif not api_key:
+        elif not api_keys:
             raise JvlmError(
                 f"--host {host} opens this server to the network: set --api-key or JVLM_API_KEY,"
                 " or leave --host out"
             )
         else:
             names = frozenset()
-        return cls(api_key=api_key, origins=origins, max_body=max_body, hosts=names)
+        return cls(api_keys=api_keys, origins=origins, max_body=max_body, hosts=names)
 
-    def check(self, headers: Mapping[str, str], *, needs_key: bool) -> None:
-        """Refuse a request by its headers.
+    def check(self, headers: Mapping[str, str], *, needs_key: bool) -> str:
+        """Refuse a request by its headers; return whose it is, a name for each key.
 
         Raises:
             ApiError: it comes from a foreign web page, for another host, or has no valid key.
@@ -68,11 +69,15 @@ class Guard:
                 403, "pages of this origin may not use this server; allow it with --cors-origin",
                 code="origin_not_allowed",
             )  # fmt: skip
-        if needs_key and self.api_key is not None:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode() if scheme.lower() == "bearer" else b""
-            if not hmac.compare_digest(given, self.api_key.encode()):
-                raise unauthorized()
+        if not needs_key or not self.api_keys:
+            return ""
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        given = sent.strip().encode() if scheme.lower() == "bearer" else b""
+        # All are compared, each in constant time, so that the time tells nothing.
+        matches = [hmac.compare_digest(given, key.encode()) for key in self.api_keys]
+        if not any(matches):
+            raise unauthorized()
+        return f"key {matches.index(True)}"
 
     async def read_json(self, request: Request) -> Any:
         """Return the body of a request.

@@ -10,70 +10,38 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from ..errors import JvlmError
+import mlx.core as mx
+
+from ..errors import JvlmError, RequestError
 from ..generation import device
 from ..generation.answer import Cancelled, check_fit, make_row
 from ..generation.caches import GenerationCaches
 from ..generation.engine import Engine, Row, Token
 from ..generation.memory import default_limit, kv_bytes, weight_bytes, wired_limit
-from ..generation.options import GenerationOptions
 from ..generation.prefill import Prefill
 from ..generation.prompt import answer_length
 from ..generation.response import GenerationResponse, ResponseBuilder
 from ..model import Model
-from ..processing.image_processor import PromptImage
-from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from ..progress import no_progress
-from .api_error import ApiError, busy, failed, invalid, too_large
+from .admission import RETRY_SECONDS, Admission
+from .api_error import ApiError, failed, invalid, out_of_memory, too_large
+from .job import Counters, Job
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2
-"""After which a client that met a full queue should try again."""
 STALL_SECONDS = 120
-"""Without a step for so long, although rows wait for one, the server counts as unhealthy."""
-
-Emit = Callable[[GenerationResponse | ApiError], None]
-"""Takes every response of a job and, if it fails, one error. Called on threads of the scheduler."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One answer that somebody waits for."""
-
-    prompt: PreparedPrompt[PromptImage]
-    options: GenerationOptions
-    emit: Emit
-    cancelled: bool = False
-    """May be set from any thread, at any time."""
-    start: float = field(default_factory=time.perf_counter)
-    max_tokens: int = 0
-    reserved: int = 0
-    """Bytes of KV cache that are set aside for it."""
+"""Without a step for so long, although requests wait for one, the server counts as unhealthy."""
 
 
 @dataclass(eq=False)
 class _Decoding:
     job: Job
     builder: ResponseBuilder
-
-
-@dataclass
-class Counters:
-    """What happened since the start, for health and metrics."""
-
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
 
 
 class Scheduler:
@@ -103,20 +71,21 @@ class Scheduler:
         self._processor = processor
         self.caches = caches
         self.counters = Counters()
-        self._max_concurrent = max_concurrent
-        self._max_queue = max_queue
         self._explicit_limit = max_memory
         limit = max_memory or default_limit()
-        self._room = None if limit is None else max(0, limit - weight_bytes(model))
+        self._admission = Admission(
+            self.counters,
+            max_concurrent=max_concurrent,
+            max_queue=max_queue,
+            room=None if limit is None else max(0, limit - weight_bytes(model)),
+        )
         self._engine = Engine(model)
         self._decoding: dict[Row, _Decoding] = {}
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._joining: SimpleQueue[_Join | None] = SimpleQueue()
-        # Guards what both threads and the callers count. No finalizer or signal handler uses it.
-        self._changed = threading.Condition()
-        self._queued = self._active = self._reserved = 0
-        self._closing = False
-        self._last_step = time.monotonic()
+        self._last_progress = time.monotonic()
+        self.steps = 0
+        """Of prefill and decoding, so far; who waits can see that others get on."""
         self._threads = [
             threading.Thread(target=self._prefill_loop, name="jvlm-prefill", daemon=True),
             threading.Thread(target=self._decode_loop, name="jvlm-decode", daemon=True),
@@ -128,17 +97,17 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Jobs that wait for their prefill."""
-        return self._queued
+        return self._admission.queued
 
     @property
     def active(self) -> int:
         """Jobs in prefill or decoding."""
-        return self._active
+        return self._admission.active
 
     @property
     def is_alive(self) -> bool:
-        """Whether both threads live, and rows that decode had a step not long ago."""
-        stalled = bool(self._decoding) and time.monotonic() - self._last_step > STALL_SECONDS
+        """Whether both threads live, and what is under way had a step not long ago."""
+        stalled = bool(self.active) and time.monotonic() - self._last_progress > STALL_SECONDS
         return all(thread.is_alive() for thread in self._threads) and not stalled
 
     def check(self, job: Job) -> None:
@@ -154,10 +123,11 @@ class Scheduler:
             raise invalid(str(error), "messages", "context_length_exceeded") from None
         tokens = len(job.prompt.token_ids) + job.max_tokens
         job.reserved = kv_bytes(self.model.config, tokens, self.model.dtype.size)
-        if self._room is not None and job.reserved > self._room:
+        room = self._admission.room
+        if room is not None and job.reserved > room:
             raise too_large(
                 f"the request needs {job.reserved / 1e9:.1f} GB of KV cache, and"
-                f" {self._room / 1e9:.1f} GB are left beside the weights: lower max_tokens, or"
+                f" {room / 1e9:.1f} GB are left beside the weights: lower max_tokens, or"
                 " send fewer images"
             )
 
@@ -167,25 +137,20 @@ class Scheduler:
         Raises:
             ApiError: too many wait already, or the server is stopping.
         """
-        with self._changed:
-            if self._closing or self._queued + len(jobs) > self._max_queue:
-                self.counters.refused += 1
-                raise busy(RETRY_SECONDS)
-            self._queued += len(jobs)
+        self._admission.enter(jobs)
         for job in jobs:
             self._waiting.put(job)
 
     def cancel(self, job: Job) -> None:
-        """Drop a job, wherever it is; nothing more is emitted for it."""
-        job.cancelled = True
-        with self._changed:
-            self._changed.notify_all()
+        """Drop a job, wherever it is; nothing more is emitted for it. Its place is free at once."""
+        self._admission.cancel(job)
 
     def close(self, seconds: float) -> None:
-        """Take no more jobs, let those that run finish for a while, and end the threads."""
-        with self._changed:
-            self._closing = True
-            self._changed.wait_for(lambda: not self._queued and not self._active, seconds)
+        """Take no more jobs, let those there are finish for a while, end the rest and the threads.
+
+        What is left ends with an error that says so, so that streams end properly, too.
+        """
+        self._admission.close(seconds)
         self._waiting.put(None)
         self._joining.put(None)
         for thread in self._threads:
@@ -196,42 +161,49 @@ class Scheduler:
 
     def _prefill_loop(self) -> None:
         while (job := self._waiting.get()) is not None:
-            with self._changed:
-                self._changed.wait_for(partial(self._has_room, job))
-                self._queued -= 1
-                self._active += 1
-                self._reserved += job.reserved
-                others = self._reserved - job.reserved
-            if job.cancelled:
-                self._leave(job, "cancelled")
-                continue
+            if not self._admission.wait_to_start(job):
+                continue  # it was cancelled, and has left
+            self._last_progress = time.monotonic()
             try:
-                self._joining.put(self._prefill(job, others))
+                self._joining.put(self._prefill_with_room(job))
             except Cancelled:
-                self._leave(job, "cancelled")
+                self._admission.leave(job, "cancelled")
+            except ApiError as error:
+                self._fail(job, error)
             except JvlmError as error:
                 self._fail(job, invalid(str(error)))
             except Exception:
                 logger.exception("a prefill failed")
                 self._fail(job, failed())
 
-    def _has_room(self, job: Job) -> bool:
-        if job.cancelled or self._active == 0:
-            return True
-        fits = self._room is None or self._reserved + job.reserved <= self._room
-        return self._active < self._max_concurrent and fits
+    def _prefill_with_room(self, job: Job) -> "_Join":
+        """Prefill; where memory lacks that others hold, once more as they leave."""
+        while True:
+            others = self._admission.others(job)
+            try:
+                return self._prefill(job, others)
+            except RequestError:
+                if others <= 0 or self._explicit_limit is None:
+                    raise
+            self._admission.wait_for_fewer(job, others)
+            self._check(job)
+
+    def _check(self, job: Job) -> None:
+        """Leave the work on a job that was cancelled, or that the server does not finish."""
+        self._note_step()
+        if self._admission.ended is not None:
+            raise self._admission.ended
+        if job.cancelled:
+            raise Cancelled
 
     def _prefill(self, job: Job, others: int) -> "_Join":
-        def check() -> None:
-            if job.cancelled:
-                raise Cancelled
-
         options = job.options
         if self._explicit_limit is not None:
             # What the others may come to need is not this one's.
             options = replace(options, max_memory=max(1, self._explicit_limit - others))
         builder = ResponseBuilder(self._processor, job.prompt, options, job.max_tokens, job.start)
-        prefill = Prefill(self.model, job.prompt, options, self.caches, builder, no_progress, check)
+        caches, check = self.caches.scoped(job.owner), partial(self._check, job)
+        prefill = Prefill(self.model, job.prompt, options, caches, builder, no_progress, check)
         logits = prefill.run(job.prompt)
 
         def join() -> Row:
@@ -244,23 +216,45 @@ class Scheduler:
         self.counters.cached_tokens += builder.cached_tokens
         return _Join(_Decoding(job, builder), join)
 
+    def _note_step(self) -> None:
+        self.steps += 1
+        self._last_progress = time.monotonic()
+
     # --- decoding
 
     def _decode_loop(self) -> None:
         while self._let_join():
-            self._last_step = time.monotonic()
+            self._note_step()
+            if self._admission.ended is not None:
+                self._fail_all(self._admission.ended)
+                continue
             for row, decoding in self._decoding.items():
                 row.cancelled = row.cancelled or decoding.job.cancelled
+            self._keep_within_memory()
             try:
                 tokens = device.run(self._engine.step) if self._decoding else []
             except Exception:
                 logger.exception("a decode step failed")
-                self._fail_all()
+                self._fail_all(failed())
                 continue
             for token in tokens:
                 self._take(token)
             for row in [row for row in self._decoding if row.cancelled]:
-                self._leave(self._decoding.pop(row).job, "cancelled")
+                self._admission.leave(self._decoding.pop(row).job, "cancelled")
+
+    def _keep_within_memory(self) -> None:
+        """Where more memory is in use than allowed, shrink caches, then end the newest answer.
+
+        What was reserved at admission is exact, so this is for what nobody foresaw.
+        """
+        limit = self._explicit_limit
+        if limit is None or mx.get_active_memory() <= limit:
+            return
+        self.caches.shrink(max(0, self.caches.nbytes - (mx.get_active_memory() - limit)))
+        rows = [row for row in self._decoding if not row.cancelled]
+        if len(rows) > 1 and mx.get_active_memory() > limit:
+            rows[-1].cancelled = True
+            self._fail(self._decoding.pop(rows[-1]).job, out_of_memory(RETRY_SECONDS))
 
     def _let_join(self) -> bool:
         """Let all that are ready join; wait for one if nothing decodes. False at the end."""
@@ -291,28 +285,21 @@ class Scheduler:
         if response.finish_reason is not None:
             token.row.cancelled = True  # it leaves before the next step
             del self._decoding[token.row]
-            self._leave(job, "finished")
+            self._admission.leave(job, "finished")
         self._emit(job, response)
 
     # --- the end of jobs
 
-    def _fail_all(self) -> None:
-        """End every row: a step may have stopped between two layers."""
+    def _fail_all(self, error: ApiError) -> None:
+        """End every row, as after a step that may have stopped between two layers."""
         decoding, self._decoding = self._decoding, {}
         device.run(lambda: self._engine.remove(self._engine.rows))
         for one in decoding.values():
-            self._fail(one.job, failed())
+            self._fail(one.job, error)
 
     def _fail(self, job: Job, error: ApiError) -> None:
-        self._leave(job, "failed")
+        self._admission.leave(job, "failed")
         self._emit(job, error)
-
-    def _leave(self, job: Job, how: str) -> None:
-        with self._changed:
-            self._active -= 1
-            self._reserved -= job.reserved
-            setattr(self.counters, how, getattr(self.counters, how) + 1)
-            self._changed.notify_all()
 
     def _emit(self, job: Job, response: GenerationResponse | ApiError) -> None:
         try:

@@ -25,7 +25,8 @@ from .api_error import ApiError, invalid, loading, unknown_model
 from .chat_request import ChatRequest
 from .chat_response import TokenLogprob
 from .image_policy import ImagePolicy
-from .scheduler import Job, Scheduler
+from .job import Job
+from .scheduler import Scheduler
 from .text_completion import PromptScores, TextRequest, score_prompt, token_ids
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Service:
     scheduler: Scheduler | None = None
     processor: Processor | None = None
     _thread: threading.Thread | None = field(default=None, repr=False)
+    _stopping: threading.Thread | None = field(default=None, repr=False)
     _grammars: JsonGrammars | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -84,6 +86,22 @@ class Service:
         """Wait until the model is there, or has failed to load."""
         if self._thread is not None:
             self._thread.join()
+
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, and let those there are finish within a time or end; at once.
+
+        May be called again; see `wait_until_stopped`.
+        """
+        if self.scheduler is not None and self._stopping is None:
+            self._stopping = threading.Thread(
+                target=self.scheduler.close, args=(seconds,), name="jvlm-stop", daemon=True
+            )
+            self._stopping.start()
+
+    def wait_until_stopped(self) -> None:
+        """Wait for what `stop` began."""
+        if self._stopping is not None:
+            self._stopping.join()
 
     def _load(self) -> None:
         def note(event: ProgressEvent) -> None:
@@ -127,8 +145,15 @@ class Service:
         if name and name != self.options.served_name:
             raise unknown_model(name[:100], self.options.served_name)
 
-    def prepare(self, request: ChatRequest, loop: asyncio.AbstractEventLoop) -> list[Choice]:
+    def prepare(
+        self, request: ChatRequest, loop: asyncio.AbstractEventLoop, owner: str
+    ) -> list[Choice]:
         """Open images, make the prompt, and check that it fits. Takes CPU time: not on the loop.
+
+        Args:
+            request: what is asked.
+            loop: that responses are delivered to.
+            owner: whose request it is; only caches of the same owner are used.
 
         Raises:
             ApiError: anything is wrong with the request.
@@ -148,11 +173,11 @@ class Service:
             one = replace(options, grammar=self._grammar(request))
             if options.seed is not None:
                 one = replace(one, seed=(options.seed + index) % 2**64)
-            choices.append(self._choice(index, prompt, one, loop))
+            choices.append(self._choice(index, prompt, one, loop, owner))
         return choices
 
     def prepare_text(
-        self, request: TextRequest, loop: asyncio.AbstractEventLoop
+        self, request: TextRequest, loop: asyncio.AbstractEventLoop, owner: str
     ) -> tuple[list[list[int]], list[PromptScores | None], list[Choice]]:
         """Return the tokens of each prompt, its scores if they are asked for, and its choice.
 
@@ -178,7 +203,7 @@ class Service:
             prompt: PreparedPrompt[PromptImage] = PreparedPrompt(
                 np.array([bos, *tokens], np.int32), (), ()
             )
-            choices.append(self._choice(index, prompt, options, loop))
+            choices.append(self._choice(index, prompt, options, loop, owner))
         scores: list[PromptScores | None] = [None] * len(prompts)
         if request.echo and request.logprobs is not None:
             scores = [
@@ -187,16 +212,23 @@ class Service:
             ]
         return prompts, scores, choices if request.max_tokens else []
 
+    def prepare_probe(self, loop: asyncio.AbstractEventLoop) -> Choice:
+        """Return the smallest request that there is, a single token, to see whether it comes."""
+        bos = self.ready()[1].tokenizer.bos_token_id
+        prompt: PreparedPrompt[PromptImage] = PreparedPrompt(np.array([bos], np.int32), (), ())
+        return self._choice(0, prompt, GenerationOptions(max_tokens=1), loop, "probe")
+
     def _choice(
         self,
         index: int,
         prompt: PreparedPrompt[PromptImage],
         options: GenerationOptions,
         loop: asyncio.AbstractEventLoop,
+        owner: str,
     ) -> Choice:
         """Return a checked choice whose responses reach the loop."""
         queue: asyncio.Queue[GenerationResponse | ApiError] = asyncio.Queue()
-        job = Job(prompt, options, lambda one: _deliver(loop, queue, one))
+        job = Job(prompt, options, lambda one: _deliver(loop, queue, one), owner)
         self.ready()[0].check(job)
         return Choice(index, job, queue)
 

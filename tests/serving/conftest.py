@@ -12,10 +12,8 @@ import jsonschema
 import pytest
 
 pytest.importorskip("starlette")
-import uvicorn
-
 from jvlm_mlx.serving.app import make_app
-from jvlm_mlx.serving.connection import server_config
+from jvlm_mlx.serving.connection import Server
 from jvlm_mlx.serving.guard import Guard
 from jvlm_mlx.serving.image_policy import ImagePolicy
 from jvlm_mlx.serving.service import Service, ServiceOptions
@@ -43,6 +41,34 @@ def check_schema(content, name):
     jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **SCHEMAS}).validate(
         content
     )
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class OpenStream:
+    """An answer that is still coming."""
+
+    def __init__(self, connection, body):
+        self._connection = connection
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        self.response = connection.getresponse()
+
+    def rest(self):
+        """Return what is left of its events, and close it."""
+        text = self.response.read().decode()
+        self.close()
+        return [one for one in text.split("\n\n") if one and one[0] != ":"]
+
+    def close(self):
+        """Leave it, whatever is still coming."""
+        self.response.close()
+        self._connection.close()
 
 
 class Client:
@@ -73,6 +99,12 @@ class Client:
         response, data = self.request("POST", path, body, headers)
         return response.status, json.loads(data)
 
+    def open_stream(self, messages, **parameters):
+        """Return a stream of which only the beginning has come."""
+        return OpenStream(
+            self.connect(), {"model": MODEL, "messages": messages, "stream": True, **parameters}
+        )
+
     def chat(self, messages, **parameters):
         return self.post({"model": MODEL, "messages": messages, **parameters})
 
@@ -91,7 +123,9 @@ class Client:
 
 
 @contextlib.contextmanager
-def running(load, *, api_key=None, origins=(), max_body=20_000_000, policy=None, **options):
+def running(
+    load, *, api_keys=(), origins=(), max_body=20_000_000, policy=None, grace_seconds=10, **options
+):
     """Serve what `load` returns; yield a client and the service."""
     service = Service(
         ServiceOptions(
@@ -103,26 +137,25 @@ def running(load, *, api_key=None, origins=(), max_body=20_000_000, policy=None,
         ),
         load,
     )
-    guard = Guard.for_address("127.0.0.1", api_key, origins, max_body)
-    config = server_config(make_app(service, guard), quiet=True, grace_seconds=10)
-    config.port = 0
-    server = uvicorn.Server(config)
+    guard = Guard.for_address("127.0.0.1", api_keys, origins, max_body)
+    server = Server(
+        make_app(service, guard), quiet=True, stop=lambda: service.stop(grace_seconds),
+        grace_seconds=grace_seconds,
+    )  # fmt: skip
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     service.start()
-    deadline = time.monotonic() + 20
-    while not (server.started and server.servers):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: server.started and server.servers)
     client = Client(server.servers[0].sockets[0].getsockname()[1])
     try:
+        client.stop = lambda: setattr(server, "should_exit", True)
         yield client, service
     finally:
         server.should_exit = True
         thread.join(20)
         service.wait()
-        if service.scheduler is not None:
-            service.scheduler.close(10)
+        service.stop(grace_seconds)  # it was loading when the server stopped
+        service.wait_until_stopped()
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,25 @@ import pytest
 from jvlm_mlx.errors import JvlmError
 from jvlm_mlx.serving.api_error import ApiError
 from jvlm_mlx.serving.guard import Guard
-from tests.serving.conftest import check_schema, running, user
+from tests.serving.conftest import check_schema, image_uri, running, user
 
 
 def check(guard, *, needs_key=True, **headers):
-    guard.check({"host": "localhost:8080", **headers}, needs_key=needs_key)
+    return guard.check({"host": "localhost:8080", **headers}, needs_key=needs_key)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
 def test_the_network_needs_a_key(host):
     with pytest.raises(JvlmError, match="--api-key"):
-        Guard.for_address(host, None, (), 1)
-    check(Guard.for_address(host, "secret", (), 1), host="anything", authorization="Bearer secret")
+        Guard.for_address(host, (), (), 1)
+    check(
+        Guard.for_address(host, ("secret",), (), 1), host="anything", authorization="Bearer secret"
+    )
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example"])
 def test_a_name_that_was_made_to_point_here_is_refused(host):
-    guard = Guard.for_address("127.0.0.1", None, (), 1)
+    guard = Guard.for_address("127.0.0.1", (), (), 1)
     with pytest.raises(ApiError, match="localhost only"):
         check(guard, host=host)
     for own in ("localhost", "localhost:1", "127.0.0.1:8080", "[::1]:8080", "[::1]"):
@@ -31,7 +33,7 @@ def test_a_name_that_was_made_to_point_here_is_refused(host):
 
 
 def test_foreign_pages_are_refused():
-    guard = Guard.for_address("127.0.0.1", None, ("https://chat.example",), 1)
+    guard = Guard.for_address("127.0.0.1", (), ("https://chat.example",), 1)
     check(guard, origin="https://chat.example")
     check(guard, origin="http://localhost:8080")  # the page that this server serves
     for origin in ("https://evil.example", "null", "http://localhost:9999", "file://"):
@@ -43,16 +45,17 @@ def test_foreign_pages_are_refused():
     "header", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic secret", "secret", "Bearer secretx"]
 )
 def test_a_key_is_compared_as_a_whole(header):
-    guard = Guard.for_address("127.0.0.1", "secret", (), 1)
+    guard = Guard.for_address("127.0.0.1", ("secret", "other"), (), 1)
     with pytest.raises(ApiError) as refused:
         check(guard, authorization=header)
     assert (refused.value.status, refused.value.kind) == (401, "authentication_error")
-    check(guard, authorization="bearer secret")
-    check(guard, needs_key=False)
+    owners = {check(guard, authorization=f"bearer {key}") for key in ("secret", "other")}
+    assert len(owners) == 2
+    assert check(guard, needs_key=False) == ""
 
 
 def test_over_the_wire(tiny):
-    with running(lambda _: tiny, api_key="secret", max_body=2000) as (client, service):
+    with running(lambda _: tiny, api_keys=("secret",), max_body=2000) as (client, service):
         service.wait()
         key = {"Authorization": "Bearer secret"}
         status, body = client.post({"messages": [user("Hi")]})
@@ -86,3 +89,19 @@ def test_a_length_that_is_not_told_is_counted(tiny):
             for _ in range(20):
                 connection.sendall(b"64\r\n" + b" " * 100 + b"\r\n")
             assert b" 413 " in connection.recv(100)
+
+
+def test_caches_of_one_key_do_not_speed_up_another(tiny):
+    asked = {"messages": [user("What is this?", image_uri("shapes"))], "max_tokens": 1}
+
+    def cached(client, key):
+        _, body = client.post(asked, Authorization=f"Bearer {key}")
+        return body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with running(lambda _: tiny, api_keys=("one", "other")) as (client, service):
+        service.wait()
+        assert cached(client, "one") == 0
+        assert cached(client, "one") > 0
+        assert cached(client, "other") == 0
+        assert service.scheduler.caches.features.stats().hits == 0
+        assert cached(client, "other") > 0

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import jvlm_mlx
-from tests.serving.conftest import MODEL, Client, image_uri, running, user
+from tests.serving.conftest import MODEL, Client, image_uri, running, user, wait_until
 
 ROOT = Path(__file__).parents[2]
 IMAGES = (None, "dot", "shapes", "square", "tall")
@@ -38,13 +37,6 @@ def answer_alone(tiny, golden_folder, image, text, options):
     return jvlm_mlx.generate(*tiny, text, images, **options).text
 
 
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_answers_of_many_clients_are_those_of_single_runs(tiny, golden_folder):
     wanted = list(questions(48))
     expected = {
@@ -61,14 +53,9 @@ def test_answers_of_many_clients_are_those_of_single_runs(tiny, golden_folder):
             uris = [] if image is None else [image_uri(image)]
             if leave.random() < 1 / 3:
                 # Leaves in the middle of a stream.
-                body = {"model": MODEL, "messages": [user(text, *uris)], "stream": True, **options}
-                connection = client.connect()
-                connection.request(
-                    "POST", "/v1/chat/completions", json.dumps(body),
-                    {"Content-Type": "application/json"},
-                )  # fmt: skip
-                connection.getresponse().read(leave.randrange(1, 400))
-                connection.close()
+                left = client.open_stream([user(text, *uris)], **options)
+                left.response.read(leave.randrange(1, 400))
+                left.close()
                 return number, None
             if number % 2:
                 chunks = client.stream([user(text, *uris)], **options)
@@ -92,24 +79,18 @@ def test_answers_of_many_clients_are_those_of_single_runs(tiny, golden_folder):
 def test_a_full_queue_refuses_and_recovers(tiny):
     with running(lambda _: tiny, max_queue=2, max_concurrent=1) as (client, service):
         service.wait()
-        long = {"model": MODEL, "messages": [user("Hi")], "stream": True, "max_tokens": 3000}
+        long = {"model": MODEL, "messages": [user("Hi")], "max_tokens": 3000}
         held = []
         for _ in range(3):
-            connection = client.connect()
-            connection.request(
-                "POST", "/v1/chat/completions", json.dumps(long),
-                {"Content-Type": "application/json"},
-            )  # fmt: skip
-            held.append((connection, connection.getresponse()))
+            held.append(client.open_stream([user("Hi")], max_tokens=3000))
             if len(held) == 1:
                 wait_until(lambda: service.scheduler.active == 1 and service.scheduler.queued == 0)
         wait_until(lambda: service.scheduler.queued == 2)
-        response, data = client.request("POST", "/v1/chat/completions", {**long, "stream": False})
+        response, data = client.request("POST", "/v1/chat/completions", long)
         assert (response.status, response.getheader("Retry-After")) == (429, "2")
         assert json.loads(data)["error"]["type"] == "rate_limit_error"
-        for connection, answer in held:
-            answer.close()
-            connection.close()
+        for one in held:
+            one.close()
         wait_until(lambda: service.scheduler.queued == 0 and service.scheduler.active == 0, 30)
         assert client.chat([user("Hi")], max_tokens=1)[0] == 200
 
