@@ -17,7 +17,8 @@ from jvlm_mlx.checkpoint.loader import load
 from jvlm_mlx.demo.example import Example
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS, example_at
 from jvlm_mlx.generation import device
-from jvlm_mlx.generation.engine import Engine, Row
+from jvlm_mlx.generation.engine import Engine
+from jvlm_mlx.generation.row import Row
 from jvlm_mlx.model import Model
 from jvlm_mlx.processing.inputs import ModelInputs
 from jvlm_mlx.processing.processor import Processor

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from ..generation import device
-from ..generation.engine import Engine, Row
+from ..generation.engine import Engine
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
+from ..generation.row import Row
 from ..generation.sampling import Sampler, greedy
 from ..model import Model
 from ..processing.image_processor import PromptImage

@@ -15,13 +15,15 @@ from ..progress import Progress, no_progress
 from . import device
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
-from .engine import Engine, Row
+from .engine import Engine
 from .memory import wired_limit
 from .model_identity import model_key
 from .options import GenerationOptions
 from .prefill import Prefill
 from .prompt import answer_length
+from .prompt_lookup import PromptLookup
 from .response import GenerationResponse, ResponseBuilder
+from .row import Row
 from .sampling import make_processors, make_sampler, text_tokens, top_logprobs
 
 
@@ -72,6 +74,9 @@ def make_row(
         history=text_tokens(prepared.token_ids, vocab_size) if processors else None,
         observer=None if count is None else partial(top_logprobs, count),
         grammar=options.grammar,
+        lookup=(
+            PromptLookup(prepared.token_ids.tolist(), vocab_size) if options.prompt_lookup else None
+        ),
     )
 
 

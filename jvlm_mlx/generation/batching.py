@@ -20,7 +20,7 @@ from ..progress import no_progress
 from . import device
 from .answer import Answer, Cancelled, check_cancelled, check_fit, make_row
 from .caches import GenerationCaches
-from .engine import Engine, Row
+from .engine import Engine
 from .image_encoding import InBackground
 from .memory import wired_limit
 from .options import GenerationOptions
@@ -28,6 +28,7 @@ from .prefill import Prefill
 from .prompt import answer_length, prepare_prompt
 from .requests import AnyRequest, BatchRequest, BatchResponse, with_images
 from .response import GenerationResponse, GenerationResult, ResponseBuilder
+from .row import Row
 
 logger = logging.getLogger(__name__)
 

@@ -7,58 +7,17 @@ leave between steps. They may differ in everything; rows with plain KV caches sh
 cache, and so one pass through the decoder.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from .. import _mlx_lm
 from ..model import Model
 from .kv_cache import can_batch, joined, keep_rows
-from .sampling import LogitsProcessor, Sampler, greedy
-
-Observer = Callable[[mx.array, mx.array], tuple[mx.array, ...]]
-"""From log probabilities (1, vocabulary) and the chosen token (1,) to what is wanted of them."""
-
-
-class Grammar(Protocol):
-    """What a row may say next, in view of what it has said."""
-
-    def mask(self, logits: mx.array) -> mx.array:
-        """Return logits (1, vocabulary) with those of forbidden tokens at minus infinity."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """Take note of the token that was chosen."""
-        ...
-
-
-@dataclass(eq=False)
-class Row:
-    """One answer that grows."""
-
-    max_tokens: int
-    """After so many tokens it leaves by itself."""
-    sampler: Sampler = greedy
-    processors: Sequence[LogitsProcessor] = ()
-    history: mx.array | None = None
-    """(N,) text tokens so far, for the processors; None without any."""
-    observer: Observer | None = None
-    """What is to be handed out beside each token; computed with it, so nothing waits for it."""
-    grammar: Grammar | None = None
-    error: Exception | None = None
-    """What its own sampler, processors or grammar raised; others continue. It must be removed."""
-    cancelled: bool = False
-    """May be set from any thread, by a finalizer too: the row leaves before the next step."""
-
-
-class Token(NamedTuple):
-    """What a step gives for one row."""
-
-    row: Row
-    token: int
-    observed: tuple[mx.array, ...]
-    """Of the row's observer, evaluated; empty without one."""
+from .lookup_decoding import LookupGroup
+from .row import Row, Token
+from .sampling import greedy
 
 
 class Engine:
@@ -70,7 +29,7 @@ class Engine:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._groups: list[_Group] = []
+        self._groups: list[_Group | LookupGroup] = []
 
     @property
     def rows(self) -> list[Row]:
@@ -85,21 +44,41 @@ class Engine:
             cache: has all of the prompts. Shared with nobody: it grows in place.
             logits: (B, vocabulary) of the prompts' last positions.
         """
-        group = _Group(self._model, list(rows), cache, logits)
-        for other in self._groups:
-            if other.can_take(group):
-                other.take(group)
-                return
-        self._groups.append(group)
+        self._remove_cancelled()
+        if _can_look_up(rows, cache) and not self._groups:
+            self._groups = [LookupGroup(self._model, rows[0], cache, logits)]
+            return
+        group = _Group(self._model, list(rows), cache)
+        group.start(logits)
+        # Rows with lookup would advance by different numbers of tokens, for which a batched cache
+        # has no room.
+        groups = [self._without_lookup(other) for other in self._groups]
+        taker = next((other for other in groups if other.can_take(group)), None)
+        if taker is not None:
+            taker.take(group)
+        else:
+            groups.append(group)
+        self._groups = [*groups]
+
+    def _without_lookup(self, group: "_Group | LookupGroup") -> "_Group":
+        if isinstance(group, _Group):
+            return group
+        cache, token = group.plain()
+        plain = _Group(self._model, group.rows, cache)
+        plain.resume(token)
+        return plain
 
     def step(self) -> list[Token]:
         """Return the next token of every row."""
-        self.remove([row for row in self.rows if row.cancelled])
+        self._remove_cancelled()
         for group in self._groups:
             group.launch()
         tokens = [token for group in self._groups for token in group.collect()]
         self.remove([row for row in self.rows if row.max_tokens == 0])
         return tokens
+
+    def _remove_cancelled(self) -> None:
+        self.remove([row for row in self.rows if row.cancelled])
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Let rows leave; those that have left already are passed over."""
@@ -112,14 +91,23 @@ class Engine:
 class _Group:
     """Rows that go through the decoder together."""
 
-    def __init__(self, model: Model, rows: list[Row], cache: list[Any], logits: mx.array) -> None:
+    def __init__(self, model: Model, rows: list[Row], cache: list[Any]) -> None:
         self.rows = rows
         self._model = model
         self._cache = cache
         # Tokens that were sampled last. The cache has everything before them.
-        self._tokens, self._observed = self._sample(logits)
+        self._tokens = mx.zeros(0, mx.uint32)
+        self._observed: list[tuple[mx.array, ...]] = []
         self._current = self._tokens, self._observed
         self._handed_out = False
+
+    def start(self, logits: mx.array) -> None:
+        """Sample the first tokens from logits (B, vocabulary)."""
+        self._tokens, self._observed = self._sample(logits)
+
+    def resume(self, token: int) -> None:
+        """Take the token of a single row, which has been sampled but not handed out."""
+        self._tokens, self._observed = mx.array([token], mx.uint32), [()]
 
     @property
     def _looks_ahead(self) -> bool:
@@ -187,7 +175,7 @@ class _Group:
 
     def _sample(self, logits: mx.array) -> tuple[mx.array, list[tuple[mx.array, ...]]]:
         """Return a token (B,) for each row of logits (B, V), and what is observed; under way."""
-        if all(row.sampler is greedy and _takes_logits_as_they_are(row) for row in self.rows):
+        if all(row.takes_argmax for row in self.rows):
             tokens = greedy(logits)
             observed: list[tuple[mx.array, ...]] = [() for _ in self.rows]
         else:
@@ -200,8 +188,14 @@ class _Group:
         return tokens, observed
 
 
-def _takes_logits_as_they_are(row: Row) -> bool:
-    return not row.processors and row.observer is None and row.grammar is None
+def _can_look_up(rows: Sequence[Row], cache: Sequence[Any]) -> bool:
+    """Return whether a row is decoded with prompt lookup. A rotating cache cannot be trimmed."""
+    return (
+        len(rows) == 1
+        and rows[0].lookup is not None
+        and rows[0].takes_argmax
+        and all(type(layer) is _mlx_lm.KVCache for layer in cache)
+    )
 
 
 def _sample_row(row: Row, logits: mx.array) -> tuple[mx.array, tuple[mx.array, ...]]:

@@ -14,7 +14,7 @@ from ..config.json_file import quoted
 from ..errors import RequestError
 
 if TYPE_CHECKING:  # for types only: they are made of these options
-    from .engine import Grammar
+    from .row import Grammar
     from .sampling import LogitsProcessor, Sampler
 
 KV_BITS = (2, 3, 4, 5, 6, 8)
@@ -81,6 +81,12 @@ class GenerationOptions:
     """Tokens that end the answer; None for the checkpoint's own."""
     repetition_guard: bool = True
     """End an answer that goes round in circles, with the finish reason `repetition`."""
+    prompt_lookup: bool = False
+    """Draft the next tokens from where the last ones occurred before, in prompt or answer, and
+    verify several in one pass: the same answer sooner, where much of it is copied. Only for an
+    answer that is made alone, without sampling, penalties, `logprobs` or a `grammar`, and with all
+    of a plain KV cache; it switches itself off where it does not pay, or where the device rounds
+    several tokens at once otherwise than one by one."""
     logprobs: int | None = None
     """Give the log probability of each token, and of so many most probable ones; None for none."""
     sampler: "Sampler | None" = None
@@ -161,10 +167,9 @@ class GenerationOptions:
             ids = _sequence("stop_token_ids", self.stop_token_ids)
             checked = [_integer("stop_token_ids", one, 0, _MAX_INT) for one in ids]
             self._set("stop_token_ids", frozenset(checked))
-        if not isinstance(self.repetition_guard, bool):
-            raise RequestError(
-                f"repetition_guard must be true or false: {_shown(self.repetition_guard)}"
-            )
+        for name in ("repetition_guard", "prompt_lookup"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false: {_shown(value)}")
         _check_choice("kv_bits", self.kv_bits, KV_BITS)
         _check_choice("kv_group_size", self.kv_group_size, KV_GROUP_SIZES)
         if self.wired_limit not in (None, "none"):

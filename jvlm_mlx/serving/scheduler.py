@@ -20,11 +20,12 @@ from ..errors import JvlmError, RequestError
 from ..generation import device
 from ..generation.answer import Cancelled, check_fit, make_row
 from ..generation.caches import GenerationCaches
-from ..generation.engine import Engine, Row, Token
+from ..generation.engine import Engine
 from ..generation.memory import default_limit, kv_bytes, weight_bytes, wired_limit
 from ..generation.prefill import Prefill
 from ..generation.prompt import answer_length
 from ..generation.response import GenerationResponse, ResponseBuilder
+from ..generation.row import Row, Token
 from ..model import Model
 from ..processing.processor import Processor
 from ..progress import no_progress

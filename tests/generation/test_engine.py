@@ -9,7 +9,8 @@ import pytest
 import jvlm_mlx
 from jvlm_mlx import GenerationCaches, GenerationOptions, RequestError, batch_generate, generate
 from jvlm_mlx.generation import device
-from jvlm_mlx.generation.engine import Engine, Row
+from jvlm_mlx.generation.engine import Engine
+from jvlm_mlx.generation.row import Row
 from jvlm_mlx.generation.sampling import greedy
 from jvlm_mlx.model import Model
 from jvlm_mlx.model.decoder import Decoder
