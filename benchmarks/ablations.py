@@ -14,7 +14,7 @@ import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from benchmarks.demo_model.training_data import write_data
 from jvlm_mlx import Model, Processor, StepReport, TrainingConfig, load, train
 from jvlm_mlx.demo.tasks import TASKS
 
+from .harness.charts import Band, Estimate, dot_chart
 from .harness.machine import describe_machine
-from .harness.report import bar_chart, json_line, markdown_table
+from .harness.report import json_line, markdown_table
 
 _TEXT_TASKS = ("text_only",)
 _IMAGE = (128, 128)
@@ -242,15 +243,60 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
             say(f"{name}: {outcome.image_accuracy:.1%} of images, {outcome.loss:.3f} loss")
         outcomes[name] = Outcome(**json.loads(done.read_text(encoding="utf-8")))
     say(report(outcomes))
+    content = {
+        "machine": describe_machine(),
+        "steps": options.steps,
+        "seed": options.seed,
+        "examples": options.examples,
+        "variants": {name: asdict(outcome) for name, outcome in outcomes.items()},
+    }
+    say(json_line("ablations", content))
     if options.chart:
-        bars = {
-            "images": [100 * outcome.image_accuracy for outcome in outcomes.values()],
-            "text": [100 * outcome.text_accuracy for outcome in outcomes.values()],
-        }
-        title = f"right answers after {options.steps} steps"
-        bar_chart(options.chart / "ablations.png", title, "%", list(outcomes), bars)
-    content = {name: asdict(outcome) for name, outcome in outcomes.items()}
-    say(json_line("ablations", {"machine": describe_machine(), "steps": options.steps, **content}))
+        draw([content], options.chart)
+
+
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the JSON lines of this benchmark: the first, and beside it those of other seeds."""
+    first = lines[0]
+    names = list(first["variants"])
+    tasks = len(TASKS) - len(_TEXT_TASKS)
+    dots = {"text": _estimates(first, names, "text_accuracy", len(_TEXT_TASKS))}
+    for line in lines:
+        seed = f", seed {line['seed']}" if len(lines) > 1 else ""
+        dots[f"images{seed}"] = _estimates(line, names, "image_accuracy", tasks)
+    spread = max(
+        abs(line["variants"][name]["image_accuracy"] - first["variants"][name]["image_accuracy"])
+        for line in lines
+        for name in line["variants"]
+    )
+    base = first["variants"][BASE.name]["image_accuracy"]
+    band = Band(100 * (base - spread), 100 * (base + spread), "what another seed changes")
+    dot_chart(
+        folder / "ablations.png",
+        f"What the design is worth: right answers after {first['steps']} steps",
+        "Right answers (%), 95 % intervals of the questions",
+        names,
+        dots,
+        band=band if spread else None,
+    )
+
+
+def _estimates(
+    line: Mapping[str, Any], names: Sequence[str], figure: str, tasks: int
+) -> list[Estimate | None]:
+    """Return a figure of variants with Wilson's interval; that tasks differ would narrow it."""
+    count = tasks * line["examples"]
+    found: list[Estimate | None] = []
+    for name in names:
+        if (outcome := line["variants"].get(name)) is None:
+            found.append(None)
+            continue
+        fraction, z = outcome[figure], 1.96
+        middle = fraction + z * z / (2 * count)
+        half = z * (fraction * (1 - fraction) / count + (z / (2 * count)) ** 2) ** 0.5
+        low, high = ((middle + sign * half) / (1 + z * z / count) for sign in (-1, 1))
+        found.append(Estimate(100 * fraction, 100 * low, 100 * max(high, fraction)))
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ requests when images and prompts are cached already, from a run before that does
 import argparse
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import mlx.core as mx
 
 from jvlm_mlx import GenerationCaches, Model, Processor, batch_generate
 
+from .harness.charts import Estimate, line_chart
 from .harness.machine import describe_machine
 from .harness.models import add_checkpoint_arguments, loaded_checkpoint
 from .harness.photos import TILES, photo_bytes
-from .harness.report import json_line, line_chart, markdown_table
+from .harness.report import json_line, markdown_table
 from .harness.timing import readable_seconds
 
 
@@ -60,6 +62,21 @@ def timed(
     seconds = time.perf_counter() - start
     print(f" in {readable_seconds(seconds)}", file=sys.stderr)
     return seconds, mx.get_peak_memory(), [found[index] for index in range(len(requests))]
+
+
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the last of the JSON lines of this benchmark."""
+    results = lines[-1]["results"]
+    sizes = [one["batch_size"] for one in results]
+    speeds = {
+        name: (sizes, [Estimate(one[key], one[key], one[key]) for one in results])
+        for name, key in (
+            ("decoding alone", "decode_tokens_per_second"),
+            ("whole run", "tokens_per_second"),
+        )
+    }
+    file = folder / "batching.png"
+    line_chart(file, "Answers made together", "Batch size", "Tokens per second", speeds)
 
 
 def main() -> int:
@@ -110,20 +127,15 @@ def main() -> int:
         )
     )
     print("answers do not depend on the batch size" if same else "ANSWERS DIFFER")
-    content = {"machine": describe_machine(), "arguments": {**vars(arguments), "chart": None}}
-    print(json_line("batching", {**content, "results": results, "same_answers": same}))
+    content = {
+        "machine": describe_machine(),
+        "arguments": {**vars(arguments), "chart": None},
+        "results": results,
+        "same_answers": same,
+    }
+    print(json_line("batching", content))
     if arguments.chart:
-        sizes = [one["batch_size"] for one in results]
-        line_chart(
-            arguments.chart / "batching.png",
-            "Throughput by batch size",
-            "batch size",
-            "tokens/s",
-            {
-                "whole run": (sizes, [one["tokens_per_second"] for one in results]),
-                "decoding alone": (sizes, [one["decode_tokens_per_second"] for one in results]),
-            },
-        )
+        draw([content], arguments.chart)
     return 0 if same else 1
 
 

@@ -7,17 +7,19 @@ The questions are held out: none of their images was trained on.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.demo_model.accuracy import Accuracy, measure_accuracy
 from jvlm_mlx import convert, load
 from jvlm_mlx.checkpoint.hub import locate_checkpoint
 from jvlm_mlx.demo.tasks import LANGUAGES, TASKS
 
+from .harness.charts import heat_map
 from .harness.machine import describe_machine
-from .harness.report import bar_chart, json_line, markdown_table
+from .harness.report import json_line, markdown_table
 
 BITS = (8, 4, 3)
 _GROUP_SIZE = 32
@@ -85,23 +87,30 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     say(forms[0].accuracy.table())
     say("")
     say(report(forms))
-    if options.chart:
-        bars = {form.name: [100 * form.by_task[task] for task in TASKS] for form in forms}
-        bar_chart(options.chart / "demo.png", "right answers, held out", "%", TASKS, bars)
     languages = {
         language: forms[0].accuracy.of(language=language)._asdict() for language in LANGUAGES
     }
-    content = {form.name: {"bytes": form.weight_bytes, **form.by_task} for form in forms}
-    say(
-        json_line(
-            "demo",
-            {
-                "machine": describe_machine(),
-                "examples": options.examples,
-                "languages": languages,
-                **content,
-            },
-        )
+    content = {
+        "machine": describe_machine(),
+        "examples": options.examples,
+        "languages": languages,
+        "forms": {form.name: {"bytes": form.weight_bytes, **form.by_task} for form in forms},
+    }
+    say(json_line("demo", content))
+    if options.chart:
+        draw([content], options.chart)
+
+
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the last of the JSON lines of this benchmark."""
+    forms = lines[-1]["forms"]
+    tasks = [task for task in next(iter(forms.values())) if task != "bytes"]
+    heat_map(
+        folder / "demo.png",
+        "The demo model: right answers (%)",
+        tasks,
+        list(forms),
+        [[100 * form[task] for form in forms.values()] for task in tasks],
     )
 
 

@@ -4,6 +4,7 @@ python -m benchmarks.scaling --layers 0.1 --chart benchmarks/charts
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ import numpy as np
 from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.model import Model
 
+from .harness.charts import Estimate, line_chart
 from .harness.machine import describe_machine
 from .harness.models import released_model_config
-from .harness.report import json_line, line_chart, markdown_table
+from .harness.report import json_line, markdown_table
 from .harness.timing import Timing, measure
 
 TILES = (1, 2, 4, 8)
 PROMPTS = (128, 256, 512, 1024)
 CONTEXTS = (128, 512, 1024, 2048)
+GROWTHS = {
+    "tiles": ("Tower and connector, one tile at a time", "Tiles"),
+    "prompt": ("Prefill", "Prompt (tokens)"),
+    "decode step, by context": ("One decode step", "Context (tokens)"),
+}
+"""Title and horizontal axis of each chart."""
 
 
 def tile_timings(model: Model, repeats: int) -> dict[int, Timing]:
@@ -73,6 +81,15 @@ def _measure(works: dict[int, Any], repeats: int) -> dict[int, Timing]:
     return {int(size): timing for size, timing in found.items()}
 
 
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the last of the JSON lines of this benchmark."""
+    for name, (title, label) in GROWTHS.items():
+        timings = {int(size): timing for size, timing in lines[-1][name].items()}
+        measured = [Estimate.of_timing(timing) for timing in timings.values()]
+        file = folder / f"scaling-{name.split()[0]}.png"
+        line_chart(file, title, label, "Seconds", {"measured": (list(timings), measured)})
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -99,16 +116,14 @@ def main() -> None:
             for size, timing in timings.items()
         ]
         print(markdown_table((name, "time", "grows", "size grows", "peak GB"), rows), end="\n\n")
-        if arguments.chart:
-            lines = {"measured": (list(timings), [each.median for each in timings.values()])}
-            file = arguments.chart / f"scaling-{name.split()[0]}.png"
-            line_chart(file, name, name, "seconds", lines)
     result = {
         name: {size: timing.summary() for size, timing in timings.items()}
         for name, timings in found.items()
     }
     content = {"machine": describe_machine(), "layers": arguments.layers, **result}
     print(json_line("scaling", content))
+    if arguments.chart:
+        draw([content], arguments.chart)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ shared machine is not equally fast all the time.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from jvlm_mlx.diagnostics.roofline import WeightFormat
 from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.model import Model
 
+from .harness.charts import Estimate, bar_chart
 from .harness.machine import Limits, describe_machine, measure_limits, median_limits
 from .harness.models import released_model_config
 from .harness.photos import TILES
 from .harness.pipelines import STAGES, OwnPipeline, PeerPipeline, Pipeline
-from .harness.report import bar_chart, json_line, markdown_table
+from .harness.report import json_line, markdown_table
 from .harness.timing import Timing, timed
 
 OWN, PEER = "jvlm-mlx", "mlx-vlm"
@@ -140,25 +142,37 @@ def main() -> None:
             name: {stage: timing.summary() for stage, timing in times[name].items()}
             for name in pipelines
         }
-        print(
-            json_line(
-                "stages",
-                {
-                    "machine": machine,
-                    "limits": vars(limits),
-                    "layers": arguments.layers,
-                    "dtype": arguments.dtype,
-                    "tiles": tiles,
-                    "tokens": own.length,
-                    "fractions": fraction,
-                    **result,
-                },
-            )
-        )
+        content = {
+            "machine": machine,
+            "limits": vars(limits),
+            "layers": arguments.layers,
+            "dtype": arguments.dtype,
+            "tiles": tiles,
+            "tokens": own.length,
+            "fractions": fraction,
+            **result,
+        }
+        print(json_line("stages", content))
         if arguments.chart:
-            file = arguments.chart / f"stages-{tiles}-tiles.png"
-            bars = {name: [times[name][stage].median for stage in STAGES] for name in pipelines}
-            bar_chart(file, f"{tiles} tiles, {own.length} tokens", "seconds", STAGES, bars)
+            draw([content], arguments.chart)
+
+
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the JSON lines of this benchmark, a chart for each number of tiles."""
+    for line in lines:
+        bars = {
+            name: [Estimate.of_timing(line[name][stage]) for stage in STAGES]
+            for name in (OWN, PEER)
+            if name in line
+        }
+        bar_chart(
+            folder / f"stages-{line['tiles']}-tiles.png",
+            f"Stages of an answer: {line['tiles']} tiles, {line['tokens']} tokens",
+            "Seconds (logarithmic; error bars from the fastest to the slowest)",
+            STAGES,
+            bars,
+            logarithmic=True,
+        )
 
 
 def _table(times: dict[str, dict[str, Timing]], fraction: dict[str, dict[str, float]]) -> str:

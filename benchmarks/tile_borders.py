@@ -16,7 +16,7 @@ intervals are 95 % of a bootstrap over pairs.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -32,8 +32,9 @@ from jvlm_mlx.demo.phrases import COLORS, PHRASES, SHAPES
 from jvlm_mlx.demo.scenes import jittered
 from jvlm_mlx.evaluation.intervals import interval, percent
 
+from .harness.charts import Estimate, dot_chart
 from .harness.machine import describe_machine
-from .harness.report import bar_chart, json_line, markdown_table
+from .harness.report import json_line, markdown_table
 
 PLACEMENTS = ("border", "inside")
 GRIDS = {1: (1, 1), 4: (2, 2), 12: (3, 4)}
@@ -233,6 +234,22 @@ def _bounds(bounds: list[float]) -> str:
     return " to ".join(f"{bound:+.0f}" for bound in bounds)
 
 
+def draw(lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the last of the JSON lines of this study."""
+    line = lines[-1]
+    dots = {
+        name: [Estimate(one[key], one[key], one[key]) for one in line["results"]]
+        for name, key in (("inside tiles", "inside"), ("across borders", "border"))
+    }
+    dot_chart(
+        folder / "tile-borders.png",
+        f"Objects inside tiles or across their borders ({line['model']})",
+        "Right answers (%)",
+        [f"{one['task']}, {one['shown']}" for one in line["results"]],
+        dots,
+    )
+
+
 def main() -> int:
     """Run the study."""
     parser = argparse.ArgumentParser(
@@ -271,18 +288,10 @@ def main() -> int:
     ]
     head = ["task", "shown as", "inside", "across", "across - inside", "beyond the thumbnail's"]
     print(markdown_table(head, rows))
-    print(json_line("tile_borders", {"results": results, "machine": describe_machine()}))
+    content = {"results": results, "model": arguments.model, "machine": describe_machine()}
+    print(json_line("tile_borders", content))
     if arguments.chart:
-        bar_chart(
-            arguments.chart / "tile-borders.png",
-            f"Objects inside tiles or across their borders ({arguments.model})",
-            "right answers, %",
-            [f"{result['task']}, {result['shown']}" for result in results],
-            {
-                "inside tiles": [result["inside"] for result in results],
-                "across borders": [result["border"] for result in results],
-            },
-        )
+        draw([content], arguments.chart)
     return 0
 
 

@@ -315,7 +315,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Comes last: what was said holds, even if a chart cannot be drawn.
     if draws_chart:
         folder = local_path(output, RequestError) / RUN_FOLDER
-        write_chart(folder / METRICS_NAME, folder / CHART_NAME)
+        write_chart({"this run": folder / METRICS_NAME}, folder / CHART_NAME)
     return EXIT_OK if result.finished else EXIT_INTERRUPTED
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import RequestError
 from ..evaluation.paired import Comparison, Side
 from ..files import atomic_file
-from .formatting import new_figure, save_figure, table
+from .formatting import new_figure, save_figure, style_axes, table
 
 _MAX_TEXT = 40
 _HEAD = ("run", "score", "95 %", "difference", "95 %", "better", "worse", "p")
@@ -97,6 +97,7 @@ def write_comparison(
 def _draw(comparisons: Sequence[Comparison], published: bool) -> Any:
     figure = new_figure("chart")
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
+    label: str | None = "published"
     for axes, comparison in zip(panels, comparisons, strict=True):
         names = [side.run for side in comparison.sides]
         for place, side in enumerate(comparison.sides):
@@ -114,10 +115,11 @@ def _draw(comparisons: Sequence[Comparison], published: bool) -> Any:
                 ha="center",
             )  # fmt: skip
         if published and comparison.published is not None:
-            axes.axvline(comparison.published, color="C1", linestyle="--", label="published")
-            axes.legend()
+            axes.axvline(comparison.published, color="C1", linestyle="--", label=label)
+            label = None  # the legend is that of all panels
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         unit = "points" if comparison.unit == "points" else "%"
-        axes.set(xlabel=f"{comparison.figure}, {unit}, 95 % interval", title=comparison.benchmark)
+        described = f"{comparison.figure} ({unit}), 95 % intervals"
+        style_axes(axes, comparison.benchmark, xlabel=described)
     return figure

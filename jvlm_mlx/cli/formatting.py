@@ -83,7 +83,7 @@ def new_figure(what: str) -> Any:
 
 
 def style_axes(axes: Any, title: str | None = None, **labels: Any) -> None:
-    """Give axes the style of all charts: a light grid behind the data, no frame, a legend.
+    """Give axes the style of all charts: a light grid behind the data, no frame, a legend below.
 
     Args:
         axes: with everything drawn.
@@ -96,8 +96,11 @@ def style_axes(axes: Any, title: str | None = None, **labels: Any) -> None:
     axes.grid(visible=True, color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        axes.figure.legend(
+            handles, names, loc="outside lower center", ncols=len(names), frameon=False
+        )
 
 
 def save_figure(figure: Any, file: Path, error_type: type[JvlmError]) -> None:

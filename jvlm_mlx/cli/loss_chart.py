@@ -1,6 +1,8 @@
-"""A chart of a run's losses, from its metrics."""
+"""A chart of the losses of a run, or of several that follow one another, from their metrics."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,42 +11,78 @@ from ..errors import TrainingError
 from ..training.reports import read_metrics
 from .formatting import new_figure, save_figure, style_axes
 
+_LOGARITHMIC = 10
+"""From which ratio of smoothed losses on the axis is logarithmic."""
 
-def write_chart(metrics: Path, file: Path) -> None:
-    """Write an image of the losses by step; none of a run that has not reported any.
+
+def write_chart(runs: Mapping[str, Path], file: Path) -> None:
+    """Write an image of the losses by iteration; none of runs that have not reported any.
 
     Args:
-        metrics: file of metrics.
+        runs: file of metrics of each run, by its name. Several are drawn one after the other, with
+            their names at the borders.
         file: to write, a PNG.
 
     Raises:
         RequestError: matplotlib is not installed.
         TrainingError: the file cannot be written.
     """
-    lines = [line for line in read_metrics(metrics) if "loss" in line]
-    if not lines:
+    reports = {
+        name: [line for line in read_metrics(metrics) if "loss" in line]
+        for name, metrics in runs.items()
+    }
+    if not any(reports.values()):
         return
-    figure = new_figure("chart")
-    axes = figure.subplots()
-    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    axes.plot(steps, losses, alpha=0.3, color="C0", label="training")
-    axes.plot(steps, _smooth(losses), color="C0", label="training, smoothed")
+    axes = new_figure("chart").subplots()
+    start = 0
+    smoothed: list[npt.NDArray[np.float64]] = []
+    for name, lines in reports.items():
+        if not lines:
+            continue
+        smoothed.append(_draw_run(axes, lines, start, is_first=not smoothed))
+        if len(reports) > 1:
+            axes.axvline(start, color="0.6", linewidth=1)
+            axes.annotate(
+                name, (start, 1), (4, -4), xycoords=("data", "axes fraction"),
+                textcoords="offset points", rotation=90, va="top", color="0.4",
+            )  # fmt: skip
+        start += lines[-1]["step"]
+    lowest, highest = (extreme(map(extreme, smoothed)) for extreme in (min, max))
+    is_logarithmic = 0 < lowest * _LOGARITHMIC < highest
+    style_axes(axes, xlabel="Iteration", ylabel="Loss per target token (nats)")
+    if is_logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
+    save_figure(axes.figure, file, TrainingError)
+
+
+def _draw_run(
+    axes: Any, lines: list[dict[str, Any]], start: int, *, is_first: bool
+) -> npt.NDArray[np.float64]:
+    """Draw a run that begins behind `start` iterations of others; return its smoothed losses."""
+
+    def label(text: str) -> str | None:
+        return text if is_first else None
+
+    steps = [start + line["step"] for line in lines]
+    losses = [line["loss"] for line in lines]
+    smoothed = _smooth(losses)
+    axes.plot(steps, losses, alpha=0.3, color="C0", label=label("training"))
+    axes.plot(steps, smoothed, color="C0", label=label("mean of it and those before"))
     validated = [line for line in lines if "validation_loss" in line]
     if validated:
         axes.plot(
-            [line["step"] for line in validated],
+            [start + line["step"] for line in validated],
             [line["validation_loss"] for line in validated],
-            marker="o",
-            color="C1",
-            label="validation",
-        )
-    style_axes(axes, xlabel="iteration", ylabel="loss per target token (nats)", ylim=(0, None))
-    save_figure(figure, file, TrainingError)
+            marker="o", color="C1", label=label("validation"),
+        )  # fmt: skip
+    return smoothed
 
 
 def _smooth(losses: list[float]) -> npt.NDArray[np.float64]:
-    """Return the mean of each loss and those around it, fewer of them at both ends."""
-    width = 2 * (len(losses) // 50) + 1
-    window = np.ones(width)
-    sums = np.convolve(losses, window, mode="same")
-    return sums / np.convolve(np.ones(len(losses)), window, mode="same")
+    """Return the mean of each loss and some before it, so that nothing is anticipated."""
+    width = len(losses) // 25 + 1
+    sums = np.cumsum(np.concatenate((np.zeros(width), losses)))
+    counts = np.minimum(np.arange(1, len(losses) + 1), width)
+    return (sums[width:] - sums[:-width]) / counts

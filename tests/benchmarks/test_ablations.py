@@ -63,7 +63,7 @@ def test_a_short_run_is_measured_and_kept(tmp_path, start):
         "--batch-size", "4", "--start", start, "--variants", "mean pooling", "0 % text",
     ]  # fmt: skip
     ablations.main(arguments, said.append)
-    result = json.loads(said[-1])
+    result = json.loads(said[-1])["variants"]
     assert set(result["mean pooling"]["by_task"]) == set(ablations.TASKS)
     assert result["mean pooling"]["loss"] > 0
     # What is finished is not done again.

@@ -146,7 +146,7 @@ def test_how_to_resume_is_said_before_the_chart_is_drawn(capsys, arguments, inte
 
 def test_a_chart_of_nothing_is_not_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    write_chart(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    write_chart({"run": tmp_path / "metrics.jsonl"}, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
 
 
