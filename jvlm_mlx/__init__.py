@@ -6,10 +6,11 @@ model, processor = load()
 print(generate(model, processor, "What is this?", images="photo.jpg").text)
 """
 
-from . import interrupts  # isort: skip
+from . import command_buffers, interrupts  # isort: skip
 
 if interrupts.is_command_line():
     interrupts.end_at_once()
+    command_buffers.set_limits()
 
 import importlib
 import logging

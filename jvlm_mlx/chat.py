@@ -23,6 +23,7 @@ from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError, SessionError
 from .files import local_path
+from .generation.memory import keep_wired
 from .generation.session import ChatSession
 
 
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(conversation.add_images(arguments.image)), file=sys.stderr)
         if sys.stdin.isatty():
             print("/help lists commands", file=sys.stderr)
-        with line_editing(arguments.history, COMMANDS):
+        with keep_wired(options.get("wired_limit")), line_editing(arguments.history, COMMANDS):
             run_console(conversation, bars.show, bars.close)
     return EXIT_OK
 

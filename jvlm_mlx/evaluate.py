@@ -13,7 +13,13 @@ from functools import cache as cache_result
 from pathlib import Path
 from typing import Any
 
-from .cli.arguments import add_batch_arguments, caches, load_model, size
+from .cli.arguments import (
+    add_batch_arguments,
+    add_single_options,
+    caches,
+    load_model,
+    size,
+)
 from .cli.batch_requests import FileRequest
 from .cli.batch_responses import ResponseFile
 from .cli.comparison_report import as_text, write_comparison
@@ -53,6 +59,8 @@ CACHE_SIZE = "150 MB"
 """For images that neighboring questions share. A benchmark has thousands of images, and would fill
 any cache."""
 _JUDGE_MODEL = "gpt-4o-mini"
+_ENGINE_OPTIONS = ("repetition_guard", "prompt_lookup", "wired_limit")
+"""Those of `GenerationOptions` that have flags here as elsewhere."""
 
 
 def evaluate(
@@ -251,6 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer")
     parser.add_argument("--max-crops", type=int, metavar="TILES", help="most tiles of an image")
     parser.add_argument("--max-memory", type=size, metavar="SIZE", help="such as 8GB")
+    add_single_options(parser, *_ENGINE_OPTIONS)
     add_batch_arguments(parser, "questions")
     parser.set_defaults(cache_size=CACHE_SIZE, work=_evaluate)
     subcommands = parser.add_subparsers(metavar="{compare,write-demo}")
@@ -321,8 +330,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _run_model(arguments: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
     options = {
         name: getattr(arguments, name)
-        for name in ("max_tokens", "max_crops", "max_memory")
-        if getattr(arguments, name) is not None
+        for name in ("max_tokens", "max_crops", "max_memory", *_ENGINE_OPTIONS)
+        if getattr(arguments, name, None) is not None
     }
     parts = [arguments.model, arguments.revision, arguments.dtype, arguments.adapter_path]
     with ProgressBars(wants_progress(arguments.quiet)) as bars:

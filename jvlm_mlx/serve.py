@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .cli.arguments import (
+    SWITCHES,
     add_cache_argument,
     add_generation_arguments,
     add_model_arguments,
     given_options,
+    limit_mlx_cache,
     model_options,
     size,
 )
@@ -117,8 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise RequestError(f"{flag} is {getattr(arguments, name)}; it must be at least 1")
-    for name in _SWITCHES:
-        setattr(arguments, name, _switch(name, getattr(arguments, name)))
+    for name in (*_SWITCHES, *SWITCHES):
+        if hasattr(arguments, name):
+            setattr(arguments, name, _switch(name, getattr(arguments, name)))
+    limit_mlx_cache(arguments)
     given = given_options(arguments)
     options = GenerationOptions.of(given, {})  # refuses what makes no sense
     if not all(arguments.api_key):
@@ -140,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_concurrent=arguments.max_concurrent,
             max_queue=arguments.max_queue,
             max_memory=options.max_memory,
+            wired_limit=options.wired_limit,
         ),
         lambda progress: load(
             arguments.model, **model_options(arguments), progress=progress, show_progress=False

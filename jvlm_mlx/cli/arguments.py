@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..checkpoint.loader import load
 from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
@@ -36,6 +38,10 @@ def _memory(text: str) -> int:
     if not (found := size(text)):
         raise argparse.ArgumentTypeError(f"{text} is no memory; give a size like 8GB or 500MB")
     return found
+
+
+def _wired(text: str) -> int | str:
+    return text if text == "none" else _memory(text)
 
 
 class _Option(NamedTuple):
@@ -73,6 +79,11 @@ _ANSWER_OPTIONS = (
             metavar="SCORE"),
     _option("--stop", "end the answer at this text; may be repeated", action="append",
             metavar="TEXT"),
+    _option("--repetition-guard", "end an answer that goes round in circles (the default)",
+            action=argparse.BooleanOptionalAction),
+    _option("--prompt-lookup", "draft tokens from what was said before, and verify several at once:"
+            " the same answers, sooner where they copy; for one answer at a time",
+            action=argparse.BooleanOptionalAction),
 )  # fmt: skip
 _MEMORY_OPTIONS = (
     _option("--max-kv-size", "keep this many tokens in the KV cache; the prompt always stays",
@@ -85,6 +96,8 @@ _MEMORY_OPTIONS = (
             metavar="TILES"),
     _option("--max-memory", "compute no more at once than fits into this much memory, like 8GB",
             type=_memory, metavar="SIZE"),
+    _option("--wired-limit", "memory that the system keeps in place for the GPU, like 8GB, or none"
+            " to leave its limit alone; else what it recommends", type=_wired, metavar="SIZE"),
 )  # fmt: skip
 _IMAGE_OPTIONS = (
     _option("--max-crops", "most tiles of an image; fewer are faster and show less", type=int,
@@ -101,11 +114,17 @@ _GROUPS = (
     ("KV cache and memory", _MEMORY_OPTIONS),
 )
 _OPTIONS = tuple(option for _, options in _GROUPS for option in options)
+SWITCHES = tuple(
+    option.name
+    for option in _OPTIONS
+    if option.details.get("action") is argparse.BooleanOptionalAction
+)
+"""Options that are on or off."""
 _UNSET = GenerationOptions()
 _DEFAULTS = {
     option.name: default
     for option in _OPTIONS
-    if (default := getattr(_UNSET, option.name)) not in (None, ())
+    if (default := getattr(_UNSET, option.name)) not in (None, ()) and not isinstance(default, bool)
 }
 
 
@@ -130,6 +149,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-weights", action="store_true", help="refuse weights that are NaN or infinite"
     )
     group.add_argument(
+        "--mlx-cache-limit", type=size, metavar="SIZE",
+        help="freed memory that MLX keeps for new arrays, like 500MB; else MLX's own limit",
+    )  # fmt: skip
+    group.add_argument(
         "--trust-remote-code", action="store_true",
         help="accepted for commands written for other tools; code of a checkpoint is never run",
     )  # fmt: skip
@@ -152,13 +175,23 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     for title, options in _GROUPS:
         group = parser.add_argument_group(title)
         for option in options:
-            text = option.help
-            if option.name in _DEFAULTS:
-                text = f"{text} (default: {_DEFAULTS[option.name]})"
-            group.add_argument(
-                *option.flags, dest=option.name, default=argparse.SUPPRESS, help=text,
-                **option.details,
-            )  # fmt: skip
+            _add_option(group, option)
+
+
+def add_single_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of some options of `GenerationOptions`, for a subcommand that fixes others."""
+    for option in _OPTIONS:
+        if option.name in names:
+            _add_option(parser, option)
+
+
+def _add_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, option: _Option) -> None:
+    text = option.help
+    if option.name in _DEFAULTS:
+        text = f"{text} (default: {_DEFAULTS[option.name]})"
+    parser.add_argument(
+        *option.flags, dest=option.name, default=argparse.SUPPRESS, help=text, **option.details
+    )
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +279,12 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
         logger.warning("--trust-remote-code has no effect: code of a checkpoint is never run")
 
 
+def limit_mlx_cache(arguments: argparse.Namespace) -> None:
+    """Set the limit on freed memory that the flag asks for."""
+    if arguments.mlx_cache_limit is not None:
+        mx.set_cache_limit(arguments.mlx_cache_limit)
+
+
 def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model, Processor]:
     """Load the model that the flags name, with progress.
 
@@ -253,6 +292,7 @@ def load_model(arguments: argparse.Namespace, bars: ProgressBars) -> tuple[Model
         JvlmError: there is no such model, it is damaged, or a flag asks for what cannot be.
     """
     check_model_arguments(arguments)
+    limit_mlx_cache(arguments)
     silence_libtiff()
     if bars.shown:
         hint_at_slow_blas()

@@ -134,7 +134,7 @@ def explain(
         attention = _decoder_weights(model, prepared.token_ids, features, places, result.token_ids)
         return pooling, attention
 
-    with keep_wired():
+    with keep_wired(request.wired_limit):
         pooling, attention = device.run(look)
     boxes, inside = _patch_boxes(opened.config, opened.layout, source.size, kept)
     return Explanation(

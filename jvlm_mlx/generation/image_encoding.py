@@ -19,7 +19,7 @@ from . import device
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
 from .finiteness import Overflow, widen
-from .memory import keep_wired
+from .memory import WiredBytes, keep_wired
 from .model_identity import model_key
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,9 @@ def encode_opened_image(
     tile_group_size: int,
     progress: Progress,
     check: Callable[[], None],
+    wired: WiredBytes = None,
 ) -> EncodedImage:
-    """Encode an opened image; arguments as `encode_opened_images`.
+    """Encode an opened image; arguments as `encode_opened_images` and `keep_wired`.
 
     Raises:
         ImageError: it was encoded by another model.
@@ -239,7 +240,7 @@ def encode_opened_image(
     if isinstance(image, EncodedImage):
         image.check_model(model_key(model))
         return image
-    with keep_wired():
+    with keep_wired(wired):
         (features,) = encode_opened_images(model, [image], caches, tile_group_size, progress, check)
     return EncodedImage(
         name=image.name,

@@ -185,7 +185,9 @@ class ChatSession:
             size, shown = first.make_room(), progress or no_progress
             check = partial(check_cancelled, cancel)
             return [
-                encode_opened_image(self._model, image, self.caches, size, shown, check)
+                encode_opened_image(
+                    self._model, image, self.caches, size, shown, check, request.wired_limit
+                )
                 for image in images
             ]
 

@@ -21,7 +21,7 @@ from ..generation import device
 from ..generation.answer import Cancelled, check_fit, make_row
 from ..generation.caches import GenerationCaches
 from ..generation.engine import Engine
-from ..generation.memory import default_limit, kv_bytes, weight_bytes, wired_limit
+from ..generation.memory import WiredBytes, default_limit, kv_bytes, weight_bytes, wired_limit
 from ..generation.prefill import Prefill
 from ..generation.prompt import answer_length
 from ..generation.response import GenerationResponse, ResponseBuilder
@@ -55,6 +55,7 @@ class Scheduler:
         max_concurrent: most answers that decode together.
         max_queue: most that wait; one more is refused.
         max_memory: bytes for weights and KV caches; None for what the device recommends.
+        wired: what the system keeps in place for the GPU until `close`; see `WiredLimit`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Scheduler:
         max_concurrent: int,
         max_queue: int,
         max_memory: int | None,
+        wired: WiredBytes = None,
     ) -> None:
         device.take_over(model)
         self.model = model
@@ -73,6 +75,7 @@ class Scheduler:
         self.caches = caches
         self.counters = Counters()
         self._explicit_limit = max_memory
+        self._wired: WiredBytes = wired
         limit = max_memory or default_limit()
         self._admission = Admission(
             self.counters,
@@ -91,7 +94,7 @@ class Scheduler:
             threading.Thread(target=self._prefill_loop, name="jvlm-prefill", daemon=True),
             threading.Thread(target=self._decode_loop, name="jvlm-decode", daemon=True),
         ]
-        device.run(partial(wired_limit.hold, None))
+        device.run(partial(wired_limit.hold, wired))
         for thread in self._threads:
             thread.start()
 
@@ -156,7 +159,7 @@ class Scheduler:
         self._joining.put(None)
         for thread in self._threads:
             thread.join(seconds)
-        device.run(partial(wired_limit.release, None))
+        device.run(partial(wired_limit.release, self._wired))
 
     # --- prefill
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import JvlmError, RequestError
 from ..generation.caches import GenerationCaches
 from ..generation.json_grammar import JsonGrammar, JsonGrammars
+from ..generation.memory import WiredBytes
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
 from ..generation.response import GenerationResponse
@@ -50,6 +51,7 @@ class ServiceOptions:
     max_concurrent: int
     max_queue: int
     max_memory: int | None
+    wired_limit: WiredBytes = None
 
 
 @dataclass(eq=False)
@@ -116,6 +118,7 @@ class Service:
                 max_concurrent=self.options.max_concurrent,
                 max_queue=self.options.max_queue,
                 max_memory=self.options.max_memory,
+                wired=self.options.wired_limit,
             )
         except JvlmError as error:
             self.error = str(error)

@@ -1,5 +1,6 @@
 """The first second of a command: what is imported, and Ctrl-C meanwhile."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -136,3 +137,57 @@ def test_an_ignored_interrupt_stays_ignored():
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
     )
     run_code(code)
+
+
+ON_A_MAC = (
+    "import platform\nplatform.system, platform.machine = lambda: 'Darwin', lambda: 'arm64'\n"
+)
+SHOW = "print({name: os.environ[name] for name in sorted(os.environ) if name[:8] == 'MLX_MAX_'})"
+
+
+def command_buffer_limits(before, code, environment=None):
+    """Return the limits that a process has in its environment after some code."""
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import os\n{before}{code}\n{SHOW}"],
+        capture_output=True, check=True, cwd=ROOT, text=True,
+        env={
+            **{name: value for name, value in os.environ.items() if name[:8] != "MLX_MAX_"},
+            **(environment or {}),
+        },
+    )  # fmt: skip
+    return ast.literal_eval(shown.stdout)
+
+
+def memory_of(gigabytes):
+    return f"os.sysconf = lambda name: {gigabytes} if 'PHYS' in name else 10**9\n"
+
+
+def test_the_command_line_sets_the_limits_of_command_buffers_on_apple_silicon():
+    # What it imports next has no chance to import MLX first.
+    entry = (
+        "import sys, types\n"
+        "following = types.ModuleType('jvlm_mlx.cli.main')\n"
+        "following.main = following.main_convert = None\n"
+        "sys.modules['jvlm_mlx.cli.main'] = following\n"
+        "import jvlm_mlx.cli.entry\n"
+        "assert 'mlx.core' not in sys.modules"
+    )
+    large, small = ON_A_MAC + memory_of(64), ON_A_MAC + memory_of(16)
+    both = {"MLX_MAX_MB_PER_BUFFER": "200", "MLX_MAX_OPS_PER_BUFFER": "500"}
+    assert command_buffer_limits(large, entry) == both
+    assert command_buffer_limits(small, entry) == {"MLX_MAX_OPS_PER_BUFFER": "500"}
+    own = {"MLX_MAX_OPS_PER_BUFFER": "7"}
+    assert command_buffer_limits(large, entry, own) == {**both, **own}
+    assert command_buffer_limits(memory_of(64), entry) == {}  # this machine is no Mac
+
+
+def test_the_library_does_not_set_them():
+    code = "import jvlm_mlx.generate, jvlm_mlx.cli.main, mlx.core"
+    assert command_buffer_limits(ON_A_MAC + memory_of(64), code) == {}
+
+
+def test_a_module_that_runs_sets_them():
+    run = "import sys\nsys.argv, sys.orig_argv = ['-m'], ['python', '-m', 'jvlm_mlx.chat']\n"
+    code = run + "import jvlm_mlx"
+    found = command_buffer_limits(ON_A_MAC + memory_of(64), code)
+    assert found["MLX_MAX_OPS_PER_BUFFER"] == "500"
