@@ -9,49 +9,29 @@ length, and whether it pays; `lookup_decoding.py` has the passes.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from statistics import median
 
 NGRAM_SIZES = (3, 2)
 """How many of the last tokens must have occurred before; the longer match counts."""
-DRAFT_SIZES = (3, 2)
-"""Tokens of a draft. A pass of more rows costs more, so the better one is found by measuring."""
+LONG, SHORT = 3, 2
+"""Tokens of a draft. A pass of more rows costs more; what it costs is measured."""
 MAX_MISSES = 3
 """After so many drafts in a row of which nothing was right, there is a pause."""
 FIRST_PAUSE, MAX_PAUSE = 8, 256
 """Tokens of a pause; each is twice as long as the last, until a draft is right again."""
 
-_TRIALS = 4
+_PLAIN_TRIALS, _TRIALS = 4, 2
 """Passes of each kind that are measured before they are compared."""
 _RECENT = 16
-
-
-@dataclass
-class _Passes:
-    """The last passes of one kind."""
-
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    tokens: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
-
-    def add(self, tokens: int, seconds: float) -> None:
-        self.tokens.append(tokens)
-        self.seconds.append(seconds)
-
-    @property
-    def is_measured(self) -> bool:
-        return len(self.tokens) >= _TRIALS
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second. The fastest pass counts: others may have had to wait."""
-        return sum(self.tokens) / len(self.tokens) / max(min(self.seconds), 1e-9)
+_PAYING = 4
+"""Drafts after which it is asked whether they pay."""
 
 
 class PromptLookup:
     """Drafts for one answer.
 
-    It begins once plain passes have been measured, pauses after drafts that were wrong, and
-    switches itself off for the rest of the answer when its passes give fewer tokens per second
-    than plain ones.
+    It begins once plain passes have been measured, pauses while drafts are wrong or give fewer
+    tokens per second than plain passes, and ends where even right ones would.
 
     Args:
         prompt: its token ids.
@@ -71,8 +51,13 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._following: dict[tuple[int, ...], int] = {}
         """Index of the token that followed the last occurrence of an n-gram."""
-        self._plain = _Passes()
-        self._drafted = {size: _Passes() for size in DRAFT_SIZES}
+        # By length of the draft, 0 for plain passes. Medians count: whoever takes the tokens may
+        # let some passes wait, which makes others look short.
+        self._seconds: dict[int, deque[float]] = {
+            size: deque(maxlen=_RECENT) for size in (0, SHORT, LONG)
+        }
+        self._recent: deque[tuple[int, bool]] = deque(maxlen=_RECENT)
+        """Tokens of passes with a draft, and whether all of it was right; since the last pause."""
         self._misses = 0
         self._pause, self._next_pause = 0, FIRST_PAUSE
         self._add_all(prompt)
@@ -93,7 +78,7 @@ class PromptLookup:
     @property
     def has_draft(self) -> bool:
         """Whether there is a draft of what follows the tokens so far."""
-        return bool(self.draft(DRAFT_SIZES[0]))
+        return bool(self.draft(LONG))
 
     def draft(self, most: int) -> list[int]:
         """Return the tokens that may follow: as many as one of the sizes, or none.
@@ -103,7 +88,7 @@ class PromptLookup:
         """
         size = self._size()
         if size > most:
-            size = DRAFT_SIZES[-1]
+            size = SHORT
         if not size or size > most:
             return []
         for ngram_size in NGRAM_SIZES:
@@ -123,14 +108,16 @@ class PromptLookup:
         return draft
 
     def _size(self) -> int:
-        if not self.is_on or self._pause or not self._plain.is_measured:
+        if not self.is_on or self._pause or len(self._seconds[0]) < _PLAIN_TRIALS:
             return 0
-        for size, passes in self._drafted.items():
-            if not passes.is_measured:
+        for size in (LONG, SHORT):
+            if len(self._seconds[size]) < _TRIALS:
                 return size
-        best = max(DRAFT_SIZES, key=lambda size: self._drafted[size].rate)
-        self.is_on = self._drafted[best].rate > self._plain.rate
-        return best if self.is_on else 0
+        # The last token of a long draft is right about as often as all of a recent one.
+        right = [all_right for _, all_right in self._recent]
+        fraction = sum(right) / len(right) if right else 1.0
+        extra = median(self._seconds[LONG]) - median(self._seconds[SHORT])
+        return LONG if fraction * median(self._seconds[0]) > extra else SHORT
 
     def passed(self, drafted: int, tokens: int, seconds: float) -> None:
         """Take note of a pass.
@@ -140,14 +127,20 @@ class PromptLookup:
             tokens: that it gave.
             seconds: since the pass before it.
         """
+        self._seconds[drafted].append(seconds)
         if not drafted:
-            self._plain.add(tokens, seconds)
             return
-        self._drafted[drafted].add(tokens, seconds)
+        self._recent.append((tokens, tokens > drafted))
+        self._misses = self._misses + 1 if tokens == 1 else 0
         if tokens > 1:
-            self._misses, self._next_pause = 0, FIRST_PAUSE
-            return
-        self._misses += 1
-        if self._misses >= MAX_MISSES:
+            self._next_pause = FIRST_PAUSE
+        costs = {size: median(self._seconds[size] or [0.0]) for size in (SHORT, LONG)}
+        plain = median(self._seconds[0])
+        if all(cost >= plain * (1 + size) for size, cost in costs.items()):
+            self.is_on = False
+        mean = sum(count for count, _ in self._recent) / len(self._recent)
+        pays = len(self._recent) < _PAYING or mean * plain > costs[drafted]
+        if self._misses >= MAX_MISSES or not pays:
             self._pause = self._next_pause
             self._next_pause = min(2 * self._next_pause, MAX_PAUSE)
+            self._recent.clear()
