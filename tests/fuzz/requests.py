@@ -39,6 +39,10 @@ from tests.fuzz.request_mutations import (
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = json.loads((GOLDEN / "openai" / "chat-schemas.json").read_text())
+FLAGS = (
+    "--max-tokens", "4", "--max-queue", "64", "--max-body", f"{MAX_BODY // 1000}KB",
+    "--cache-size", "5MB", "--allow-image-folder", str(GOLDEN / "images"),
+)  # fmt: skip
 ANSWER_SECONDS = 30
 """An answer that takes longer is a hang."""
 GROWTH_BYTES = 60 * 2**20
@@ -156,17 +160,24 @@ def parsed(text):
 
 
 class Server:
-    """A server process on the small checkpoint."""
+    """A server process.
 
-    def __init__(self, log):
+    Args:
+        log: file for what it prints.
+        model: folder of a checkpoint, or `demo`.
+        flags: more of them.
+        key: that it asks for.
+    """
+
+    def __init__(self, log, model=GOLDEN / "tiny", flags=(), key=KEY):
         self._log = log.open("wb")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if key is not None:
+            environment["JVLM_API_KEY"] = key
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jvlm_mlx.serve", "--model", str(GOLDEN / "tiny"), "--port", "0",
-             "--quiet", "--max-tokens", "4", "--max-queue", "64",
-             "--max-body", f"{MAX_BODY // 1000}KB", "--cache-size", "5MB",
-             "--allow-image-folder", str(GOLDEN / "images")],
-            stdout=self._log, stderr=self._log, cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JVLM_API_KEY": KEY},
+            [sys.executable, "-m", "jvlm_mlx.serve", "--model", str(model), "--port", "0",
+             "--quiet", *flags],
+            stdout=self._log, stderr=self._log, cwd=ROOT, env=environment,
         )  # fmt: skip
         self._wait(lambda: "\n" in log.read_text())
         line = log.read_text().splitlines()[0]
@@ -301,7 +312,7 @@ def main():
     parser.add_argument("--log", type=Path, default=Path("fuzz-server.log"), help="of the server")
     parser.add_argument("--verbose", action="store_true", help="show what is sent")
     arguments = parser.parse_args()
-    server = Server(arguments.log)
+    server = Server(arguments.log, flags=FLAGS)
     start = time.monotonic()
     try:
         seeds = range(arguments.seed, arguments.seed + arguments.count)

@@ -6,13 +6,13 @@ import jsonschema
 import pytest
 
 from tests.fuzz.request_mutations import CHAT, KINDS, Mutations, Sent
-from tests.fuzz.requests import Finding, Server, campaign, check
+from tests.fuzz.requests import FLAGS, Finding, Server, campaign, check
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("uvicorn")
-    started = Server(tmp_path_factory.mktemp("fuzz") / "log")
+    started = Server(tmp_path_factory.mktemp("fuzz") / "log", flags=FLAGS)
     yield started
     started.close()
 
