@@ -24,6 +24,9 @@ from .model_identity import model_key
 
 logger = logging.getLogger(__name__)
 
+CPU_TILE_GROUP_SIZE = 1
+"""Most tiles at once on a CPU, which one tile fills: more would only take longer to stop."""
+
 T = TypeVar("T")
 
 
@@ -143,6 +146,8 @@ def encode_tiles(
     Raises:
         CheckpointError: the features are not finite in a wider type either.
     """
+    if mx.default_device().type == mx.cpu:
+        tile_group_size = min(tile_group_size, CPU_TILE_GROUP_SIZE)
     plan = model.plan(image.window_positions[None], len(image.image_tokens), tile_group_size)
 
     def encode() -> mx.array:

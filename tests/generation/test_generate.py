@@ -13,7 +13,7 @@ from mlx_lm.models.cache import KVCache
 
 import jvlm_mlx
 from jvlm_mlx.errors import JvlmError, PromptError, RequestError
-from jvlm_mlx.generation import device
+from jvlm_mlx.generation import device, image_encoding
 from jvlm_mlx.generation.options import GenerationOptions
 from jvlm_mlx.generation.sampling import make_processors, make_sampler, text_tokens
 
@@ -115,8 +115,10 @@ def test_prefill_in_chunks_changes_nothing(tiny, shapes, step):
 
 
 @pytest.mark.parametrize("group", [1, 3, 100])
-def test_tile_groups_change_nothing(tiny, shapes, group):
-    assert answer(tiny, shapes, tile_group_size=group).token_ids == answer(tiny, shapes).token_ids
+def test_tile_groups_change_nothing(tiny, shapes, group, monkeypatch):
+    expected = answer(tiny, shapes).token_ids
+    monkeypatch.setattr(image_encoding, "CPU_TILE_GROUP_SIZE", 100)
+    assert answer(tiny, shapes, tile_group_size=group).token_ids == expected
 
 
 # --- how an answer ends
@@ -353,13 +355,32 @@ def test_cancel_flag_stops_before_the_first_token(tiny, shapes, stage, after):
     assert seen[-1][:3] == (stage, after, {"tiles": 9, "prefill": 165}[stage])
 
 
+def test_a_cpu_shows_and_stops_between_tiles(tiny, shapes):
+    if mx.default_device().type != mx.cpu:
+        pytest.skip("a GPU takes several tiles at once")
+    cancel = threading.Event()
+    seen = []
+
+    def progress(event):
+        seen.append(event[:3])
+        if event.done == 1:
+            cancel.set()
+
+    (response,) = jvlm_mlx.stream_generate(
+        *tiny, QUESTION, shapes, cancel=cancel, progress=progress
+    )
+    assert response.finish_reason == "cancelled"
+    assert seen == [("tiles", 0, 9), ("tiles", 1, 9)]
+
+
 def test_progress_reaches_the_end(tiny, shapes):
     seen = {}
     answer(
         tiny, shapes, max_tokens=1, prefill_step_size=64,
         progress=lambda event: seen.setdefault(event.stage, []).append(event[1:3]),
     )  # fmt: skip
-    assert seen["tiles"] == [(0, 9), (4, 9), (8, 9), (9, 9)]
+    step = 1 if mx.default_device().type == mx.cpu else 4
+    assert seen["tiles"] == [*((done, 9) for done in range(0, 9, step)), (9, 9)]
     assert seen["prefill"] == [(0, 165), (64, 165), (128, 165), (165, 165)]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from jvlm_mlx import batch_generate, generate
-from jvlm_mlx.generation import batching
+from jvlm_mlx.generation import batching, image_encoding
 from jvlm_mlx.generation.image_encoding import one_ahead
 from jvlm_mlx.generation.prefill import Prefill
 from jvlm_mlx.processing.image_processor import OpenedImage
@@ -55,6 +55,7 @@ def test_the_next_image_is_cut_while_the_device_encodes(tiny, golden_folder, mon
             overlaps.append(next_one.acquire(timeout=10))
 
     monkeypatch.setattr(OpenedImage, "cut", logged_cut)
+    monkeypatch.setattr(image_encoding, "CPU_TILE_GROUP_SIZE", 4)  # as many groups as on a GPU
     found = generate(*tiny, "Compare.", images, max_tokens=4, progress=progress)
     assert found.token_ids == expected
     assert len(begun) == 3
