@@ -25,7 +25,8 @@ from .cli.arguments import (
     generation_options,
     load_model,
 )
-from .cli.batch_requests import STANDARD_STREAM, FileRequest, image_requests, read_requests
+from .cli.batch_images import image_patterns, image_requests
+from .cli.batch_requests import STANDARD_STREAM, FileRequest, read_requests
 from .cli.batch_responses import FORMATS, Format, ResponseFile
 from .cli.formatting import printable
 from .cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
@@ -75,12 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer all requests, and return the exit code: 1 if there are errors among the responses."""
     group = ProcessGroup()
-    # Read once, for the requests may come through a pipe; and before the output is opened, so
-    # that a mistake here leaves no empty file there.
-    requests = _read_requests(arguments, group)
-    if arguments.file is not None and _is_same_file(arguments.file, arguments.output):
-        raise RequestError(f"{arguments.output} is the file of requests: choose another output")
-    return answer_requests(arguments, requests, _image_folder(arguments), group)
+    _check_sources(arguments, group)
+    sources = image_patterns(arguments.images or (), _image_folder(arguments))
+    with sources as (patterns, folder, content):
+        config = response_config(arguments) + content
+        # Read once, for the requests may come through a pipe; and before the output is opened, so
+        # that a mistake here leaves no empty file there.
+        if arguments.file is not None:
+            requests = read_requests(arguments.file, config)
+        else:
+            requests = image_requests(
+                patterns, arguments.prompt, folder, config, per_page=arguments.per_page
+            )
+        return answer_requests(arguments, requests, folder, group)
 
 
 def answer_requests(
@@ -175,20 +183,17 @@ def answer_requests(
     return EXIT_ERROR if failed or failed_before else EXIT_OK
 
 
-def _read_requests(arguments: argparse.Namespace, group: ProcessGroup) -> list[FileRequest]:
+def _check_sources(arguments: argparse.Namespace, group: ProcessGroup) -> None:
+    """Refuse sources of requests that exclude each other, or the output."""
     if (arguments.file is None) == (arguments.images is None):
         raise RequestError("give either a file of requests, or --images and --prompt")
     if (arguments.images is None) != (arguments.prompt is None):
         raise RequestError("--images and --prompt belong together; a file has its own prompts")
-    config = response_config(arguments)
-    if arguments.images is not None:
-        folder = _image_folder(arguments)
-        return image_requests(
-            arguments.images, arguments.prompt, folder, config, per_page=arguments.per_page
-        )
-    if arguments.file == STANDARD_STREAM and group.count > 1:
+    reads_stdin = STANDARD_STREAM in (arguments.file, *map(Path, arguments.images or ()))
+    if reads_stdin and group.count > 1:
         raise RequestError(f"{group.count} processes cannot share standard input; give a file")
-    return read_requests(arguments.file, config)
+    if arguments.file is not None and _is_same_file(arguments.file, arguments.output):
+        raise RequestError(f"{arguments.output} is the file of requests: choose another output")
 
 
 def response_config(arguments: argparse.Namespace) -> str:

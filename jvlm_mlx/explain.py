@@ -1,6 +1,7 @@
 """Show what an answer looked at: tiles, pooling weights, and the attention of each answer token.
 
-The answer goes to standard output, the image into a PNG. Attention says what the decoder read,
+The answer goes to standard output, the image into a PNG; with `-o -` the PNG goes to standard
+output, and the answer to standard error. Attention says what the decoder read,
 not why it answered so.
 """
 
@@ -14,9 +15,11 @@ from .cli.arguments import (
     generation_options,
     load_model,
 )
+from .cli.batch_requests import STANDARD_STREAM
 from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .cli.screen_images import is_screen_image, screen_images
+from .cli.standard_streams import read_bytes
 from .errors import RequestError
 from .evaluation.attention_image import draw_explanation
 from .evaluation.attention_maps import Explanation as Explanation
@@ -27,11 +30,16 @@ from .files import atomic_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
     parser.add_argument(
-        "-i", "--image", required=True, metavar="IMAGE", help="path or URL, as for generate"
+        "-i", "--image", required=True, metavar="IMAGE", help="one image, as for generate"
     )
     parser.add_argument("-p", "--prompt", required=True, help="the question")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.png", help="image to write"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.png",
+        help="image to write; - for standard output",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_model_arguments(parser)
@@ -40,18 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, draw, and return the exit code."""
-    if arguments.output.suffix.lower() != ".png":
+    to_stdout = arguments.output == STANDARD_STREAM
+    if not to_stdout and arguments.output.suffix.lower() != ".png":
         raise RequestError(f"{arguments.output} must end in .png, for that is what is written")
     options = generation_options(arguments)
     image = arguments.image
-    if is_screen_image(image):
+    if image == str(STANDARD_STREAM):
+        image = read_bytes("-i -")
+    elif is_screen_image(image):
         (image,) = screen_images(image)
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
         model, processor = load_model(arguments, bars)
     explanation = explain(model, processor, image, arguments.prompt, **options)
-    with atomic_file(arguments.output, RequestError) as temporary:
-        draw_explanation(explanation).save(temporary, "PNG")
-    print(explanation.text)
+    drawn = draw_explanation(explanation)
+    if to_stdout:
+        drawn.save(sys.stdout.buffer, "PNG")
+    else:
+        with atomic_file(arguments.output, RequestError) as temporary:
+            drawn.save(temporary, "PNG")
+    print(explanation.text, file=sys.stderr if to_stdout else sys.stdout)
     return EXIT_OK
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from .batch import answer_requests, response_config
 from .cli.arguments import add_batch_arguments, add_generation_arguments
-from .cli.batch_requests import STANDARD_STREAM, image_requests
+from .cli.batch_images import image_patterns, image_requests
+from .cli.batch_requests import STANDARD_STREAM
 from .cli.main import EXIT_INTERRUPTED
 from .config.json_file import quoted, read_json
 from .errors import RequestError
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
         help="images, PDFs (report.pdf#2-4 for some pages), globs in quotes such as"
-        " 'scans/*.png', or folders",
+        " 'scans/*.png', folders, or - for standard input",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, default=STANDARD_STREAM, metavar="OUT.md",
@@ -70,13 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         config, prompt, form = f"{config}\n{text}", SCHEMA_PROMPT.format(schema=text), objects
         extra_options = partial(_grammars, schema)
     prompt = prompt if arguments.prompt is None else arguments.prompt
-    requests = image_requests(arguments.files, prompt, Path(), config, per_page=True)
 
     def answer() -> int:
         formats = {arguments.output.suffix.lower(): form}
-        return answer_requests(
-            arguments, requests, Path(), group, formats, extra_options=extra_options
-        )
+        with image_patterns(arguments.files, Path()) as (patterns, folder, content):
+            requests = image_requests(patterns, prompt, folder, config + content, per_page=True)
+            return answer_requests(
+                arguments, requests, folder, group, formats, extra_options=extra_options
+            )
 
     if arguments.output != STANDARD_STREAM:
         return answer()

@@ -1,4 +1,4 @@
-"""Where the requests of a batch come from: a file of JSON Lines, or image files and one prompt.
+"""Requests of a batch that come from a file of JSON Lines.
 
 {"prompt": "What is this?", "images": ["photo.jpg"], "id": "a1", "max_tokens": 50}
 {"messages": [{"role": "user", "content": "Hello"}]}
@@ -8,19 +8,16 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ..config.json_file import MAX_BYTES, parse_json, quoted
-from ..errors import ImageError, RequestError
+from ..errors import RequestError
 from ..files import reason
 from ..generation.options import JSON_OPTIONS, GenerationOptions
 from ..generation.requests import BatchRequest
-from ..processing.documents import expand, page_range
-from ..processing.image_formats import SUFFIXES
-from ..processing.sources import Page, is_url, source_name
-from .screen_images import refuse_screen_images
+from ..processing.sources import is_url, source_name
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -138,74 +135,6 @@ def _read_lines(file: IO[bytes], name: str, config: str) -> Iterator[FileRequest
             raise RequestError(f"line {number} of {name} is longer than {MAX_BYTES // 2**20} MB")
         if text := line.decode("utf-8-sig", "replace").strip():
             yield FileRequest.of(number, text, config)
-
-
-def image_requests(
-    patterns: Sequence[str], prompt: str, folder: Path, config: str, *, per_page: bool = False
-) -> list[FileRequest]:
-    """Return one request for each image file; its id is the file's path.
-
-    Args:
-        patterns: paths, globs such as `scans/**/*.png`, or folders, of which all image files are
-            taken; the files of each in sorted order.
-        prompt: asked of every image.
-        folder: that relative patterns start from.
-        config: as for `FileRequest.of`.
-        per_page: whether each page of a PDF, and each frame of a TIFF, is a request, with an id
-            such as `report.pdf#3`.
-
-    Raises:
-        RequestError: a pattern matches no file, or means the screen or the clipboard.
-    """
-    refuse_screen_images(patterns)
-    paths: dict[str, None] = {}
-    for pattern in patterns:
-        found = _expand(pattern, folder)
-        if not found:
-            raise RequestError(f"{source_name(pattern)} matches no image file")
-        for path in sorted(found):
-            paths |= dict.fromkeys(_pages(path, folder) if per_page else [path])
-    return [
-        FileRequest.of(number, json.dumps({"id": p, "prompt": prompt, "images": [p]}), config)
-        for number, p in enumerate(paths, 1)
-    ]
-
-
-def _pages(path: str, folder: Path) -> list[str]:
-    """Return the pages or frames of a file, or the file itself if it has no several."""
-    named = page_range(path)
-    source = str(folder / path)
-    if named is None and path.lower().endswith((".tif", ".tiff")):
-        source = f"{source}#1-"
-    try:
-        pages = expand(source)
-    except ImageError:  # is said where the request is answered
-        return [path]
-    if not all(isinstance(page, Page) for page in pages) or (named is None and len(pages) == 1):
-        return [path]
-    file = path if named is None else named.source
-    return [f"{file}#{page.number}" for page in pages]
-
-
-def _expand(pattern: str, folder: Path) -> list[str]:
-    try:
-        named = page_range(pattern)
-        if named is not None and named.source != pattern and (folder / named.source).is_file():
-            return [pattern]
-        path = Path(pattern).expanduser()
-        if (folder / path).is_dir():
-            found = (folder / path).rglob("*")
-            files = [file for file in found if file.name.lower().endswith((*SUFFIXES, ".pdf"))]
-        elif (folder / path).is_file():  # a name may have brackets
-            files = [folder / path]
-        elif path.is_absolute():
-            files = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        else:
-            files = list(folder.glob(str(path)))
-        files = [file for file in files if file.is_file()]
-    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise RequestError(f"{source_name(pattern)} cannot be read: {reason(error)}") from None
-    return [str(file if path.is_absolute() else file.relative_to(folder)) for file in files]
 
 
 def _parse(number: int, text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..processing.chat_template import RenderedPrompt
 from ..processing.processor import Processor
 from ..processing.sources import Page, is_url, source_name
 from .screen_images import is_screen_image, screen_images
+from .standard_streams import read_bytes
 
 DEFAULT_QUESTION = "Describe the image in 100 words"
 """What the release's own script asks about an image without a question."""
@@ -97,7 +98,7 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
     given: list[str] = arguments.prompt or []
     if (sources + given).count(_STDIN) > 1:
         raise RequestError("standard input can be one image or one question, not both or twice")
-    images: list[Image] = [_read_image() if one == _STDIN else one for one in sources]
+    images: list[Image] = [read_bytes("-i -") if one == _STDIN else one for one in sources]
     texts = [_read_text() if text == _STDIN else text for text in given]
     if not texts:
         texts = [DEFAULT_QUESTION if _STDIN in sources else _question_without_flag(bool(images))]
@@ -127,12 +128,6 @@ def _expand(source: str) -> Sequence[str | Page]:
     if not found:
         raise RequestError(f"no file matches {source}")
     return found
-
-
-def _read_image() -> bytes:
-    if not (data := sys.stdin.buffer.read()):
-        raise RequestError("-i -: standard input is empty")
-    return data
 
 
 def _read_text() -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from ..errors import RequestError
 from ..interrupts import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 
 EXIT_OK = 0
@@ -32,6 +33,22 @@ def standard_input() -> Iterator[None]:
         with suppress(io.UnsupportedOperation):  # something has been read already
             sys.stdin.reconfigure(errors="surrogateescape")
     yield
+
+
+def read_bytes(flag: str) -> bytes:
+    """Return what comes through standard input: an image, or a document.
+
+    Args:
+        flag: that asks for it, for the message.
+
+    Raises:
+        RequestError: nothing comes.
+    """
+    if sys.stdin.isatty():
+        raise RequestError(f"{flag}: standard input is a terminal; send an image, or name a file")
+    if not (data := sys.stdin.buffer.read()):
+        raise RequestError(f"{flag}: standard input is empty")
+    return data
 
 
 def write_through(run: Callable[[], int]) -> int:

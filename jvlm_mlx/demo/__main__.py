@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this subcommand."""
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo.png"), metavar="FILE",
-        help="image to write",
+        help="image to write; - for standard output, and the questions go to standard error",
     )  # fmt: skip
     parser.add_argument(
         "--task", choices=IMAGE_TASKS, default=_DEFAULT_TASK, help="what to ask first"
@@ -35,24 +35,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the image, print the questions, and return the exit code."""
     output: Path = arguments.output
-    if output.suffix.lower() != ".png":
+    to_stdout = output == Path("-")
+    if not to_stdout and output.suffix.lower() != ".png":
         raise RequestError(f"{output} must end in .png, for that is what is written")
     example = example_at(arguments.seed, 0, (arguments.task,), (arguments.language,), held_out=True)
     assert example.image is not None
     encoded = io.BytesIO()
     example.image.save(encoded, "PNG")
     # The same command may be repeated: it draws the same image.
-    if not _contains(output, encoded.getvalue()):
+    if to_stdout:
+        sys.stdout.buffer.write(encoded.getvalue())
+    elif not _contains(output, encoded.getvalue()):
         if output.exists() and not arguments.force:
             raise RequestError(f"{output} exists already; give another --output, or --force")
         with atomic_file(output, RequestError) as file:
             file.write_bytes(encoded.getvalue())
     image = shlex.quote(str(output))
-    print(f"{output} shows: {example.caption}")
+    lines = [f"{output} shows: {example.caption}"]
     for turn in example.turns:
-        print(f"\n# right answer: {turn.answer}")
         prompt = shlex.quote(turn.question)
-        print(f"python -m jvlm_mlx.generate --model demo --image {image} --prompt {prompt}")
+        command = f"python -m jvlm_mlx.generate --model demo --image {image} --prompt {prompt}"
+        lines += [f"\n# right answer: {turn.answer}", command]
+    print("\n".join(lines), file=sys.stderr if to_stdout else sys.stdout)
     return EXIT_OK
 
 

@@ -1,14 +1,18 @@
 """Standard input that is no text, or absent; standard output that takes nothing more."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jvlm_mlx.cli.main import main
+from tests.helpers.image_files import encode
 
 ROOT = Path(__file__).parents[2]
 LATIN = "Grüße\n".encode("latin-1")
@@ -110,3 +114,76 @@ def test_a_file_that_may_not_be_used_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["jvlm_mlx.generate"], "load_model", fail)
     assert main(["generate", "-p", "Hi"]) == 1
     assert capsys.readouterr().err == "error: somewhere: Permission denied\n"
+
+
+# --- a dash is standard input or output, everywhere
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Sends bytes to standard input."""
+    return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.fixture
+def document():
+    pages = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    return encode(pages[0], "PDF", save_all=True, append_images=pages[1:])
+
+
+def test_images_and_documents_from_standard_input(send, document, golden_folder, capsys, tmp_path):
+    pytest.importorskip("pypdfium2")
+    model = ["--model", str(golden_folder / "tiny"), "--max-tokens", "2"]
+    png = (golden_folder / "images" / "dot.png").read_bytes()
+    send(png)
+    assert main(["generate", "-i", "-", "-p", "What?", *model, "--quiet"]) == 0
+    expected = capsys.readouterr().out
+    send(png)
+    assert main(["batch", "--images", "-", "-p", "What?", "-o", "-", *model]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (json.loads(line)["id"], json.loads(line)["text"]) == (
+        "standard-input", expected.rstrip("\n")
+    )  # fmt: skip
+    send(document)
+    assert main(["read", "-", *model]) == 0
+    marks = re.findall(r"<!-- page: (\S+) -->", capsys.readouterr().out)
+    assert marks == [f"standard-input.pdf#{number}" for number in (1, 2, 3)]
+    # A file of responses belongs to what was sent, not to its name.
+    output = ["-o", str(tmp_path / "out.md")]
+    for data, said in ((document, "3 answered"), (document, "3 done before"), (document + b" ", 1)):
+        send(data)
+        code = main(["read", "-", *output, *model])
+        assert said in (capsys.readouterr().err if isinstance(said, str) else [code])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "message"),
+    [
+        (["read", "-"], b"", "-: standard input is empty"),
+        (["read", "-", "a.png"], b"", "- is standard input, and no other image can be beside it"),
+        (["batch", "--images", "-", "-p", "a", "-o", "-"], b"", "-: standard input is empty"),
+        (["explain", "-i", "-", "-p", "a", "-o", "-"], b"", "-i -: standard input is empty"),
+        (["explain", "-i", "-", "-p", "a", "-o", "-"], b"none", "the image given as 4 bytes is no"),
+    ],
+)
+def test_what_does_not_come_is_one_line(arguments, data, message, send, golden_folder, capsys):
+    send(data)
+    assert main([*arguments, "--model", str(golden_folder / "tiny")]) == 1
+    out, said = capsys.readouterr()
+    assert (out, said.count("\n")) == ("", 1)
+    assert said.startswith(f"error: {message}")
+
+
+def test_images_on_standard_output(send, golden_folder, capsysbinary):
+    assert main(["demo", "-o", "-"]) == 0
+    png, said = capsysbinary.readouterr()
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+    assert b"--model demo --image - --prompt" in said
+    send(png)
+    command = ["explain", "-i", "-", "-p", "What?", "-o", "-", "--max-tokens", "1", "--quiet"]
+    assert main([*command, "--model", str(golden_folder / "tiny")]) == 0
+    drawn, said = capsysbinary.readouterr()
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert image.format == "PNG"
+    assert said.strip()
