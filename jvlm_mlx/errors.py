@@ -43,3 +43,20 @@ class DataError(JvlmError):
 
 class TrainingError(JvlmError):
     """A training run cannot start, resume or be written."""
+
+
+_OUT_OF_MEMORY = ("insufficient memory", "[metal::malloc]", "out of memory", "unable to allocate")
+
+
+def explained(error: BaseException) -> BaseException:
+    """Return an error that says what to do, where MLX says only that memory ran out."""
+    if isinstance(error, RuntimeError | MemoryError):
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or any(one in text.lower() for one in _OUT_OF_MEMORY):
+            found = RequestError(
+                "the device ran out of memory: lower max_memory, max_crops, max_tokens or the batch"
+                f" size, or take a model of fewer bits ({text[:120]})"
+            )
+            found.__cause__ = error
+            return found
+    return error

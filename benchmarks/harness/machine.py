@@ -9,7 +9,7 @@ from statistics import median
 
 import mlx.core as mx
 
-from jvlm_mlx.diagnostics.blas import blas_name
+from jvlm_mlx.diagnostics.machine import blas_name
 
 from .timing import measure
 

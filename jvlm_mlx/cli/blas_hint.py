@@ -5,7 +5,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from ..diagnostics.blas import blas_name
+from ..diagnostics.machine import blas_name
 
 
 @cache

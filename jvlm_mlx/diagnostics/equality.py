@@ -1,129 +1,147 @@
-"""Whether this device computes what it should: a small model against the CPU's plain functions."""
+"""Whether this device computes what it should: every stage, cache, batch and weight format.
 
-from collections.abc import Iterator
+`comparison` says what is computed and how far off it is; here is what is compared, what is allowed,
+and what the findings say.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 
-from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig
-from ..config.model_config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
-from ..config.rope_config import RopeConfig
-from ..model import Model, ops
-from .findings import Finding
+from ..config.dtypes import BY_MLX
+from ..config.model_config import ModelConfig
+from ..generation import device
+from .comparison import Run, Sample, row_error
+from .report import Finding, guarded
 
-TOLERANCES = {mx.float32: 0.02, mx.bfloat16: 0.25}
-"""Of logits that deviate by about 1. Some GPUs round factors to 11 bits in float32, which moves the
-largest by 0.005; bfloat16 has 8 bits, which moves it by 0.08 on a CPU. Three to four times as much
-is allowed, since sums in another order round elsewhere. A kernel that leaves out a mask or a
-position, or takes a wrong head, is off by more than twice the larger of the two."""
+TOLERANCES = {mx.float32: 0.01, mx.float16: 0.02, mx.bfloat16: 0.1}
+"""Of a row's norm. Some GPUs round factors to 11 bits in float32, which float16 has as well, and
+bfloat16 8; sums in another order round elsewhere. A kernel that leaves out a mask or a position, or
+takes a wrong head, is off by more than twice the largest of these."""
 
-_LAYER_NORM = NormConfig(kind="layer", eps=1e-6, bias=True)
-_RMS_NORM = NormConfig(kind="rms", eps=1e-6, bias=False)
-
-
-def small_config() -> ModelConfig:
-    """Return a model with the release's head sizes and activations, and little else of it."""
-    biases = (True, True, True)
-    tower = AttentionConfig(2, 2, 72, 72**-0.5, biases, True, None, None)
-    decoder = AttentionConfig(
-        2, 1, 128, 128**-0.5, (False, False, False), False, _RMS_NORM, _RMS_NORM
-    )
-    return ModelConfig(
-        tower=VisionConfig(
-            hidden_size=144,
-            num_hidden_layers=3,
-            block=BlockConfig(tower, MLPConfig(320, "gelu_pytorch_tanh", False, True), _LAYER_NORM),
-            image_size=(126, 126),
-            patch_size=14,
-            num_channels=3,
-            patch_embedding_bias=True,
-            final_norm=True,
-            feature_layers=(2, 0),
-        ),
-        connector=ConnectorConfig(
-            pad_embed=True,
-            pooling=tower,
-            pooling_size=(2, 2),
-            projector=MLPConfig(256, "silu", True, False),
-            output_size=256,
-        ),
-        decoder=DecoderConfig(
-            hidden_size=256,
-            num_hidden_layers=3,
-            block=BlockConfig(decoder, MLPConfig(512, "silu", True, False), _RMS_NORM),
-            vocab_size=512,
-            embedding_size=512,
-            additional_vocab_size=8,
-            scale_embeddings=False,
-            rope=RopeConfig(theta=1_000_000.0, scaling=None),
-            context_size=4096,
-        ),
-        tie_word_embeddings=False,
-    )
+LONG_CONTEXTS = (300, 1100, 4200)
+"""Tokens in the cache: from 1,024 keys on, and from 4,096, MLX may take other kernels."""
+BATCHES = (2, 3, 5, 8)
+_ADVICE = (
+    "answers of this device are wrong: update MLX and the system; until then set"
+    " mx.set_default_device(mx.cpu), and please report this"
+)
 
 
-def small_model(dtype: mx.Dtype) -> Model:
-    """Return the small model with the same made-up weights every time."""
-    model = Model(small_config())
-    generator = np.random.default_rng(0)
-    weights = []
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    for name, array in parameters.items():
-        values = generator.standard_normal(array.shape, np.float32)
-        values *= array.shape[-1] ** -0.5 if array.ndim > 1 else 0.05
-        weights.append((name, mx.array(values + (array.ndim == 1)).astype(dtype)))
-    model.update(tree_unflatten(weights))
-    mx.eval(model.parameters())
-    return model
+def check_equality(
+    config: ModelConfig, dtypes: Sequence[mx.Dtype], main: mx.Dtype
+) -> Iterator[Finding]:
+    """Yield how far results are from what they should be.
 
-
-def logits(model: Model) -> mx.array:
-    """Return logits (24, vocabulary) of a made-up image and words, and of one decoded token."""
-    generator = np.random.default_rng(1)
-    tower = model.config.tower
-    pixels = generator.uniform(-1, 1, (1, 2, tower.num_patches, tower.patch_values))
-    positions = np.full((1, 2, 25), -1)
-    positions[0, 0, :10], positions[0, 1, 5:10] = np.arange(1, 11), np.arange(12, 17)
-    ids = generator.integers(0, 512, (1, 23))
-    cache = model.make_cache()
-    prompt = model(
-        ids,
-        pixel_values=pixels.astype(np.float32),
-        image_masks=np.ones((1, 2, tower.num_patches), np.int8),
-        image_input_idx=positions,
-        cache=cache,
-    )
-    step = model(np.array([[7]]), cache=cache)
-    return mx.concatenate([prompt[0], step[0]]).astype(mx.float32)
-
-
-def difference(dtype: mx.Dtype) -> float:
-    """Return the largest difference of this device's logits to the CPU's in float32.
-
-    On a machine without a GPU, the CPU's own arithmetic is compared with MLX's functions.
+    Args:
+        config: geometry; few layers are enough.
+        dtypes: to examine every stage in.
+        main: what caches, batches and packed weights are examined in.
     """
-    found = np.array(logits(small_model(dtype)))
-    # The weights are rounded as the compared model's are; only the arithmetic differs.
-    reference = small_model(dtype)
-    with mx.stream(mx.cpu), ops.mlx_kernels_only():
-        reference.set_dtype(mx.float32)
-        expected = np.array(logits(reference))
-    return float(np.abs(found - expected).max())
-
-
-def check_equality() -> Iterator[Finding]:
-    """Yield how far results are from what they should be."""
-    on_gpu = mx.default_device().type == mx.gpu
-    dtypes = list(TOLERANCES) if on_gpu else [mx.float32]
     for dtype in dtypes:
-        name = str(dtype).rpartition(".")[2]
-        found = difference(dtype)
+        name = BY_MLX[dtype].name
+        yield from guarded(f"equality, {name}", partial(_check_stages, config, dtype, name))
+    yield from guarded("equality, decoder", partial(_check_decoder, config, main))
+    for bits in (8, 4):
+        yield from guarded(
+            f"equality, {bits}-bit weights", partial(_check_packed, config, main, bits)
+        )
+
+
+def _check_stages(config: ModelConfig, dtype: mx.Dtype, name: str) -> Iterator[Finding]:
+    sample = Sample(config, dtype)
+    stages = {
+        "tower": sample.tower,
+        "connector": sample.connector,
+        "prefill": sample.hidden,
+        "head": sample.head,
+        "image, prompt and a step": sample.answer,
+    }
+    for stage, run in stages.items():
+        yield from _compared(f"{stage}, {name}", sample, run)
+    yield from guarded(f"activations, {name}", partial(_check_types, sample, stages, name))
+
+
+def _check_types(sample: Sample, stages: Mapping[str, Run], name: str) -> Iterator[Finding]:
+    """Yield whether all stages compute in the type of their weights."""
+    found = {stage: run(sample.model).dtype for stage, run in stages.items()}
+    others = [stage for stage, one in found.items() if one != sample.dtype]
+    yield Finding(
+        f"activations, {name}",
+        "of this type in every stage" if not others else f"of another type: {', '.join(others)}",
+        f"{others[0]} computes in another type than its weights: please report this"
+        if others
+        else None,
+    )
+
+
+def _check_decoder(config: ModelConfig, dtype: mx.Dtype) -> Iterator[Finding]:
+    sample = Sample(config, dtype)
+    chunks = partial(sample.hidden, length=100, chunk=32)
+    yield from _compared("prefill in chunks", sample, chunks, partial(sample.hidden, length=100))
+    for tokens in LONG_CONTEXTS:
+        name = f"{tokens:,} tokens in the cache"
+        yield from _compared(f"step, {name}", sample, partial(sample.after, tokens, 1))
+        yield from _compared(f"16 tokens, {name}", sample, partial(sample.after, tokens, 16))
+    for rows in BATCHES:
+        yield from _compared(
+            f"batch of {rows}, left-padded", sample,
+            partial(sample.batch, rows), partial(sample.single_rows, rows),
+        )  # fmt: skip
+    yield from _compared("rotating cache", sample, sample.rotating)
+    for bits in (8, 4):
+        yield from _compared(f"{bits}-bit cache", sample, partial(sample.packed_cache, bits))
+    yield from guarded("the same twice", partial(_check_repeats, sample))
+
+
+def _check_packed(config: ModelConfig, dtype: mx.Dtype, bits: int) -> Iterator[Finding]:
+    sample = Sample(config, dtype, bits)
+    ids = sample.token_ids()
+    name = f"{bits}-bit weights"
+    yield from _compared(f"embedding, {name}", sample, lambda model: model.decoder.embed(ids))
+    yield from _compared(f"tower, {name}", sample, sample.tower)
+    yield from _compared(f"prefill, {name}", sample, sample.hidden)
+    yield from _compared(f"step, {name}", sample, partial(sample.after, 20, 1))
+    yield from _compared(f"5 tokens, {name}", sample, partial(sample.after, 20, 5))
+    yield from _compared(f"head, {name}", sample, sample.head)
+
+
+def _compared(
+    name: str, sample: Sample, run: Run, expected: Run | None = None
+) -> Iterator[Finding]:
+    """Yield the finding of one comparison."""
+
+    def compare() -> Iterator[Finding]:
+        error, allowed = sample.error(run, expected), TOLERANCES[sample.dtype]
         yield Finding(
-            f"small model, {name}",
-            f"largest difference {found:.1e}, {TOLERANCES[dtype]:.0e} allowed",
-            None
-            if found <= TOLERANCES[dtype]
-            else "answers of this device are wrong: update MLX and the system; until then set"
-            " mx.set_default_device(mx.cpu), and please report this",
+            name,
+            f"relative error {error:.1e}, {allowed:.0e} allowed",
+            None if error <= allowed else _ADVICE,
+            data={"error": error if np.isfinite(error) else None, "allowed": allowed},
+        )
+
+    yield from guarded(name, compare)
+
+
+def _check_repeats(sample: Sample) -> Iterator[Finding]:
+    """Yield whether the same work gives the same bits again, here and on the worker thread."""
+    results = [sample.answer(sample.model) for _ in range(2)]
+    mx.eval(results)
+
+    def on_worker() -> mx.array:
+        result = sample.answer(sample.model)
+        mx.eval(result)
+        return result
+
+    for name, other in (
+        ("the same twice", results[1]),
+        ("on another thread", device.run(on_worker)),
+    ):
+        is_same = bool(mx.array_equal(results[0], other).item())
+        yield Finding(
+            name,
+            "the same bits" if is_same else f"error {row_error(other, results[0]):.1e}",
+            None if is_same else _ADVICE,
         )

@@ -6,14 +6,15 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from .findings import Finding
+from .report import Finding
 
 
 @dataclass(frozen=True)
 class AttentionCase:
     """One kind of attention that the model does."""
 
-    name: str
+    stage: str
+    """Whose attention it is."""
     head_dim: int
     queries: int
     keys: int
@@ -23,16 +24,16 @@ class AttentionCase:
 
 
 CASES = (
-    AttentionCase("vision tower, head size 72", 72, 729, 729, 16, 16, None),
-    AttentionCase("reading a prompt, head size 128", 128, 256, 256, 16, 8, "causal"),
-    AttentionCase("decoding, head size 128", 128, 1, 256, 16, 8, None),
+    AttentionCase("tower", 72, 729, 729, 16, 16, None),
+    AttentionCase("prefill", 128, 256, 256, 16, 8, "causal"),
+    AttentionCase("decode step", 128, 1, 256, 16, 8, None),
 )
 
 
 def check_kernels(dtype: mx.Dtype) -> Iterator[Finding]:
     """Yield whether each kind of attention is one kernel here."""
     for case in CASES:
-        name = f"attention, {case.name}"
+        name = f"attention, {case.stage}, head size {case.head_dim}"
         if mx.default_device().type != mx.gpu:
             yield Finding(name, "in several steps, as always on a CPU")
             continue
@@ -43,6 +44,7 @@ def check_kernels(dtype: mx.Dtype) -> Iterator[Finding]:
             None if error is None else
             f"MLX {version('mlx')} has no fused kernel for this ({error}): it will be slow and"
             " take more memory; pip install -U mlx",
+            data={"stage": case.stage, "fused": error is None},
         )  # fmt: skip
 
 

@@ -160,7 +160,11 @@ def random_model(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 
         # Matrices keep the scale of what goes through them; vectors act as norms near 1.
         deviation = array.shape[-1] ** -0.5 if array.ndim > 1 else 0.05
         start = int(generator.integers(_BLOCK_VALUES))
-        values = np.resize(np.roll(block, start), array.shape) * np.float32(deviation)
+        if array.size <= start:
+            values = block[-start:][: array.size].reshape(array.shape)
+        else:
+            values = np.resize(np.roll(block, start), array.shape)
+        values = values * np.float32(deviation)
         if array.ndim == 1:
             values += 1
         drawn = mx.array(values).astype(dtype)

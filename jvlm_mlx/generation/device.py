@@ -22,14 +22,12 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..errors import RequestError
+from ..errors import RequestError, explained
 from ..model import Model
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_OUT_OF_MEMORY = ("insufficient memory", "[metal::malloc]", "out of memory", "unable to allocate")
 
 
 @dataclass(eq=False)
@@ -93,25 +91,11 @@ def _run_job(job: _Job) -> None:
     try:
         value = job.function()
     except BaseException as raised:
-        error = _explained(raised)
+        error = explained(raised)
     if job.results is not None:
         job.results.put((value, error))
     elif error is not None:
         logger.error("work on the device that nobody waits for failed", exc_info=error)
-
-
-def _explained(error: BaseException) -> BaseException:
-    """Return an error that says what to do, where MLX says only that memory ran out."""
-    if isinstance(error, RuntimeError | MemoryError):
-        text = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or any(one in text.lower() for one in _OUT_OF_MEMORY):
-            explained = RequestError(
-                "the device ran out of memory: lower max_memory, max_crops, max_tokens or the batch"
-                f" size, or take a model of fewer bits ({text[:120]})"
-            )
-            explained.__cause__ = error
-            return explained
-    return error
 
 
 _worker = _Worker()

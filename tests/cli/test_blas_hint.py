@@ -6,12 +6,12 @@ import pytest
 from jvlm_mlx.cli import blas_hint
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.cli.standard_streams import EXIT_OK
-from jvlm_mlx.diagnostics import blas
+from jvlm_mlx.diagnostics import machine
 
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch):
-    monkeypatch.setattr(blas.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
     blas_hint.hint_at_slow_blas.cache_clear()
     yield
     blas_hint.hint_at_slow_blas.cache_clear()
@@ -22,7 +22,7 @@ def mapped(monkeypatch, tmp_path):
     """Replace the list of this process's libraries; without a tuned BLAS at first."""
     maps = tmp_path / "maps"
     maps.write_text("7f00-7f01 r-xp 0 08:01 1 /usr/lib/libscipy_openblas64_.so\n")
-    monkeypatch.setattr(blas, "_MAPPED", maps)
+    monkeypatch.setattr(machine, "_MAPPED", maps)
     return maps
 
 
@@ -45,7 +45,7 @@ def test_a_tuned_blas_is_not_mentioned(capsys, mapped, on_cpu, name):
         file.write(f"7f02-7f03 r-xp 0 08:01 1 /usr/lib/{name}\n")
     blas_hint.hint_at_slow_blas()
     assert capsys.readouterr().err == ""
-    assert blas.blas_name() == name
+    assert machine.blas_name() == name
 
 
 def test_an_unknown_blas_is_not_mentioned(capsys, mapped, on_cpu):
