@@ -7,16 +7,14 @@ machines share the requests.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from .cli.arguments import (
     add_batch_arguments,
@@ -34,12 +32,9 @@ from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .generation.batching import batch_generate
 from .generation.requests import BatchRequest, BatchResponse
-from .model import Model
 from .process_group import ProcessGroup
-from .processing.processor import Processor
 from .progress import ProgressEvent
 
-ExtraOptions: TypeAlias = Callable[[Model, Processor], Callable[[], Mapping[str, Any]]]
 _MAX_REASONS = 5
 
 
@@ -97,8 +92,6 @@ def answer_requests(
     folder: Path,
     group: ProcessGroup,
     formats: Mapping[str, Format] = FORMATS,
-    *,
-    extra_options: ExtraOptions | None = None,
 ) -> int:
     """Answer requests into the output file, say how many failed and why; return the exit code.
 
@@ -108,8 +101,6 @@ def answer_requests(
         folder: that relative paths of images start from.
         group: the processes that share them.
         formats: of outputs, see `ResponseFile`.
-        extra_options: called with the model, when there is one; returns what gives each request
-            options that no file can hold.
     """
     options = generation_options(arguments)
     answered = 0
@@ -136,11 +127,10 @@ def answer_requests(
             finished = done + answered + reasons.total()
             bars.show(ProgressEvent("requests", finished, total, "request"))
 
-        def checked(more_options: Callable[[], Mapping[str, Any]]) -> Iterator[BatchRequest]:
+        def checked() -> Iterator[BatchRequest]:
             for request in own:
                 try:
                     given = request.request(folder)
-                    given = dataclasses.replace(given, options={**given.options, **more_options()})
                 except RequestError as error:
                     write(request, BatchResponse(index=-1, result=None, error=str(error)))
                     continue
@@ -154,7 +144,7 @@ def answer_requests(
                 responses = batch_generate(
                     model,
                     processor,
-                    checked(extra_options(model, processor) if extra_options else dict),
+                    checked(),
                     batch_size=arguments.batch_size,
                     caches=caches(arguments),
                     **options,

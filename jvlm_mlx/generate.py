@@ -152,6 +152,8 @@ def run(arguments: argparse.Namespace) -> int:
     One that cannot be answered ends the command only if it is the only one.
     """
     options = generation_options(arguments)
+    if "schema" in options and arguments.prefill_response is not None:
+        raise RequestError("--schema and --prefill-response exclude each other")
     questions = read_questions(arguments)
     code = EXIT_OK
     with ProgressBars(wants_progress(arguments.quiet)) as bars:
@@ -184,6 +186,12 @@ def run(arguments: argparse.Namespace) -> int:
                 continue
             if result is None or result.finish_reason == "cancelled":
                 return EXIT_INTERRUPTED
+            if "schema" in options and result.finish_reason != "stop":
+                print(
+                    f"error: the answer ends early ({result.finish_reason}), so it is no whole"
+                    " JSON; raise --max-tokens", file=sys.stderr,
+                )  # fmt: skip
+                code = EXIT_ERROR
             if session is not None:
                 session.save(local_path(arguments.prompt_cache_file, SessionError))
     return code

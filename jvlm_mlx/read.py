@@ -9,8 +9,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,8 @@ from .cli.arguments import add_batch_arguments, add_generation_arguments
 from .cli.batch_images import image_patterns, image_requests
 from .cli.batch_requests import STANDARD_STREAM
 from .cli.main import EXIT_INTERRUPTED
-from .config.json_file import quoted, read_json
 from .errors import RequestError
-from .files import local_path
-from .generation.json_grammar import JsonGrammars
-from .model import Model
 from .process_group import ProcessGroup
-from .processing.processor import Processor
 
 PROMPT = (
     "Transcribe this page to Markdown. Keep the order of reading, headings, lists and tables."
@@ -50,11 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--prompt", help="what is asked about each page; else to transcribe it"
     )  # fmt: skip
-    parser.add_argument(
-        "--schema", type=Path, metavar="FILE.json",
-        help="make one JSON object of each page, which satisfies this JSON Schema; the output is"
-        " one line a page with page and content. Needs the extra structured",
-    )  # fmt: skip
     add_batch_arguments(parser, "pages")
     add_generation_arguments(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
@@ -64,21 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Transcribe all pages, and return the exit code: 1 if a page could not be read."""
     group = ProcessGroup()
     config, prompt, form = response_config(arguments), PROMPT, transcript
-    extra_options = None
-    if arguments.schema is not None:
-        schema = _read_schema(arguments.schema)
-        text = json.dumps(schema, sort_keys=True)
-        config, prompt, form = f"{config}\n{text}", SCHEMA_PROMPT.format(schema=text), objects
-        extra_options = partial(_grammars, schema)
+    if (schema := getattr(arguments, "schema", None)) is not None:
+        prompt, form = SCHEMA_PROMPT.format(schema=json.dumps(schema, sort_keys=True)), objects
     prompt = prompt if arguments.prompt is None else arguments.prompt
 
     def answer() -> int:
         formats = {arguments.output.suffix.lower(): form}
         with image_patterns(arguments.files, Path()) as (patterns, folder, content):
             requests = image_requests(patterns, prompt, folder, config + content, per_page=True)
-            return answer_requests(
-                arguments, requests, folder, group, formats, extra_options=extra_options
-            )
+            return answer_requests(arguments, requests, folder, group, formats)
 
     if arguments.output != STANDARD_STREAM:
         return answer()
@@ -91,20 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         if code != EXIT_INTERRUPTED:
             sys.stdout.buffer.write(arguments.output.read_bytes())
     return code
-
-
-def _read_schema(path: Path) -> dict[str, Any]:
-    schema = read_json(local_path(path, RequestError), RequestError)
-    if not isinstance(schema, dict):
-        raise RequestError(f"{path} is no JSON Schema: {quoted(schema)}")
-    return schema
-
-
-def _grammars(
-    schema: dict[str, Any], model: Model, processor: Processor
-) -> Callable[[], Mapping[str, Any]]:
-    grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
-    return lambda: {"grammar": grammars.make(schema)}
 
 
 def transcript(responses: list[dict[str, Any]]) -> bytes:

@@ -11,8 +11,10 @@ from ..checkpoint.hub import DEFAULT_REPOSITORY
 from ..checkpoint.loader import load
 from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..config.dtypes import FLOAT_DTYPES
+from ..config.json_file import quoted, read_json
 from ..conversion.recipes import MODES, RECIPES
 from ..errors import RequestError
+from ..files import local_path
 from ..generation.batching import DEFAULT_BATCH_SIZE
 from ..generation.caches import DEFAULT_MAX_BYTES, GenerationCaches
 from ..generation.options import KV_BITS, GenerationOptions
@@ -42,6 +44,13 @@ def _memory(text: str) -> int:
 
 def _wired(text: str) -> int | str:
     return text if text == "none" else _memory(text)
+
+
+def _schema(text: str) -> dict[str, Any]:
+    schema = read_json(local_path(Path(text), RequestError), RequestError)
+    if not isinstance(schema, dict):
+        raise RequestError(f"{text} is no JSON Schema: {quoted(schema)}")
+    return schema
 
 
 class _Option(NamedTuple):
@@ -79,6 +88,8 @@ _ANSWER_OPTIONS = (
             metavar="SCORE"),
     _option("--stop", "end the answer at this text; may be repeated", action="append",
             metavar="TEXT"),
+    _option("--schema --json-schema", "file of a JSON Schema that answers satisfy; needs the extra"
+            " structured", type=_schema, metavar="FILE"),
     _option("--repetition-guard", "end an answer that goes round in circles (the default)",
             action=argparse.BooleanOptionalAction),
     _option("--prompt-lookup", "draft tokens from what was said before, and verify several at once:"

@@ -16,6 +16,7 @@ from . import device
 from .caches import GenerationCaches
 from .encoded_image import EncodedImage
 from .engine import Engine
+from .json_grammar import with_grammar
 from .memory import wired_limit
 from .model_identity import model_key
 from .options import GenerationOptions
@@ -110,6 +111,7 @@ class Answer:
         start: float,
     ) -> None:
         check_fit(model, prepared)
+        options = with_grammar(options, model, processor)
         self._model = model
         self._prepared: PreparedPrompt[PromptImage] | None = prepared
         self._options = options

@@ -22,6 +22,7 @@ from .answer import Answer, Cancelled, check_cancelled, check_fit, make_row
 from .caches import GenerationCaches
 from .engine import Engine
 from .image_encoding import InBackground
+from .json_grammar import with_grammar
 from .memory import wired_limit
 from .options import GenerationOptions
 from .prefill import Prefill
@@ -191,6 +192,7 @@ class _Batch:
         def prepare() -> _Prepared:
             asked = BatchRequest.of(request)
             options = GenerationOptions.of(self._options, asked.options)
+            options = with_grammar(options, self._model, self._processor)
             prompt = prepare_prompt(
                 self._processor,
                 asked.prompt,

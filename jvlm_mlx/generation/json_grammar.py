@@ -5,7 +5,10 @@ each token. It never allows a special token inside the text, so no image token e
 """
 
 import json
+import threading
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +16,10 @@ import numpy as np
 
 from ..config.json_file import quoted
 from ..errors import RequestError
+from ..model import Model
+from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
+from .options import GenerationOptions
 
 MAX_SCHEMA_CHARACTERS = 100_000
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -71,19 +77,17 @@ class JsonGrammars:
         # It knows more tokens than there are logits: those of images are never allowed.
         self._tokenizer = llguidance.LLTokenizer(tokenizer.to_json(), eos_token=stops)
 
-    def make(self, schema: Mapping[str, Any] | None) -> JsonGrammar:
-        """Return the grammar of one answer.
-
-        Args:
-            schema: JSON Schema that the answer must satisfy; None for any JSON object.
+    def make(self, schema: Mapping[str, Any]) -> JsonGrammar:
+        """Return the grammar of one answer that must satisfy a JSON Schema.
 
         Raises:
             RequestError: the schema is malformed, or has something that cannot be followed.
         """
         matcher_class = self._library.LLMatcher
-        text = json.dumps(
-            {**({"type": "object"} if schema is None else schema), "x-guidance": _STYLE}
-        )
+        try:
+            text = json.dumps({**schema, "x-guidance": _STYLE})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"the schema is no JSON: {error}") from None
         if len(text) > MAX_SCHEMA_CHARACTERS:
             raise RequestError(
                 f"the schema has {len(text)} characters; at most {MAX_SCHEMA_CHARACTERS}"
@@ -95,3 +99,32 @@ class JsonGrammars:
             first = problem.strip().splitlines()[0]
             raise RequestError(f"the schema cannot be followed: {quoted(first)}")
         return JsonGrammar(matcher_class(self._tokenizer, grammar, log_level=0), self._vocab_size)
+
+
+_known: "weakref.WeakKeyDictionary[Tokenizer, JsonGrammars]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def with_grammar(
+    options: GenerationOptions, model: Model, processor: Processor
+) -> GenerationOptions:
+    """Return the options of one answer, whose schema has become a grammar for it alone.
+
+    Raises:
+        RequestError: the schema cannot be followed, llguidance is not installed, or no token of
+            the checkpoint may end the answer.
+    """
+    if options.schema is None:
+        return options
+    stops = processor.tokenizer.stop_token_ids
+    if options.stop_token_ids is not None and not options.stop_token_ids & stops:
+        raise RequestError(
+            "stop_token_ids has none of the checkpoint's own tokens that end an answer, so one by"
+            " a schema would not end"
+        )
+    with _lock:
+        grammars = _known.get(processor.tokenizer)
+        if grammars is None:
+            grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
+            _known[processor.tokenizer] = grammars
+    return replace(options, schema=None, grammar=grammars.make(options.schema))

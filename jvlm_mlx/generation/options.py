@@ -95,6 +95,9 @@ class GenerationOptions:
     logits_processors: "tuple[LogitsProcessor, ...]" = ()
     """Each called with all text tokens so far and logits (1, vocabulary), as in mlx-lm; after the
     penalties."""
+    schema: Mapping[str, Any] | None = None
+    """JSON Schema that the answer must satisfy: what it may say next is limited to that. It is
+    valid JSON, unless its finish reason says that it was cut. Needs the extra `structured`."""
     grammar: "Grammar | None" = None
     """What the answer may say; see `engine.Grammar`. For one answer only."""
     max_kv_size: int | None = None
@@ -167,6 +170,10 @@ class GenerationOptions:
             ids = _sequence("stop_token_ids", self.stop_token_ids)
             checked = [_integer("stop_token_ids", one, 0, _MAX_INT) for one in ids]
             self._set("stop_token_ids", frozenset(checked))
+        if self.schema is not None and not isinstance(self.schema, Mapping):
+            raise RequestError(f"schema must be a mapping: {_shown(self.schema)}")
+        if self.schema is not None and self.grammar is not None:
+            raise RequestError("schema and grammar exclude each other")
         for name in ("repetition_guard", "prompt_lookup"):
             if not isinstance(value := getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false: {_shown(value)}")

@@ -2,7 +2,7 @@
 refused by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,6 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseFormat:
-    """What the text of an answer must be."""
-
-    schema: Mapping[str, Any] | None
-    """JSON Schema that it must satisfy; None for any JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ChatRequest:
     """A checked request. Images are still addresses; see `ImagePolicy`."""
 
@@ -60,7 +52,6 @@ class ChatRequest:
     choices: int
     top_logprobs: int | None
     """Alternatives at each token, or None for no log probabilities."""
-    response_format: ResponseFormat | None
 
     @classmethod
     def read(cls, body: Any) -> "ChatRequest":
@@ -78,17 +69,20 @@ class ChatRequest:
         if stream_options is not None and not stream:
             raise invalid("stream_options needs stream: true", "stream_options")
         top_logprobs = _top_logprobs(reader)
+        options = generation_options(reader)
+        schema = reader.read("response_format", _schema)
+        if body.get("response_format") is not None:
+            options["schema"] = schema  # None, for text, counts more than a default
         request = cls(
             model=reader.read("model", _text) or "",
             messages=messages,
-            options=generation_options(reader),
+            options=options,
             logit_bias=reader.read("logit_bias", _logit_bias) or {},
             max_crops=reader.read("max_crops", integer(1, 1000)),
             stream=stream,
             include_usage=bool((stream_options or {}).get("include_usage")),
             choices=reader.read("n", integer(1, MAX_CHOICES)) or 1,
             top_logprobs=top_logprobs,
-            response_format=reader.read("response_format", _response_format),
         )
         _refuse_tools(reader)
         reader.finish()
@@ -212,18 +206,19 @@ def _part(given: Any, where: str, role: str) -> dict[str, Any]:
     raise invalid(f"{where} must be a part of type {expected}", where)
 
 
-def _response_format(value: Any, name: str) -> ResponseFormat | None:
+def _schema(value: Any, name: str) -> dict[str, Any] | None:
+    """Read which JSON Schema a response format asks for; None for text."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "text":
         return None
     if kind == "json_object":
-        return ResponseFormat(schema=None)
+        return {"type": "object"}
     if kind == "json_schema":
         wanted = value.get("json_schema")
         schema = wanted.get("schema") if isinstance(wanted, dict) else None
         if not isinstance(schema, dict):
             raise invalid(f"{name}.json_schema.schema must be an object", f"{name}.json_schema")
-        return ResponseFormat(schema=schema)
+        return schema
     raise invalid(f"{name}.type must be text, json_object or json_schema", f"{name}.type")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import JvlmError, RequestError
 from ..generation.caches import GenerationCaches
-from ..generation.json_grammar import JsonGrammar, JsonGrammars
+from ..generation.json_grammar import with_grammar
 from ..generation.memory import WiredBytes
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt
@@ -77,7 +77,6 @@ class Service:
     processor: Processor | None = None
     _thread: threading.Thread | None = field(default=None, repr=False)
     _stopping: threading.Thread | None = field(default=None, repr=False)
-    _grammars: JsonGrammars | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Load the model in a thread of its own; until it is there, requests are refused."""
@@ -161,7 +160,7 @@ class Service:
         Raises:
             ApiError: anything is wrong with the request.
         """
-        _, processor = self.ready()
+        scheduler, processor = self.ready()
         try:
             options = self._generation_options(request)
         except JvlmError as error:
@@ -173,7 +172,10 @@ class Service:
             raise invalid(str(error), "messages") from None
         choices = []
         for index in range(request.choices):
-            one = replace(options, grammar=self._grammar(request))
+            try:
+                one = with_grammar(options, scheduler.model, processor)
+            except RequestError as error:
+                raise invalid(str(error), "response_format", "invalid_schema") from None
             if options.seed is not None:
                 one = replace(one, seed=(options.seed + index) % 2**64)
             choices.append(self._choice(index, prompt, one, loop, owner))
@@ -234,18 +236,6 @@ class Service:
         job = Job(prompt, options, lambda one: _deliver(loop, queue, one), owner)
         self.ready()[0].check(job)
         return Choice(index, job, queue)
-
-    def _grammar(self, request: ChatRequest) -> JsonGrammar | None:
-        """Return the grammar of one choice, if the request asks for JSON."""
-        if request.response_format is None or self.processor is None:
-            return None
-        try:
-            if self._grammars is None:
-                vocab_size = self.ready()[0].model.config.decoder.vocab_size
-                self._grammars = JsonGrammars(self.processor.tokenizer, vocab_size)
-            return self._grammars.make(request.response_format.schema)
-        except RequestError as error:
-            raise invalid(str(error), "response_format", "invalid_schema") from None
 
     def _generation_options(self, request: ChatRequest) -> GenerationOptions:
         wanted: dict[str, Any] = dict(request.options)

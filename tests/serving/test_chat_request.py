@@ -19,7 +19,7 @@ def test_what_is_not_given_is_missing():
     request = read()
     assert (request.model, request.messages, request.options) == ("m", MESSAGES, {})
     assert (request.choices, request.stream, request.include_usage) == (1, False, False)
-    assert (request.top_logprobs, request.response_format, request.max_crops) == (None, None, None)
+    assert (request.top_logprobs, request.max_crops) == (None, None)
     everything_null = dict.fromkeys(
         ("stop", "temperature", "tools", "n", "stream", "stream_options", "logit_bias", "audio"),
         None,
@@ -57,12 +57,12 @@ def test_other_parameters():
     )  # fmt: skip
     assert (request.choices, request.stream, request.include_usage) == (2, True, True)
     assert (request.top_logprobs, request.logit_bias, request.max_crops) == (3, {7: -100.0}, 4)
-    assert request.response_format.schema is None
+    assert request.options == {"schema": {"type": "object"}}
     assert read(logprobs=True).top_logprobs == 0
     schema = {"type": "object"}
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    assert read(response_format=wanted).response_format.schema == schema
-    assert read(response_format={"type": "text"}).response_format is None
+    assert read(response_format=wanted).options == {"schema": schema}
+    assert read(response_format={"type": "text"}).options == {"schema": None}
 
 
 def test_messages_are_brought_to_one_form():
