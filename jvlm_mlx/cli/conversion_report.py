@@ -8,8 +8,15 @@ from ..conversion.converter import Conversion
 from ..conversion.inspection import CACHE_TOKENS, Inspection
 from ..conversion.verification import Verification
 from ..conversion.weight_error import severity
+from ..model.activations import float16_verdict
 from ..units import bytes_text, count_text
 from .formatting import table
+
+_FLOAT16_TEXTS = {
+    "safe": "safe",
+    "close": "close to its limit of 65,504: other images may exceed it",
+    "overflows": "overflows: compute this module in bfloat16",
+}
 
 
 def conversion_text(conversion: Conversion) -> str:
@@ -78,7 +85,22 @@ def verification_text(verification: Verification) -> str:
         ))  # fmt: skip
         head = ("question", "tokens", "KL mean", "KL max", "top-1", "diverges at", "cosine")
         sections.append(table(head, rows))
+        sections.append(_activations(verification))
     return "\n\n".join(sections)
+
+
+def _activations(verification: Verification) -> str:
+    """Return how large the numbers of each module become, and whether float16 holds them."""
+    rows = [
+        (
+            module,
+            f"{one.largest:.4g}",
+            "" if one.layer is None else str(one.layer),
+            _FLOAT16_TEXTS[float16_verdict(one.largest)],
+        )
+        for module, one in verification.largest_activations().items()
+    ]
+    return table(("module", "largest activation", "in layer", "float16"), rows, left=(0, 3))
 
 
 def verification_json(verification: Verification) -> dict[str, Any]:
@@ -92,6 +114,11 @@ def verification_json(verification: Verification) -> dict[str, Any]:
             for one in verification.weights
         ],
         "answers": [asdict(answer) for answer in verification.answers],
+        "activations": [asdict(one) for one in verification.activations],
+        "float16": {
+            module: float16_verdict(one.largest)
+            for module, one in verification.largest_activations().items()
+        },
         "kl_mean": verification.kl_mean,
         "top1": verification.top1,
         "feature_cosine": verification.feature_cosine,

@@ -5,7 +5,7 @@ tokens it chose, and the features of the images.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,12 @@ from ..generation.prompt import prepare_prompt
 from ..generation.row import Row
 from ..generation.sampling import Sampler, greedy
 from ..model import Model
+from ..model.activations import (
+    connector_activations,
+    decoder_activations,
+    largest_per_layer,
+    tower_activations,
+)
 from ..processing.image_processor import PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
@@ -38,6 +44,18 @@ class Question:
     image: Any = None
 
 
+@dataclass(frozen=True)
+class LayerActivation:
+    """How large the numbers in a layer become while a prompt is read."""
+
+    module: str
+    """`tower`, `connector` or `decoder`."""
+    layer: int | None
+    """None for the connector."""
+    largest: float
+    """The largest magnitude; infinite if a number is not finite."""
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """The outputs of a model for one question."""
@@ -48,6 +66,8 @@ class Observation:
     """(L, vocabulary) of each step of the answer."""
     features: npt.NDArray[np.float32] | None
     """(N, hidden size) of the image."""
+    activations: "tuple[LayerActivation, ...]" = ()
+    """Of every layer; empty if nobody asked for them."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,7 @@ def observe(
     max_tokens: int,
     max_crops: int | None = None,
     follow: Sequence[Observation] | None = None,
+    activations: bool = False,
     stage: str = "questions",
     progress: Progress | None = None,
 ) -> list[Observation]:
@@ -114,6 +135,7 @@ def observe(
         max_crops: most tiles of an image.
         follow: observations of another model whose answers are given to this one token by
             token, instead of its own. As long as both agree, that is its own.
+        activations: whether to look into every layer as well, in another pass over the prompt.
         stage: of the progress.
         progress: called after each question.
     """
@@ -129,7 +151,11 @@ def observe(
             sampler=greedy if path is None else _following(path),
             observer=lambda logprobs, _: (logprobs,),
         )
-        observations.append(device.run(partial(_observe, model, prepared, row, stops)))
+        observation = device.run(partial(_observe, model, prepared, row, stops))
+        if activations:
+            layers = device.run(partial(_activations, model, prepared))
+            observation = replace(observation, activations=layers)
+        observations.append(observation)
         if progress:
             progress(ProgressEvent(stage, index + 1, len(questions), "question"))
     return observations
@@ -176,6 +202,45 @@ def _observe(
     engine.remove(engine.rows)
     mx.clear_cache()
     return Observation(tuple(tokens), np.stack(logprobs), features)
+
+
+def largest_activations(observations: Sequence[Observation]) -> tuple[LayerActivation, ...]:
+    """Return the largest magnitude of each layer over all questions."""
+    found: dict[tuple[str, int | None], float] = {}
+    for observation in observations:
+        for one in observation.activations:
+            key = one.module, one.layer
+            found[key] = max(found.get(key, 0.0), one.largest)
+    return tuple(LayerActivation(*key, largest) for key, largest in found.items())
+
+
+def _activations(
+    model: Model, prepared: PreparedPrompt[PromptImage]
+) -> tuple[LayerActivation, ...]:
+    """Look into every layer while the prompt goes through the model, group by group of tiles."""
+    inputs = prepared.inputs
+    embeddings = model.decoder.embed(mx.array(inputs.input_ids))
+    found: list[LayerActivation] = []
+    if inputs.pixel_values is not None and inputs.image_masks is not None:
+        assert inputs.image_input_idx is not None
+        plan = model.plan(inputs.image_input_idx, inputs.input_ids.shape[1])
+        pixels, masks = inputs.pixel_values[0], inputs.image_masks[0]
+        groups = []
+        for group in plan.groups:
+            tiles, kept = mx.array(pixels[group.tiles]), mx.array(masks[group.tiles])
+            indices = mx.array(group.patches), mx.array(group.inside)
+            layers = largest_per_layer(tower_activations(model, tiles))
+            found += [LayerActivation("tower", *item) for item in layers.items()]
+            features = model.vision_tower(tiles)
+            largest = connector_activations(model, features, kept, *indices)
+            groups.append(model.connector(features, kept, *indices))
+            mx.eval(largest, groups)
+            found.append(LayerActivation("connector", None, float(np.array(largest))))
+        embeddings = model.merge(embeddings, mx.concatenate(groups), plan.sources)
+    layers = largest_per_layer(decoder_activations(model, embeddings))
+    found += [LayerActivation("decoder", *item) for item in layers.items()]
+    mx.clear_cache()
+    return tuple(found)
 
 
 def _following(path: Sequence[int]) -> Sampler:

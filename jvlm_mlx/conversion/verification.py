@@ -22,10 +22,12 @@ from ..progress import Progress
 from .conversion_card import conversion_card
 from .outputs import (
     Agreement,
+    LayerActivation,
     Observation,
     Question,
     agreement,
     built_in_questions,
+    largest_activations,
     observe,
     questions_of,
 )
@@ -71,6 +73,16 @@ class Verification:
     answers: tuple[Agreement, ...]
     """Empty if only weights were compared."""
     bounds: Bounds
+    activations: tuple[LayerActivation, ...] = ()
+    """Of the converted model, over all questions; empty if only weights were compared."""
+
+    def largest_activations(self) -> dict[str, LayerActivation]:
+        """Return the layer of each module whose numbers become largest."""
+        found: dict[str, LayerActivation] = {}
+        for one in self.activations:
+            if one.module not in found or one.largest > found[one.module].largest:
+                found[one.module] = one
+        return found
 
     def weight_errors(self) -> dict[str, float]:
         """Return the relative error of each module of the model."""
@@ -198,6 +210,7 @@ def verify(
     )
     weights = compare_weights(ours, its, progress)
     answers: list[Agreement] = []
+    observations: list[Observation] = []
     if questions:
         expected: list[Observation] | None = None
         for stage, folder in zip(("source", "converted"), folders, strict=True):
@@ -211,7 +224,10 @@ def verify(
             agreement(question.name, one, other)
             for question, one, other in zip(questions, expected, observations, strict=True)
         ]
-    return Verification(str(source), str(converted), tuple(weights), tuple(answers), bounds)
+    return Verification(
+        str(source), str(converted), tuple(weights), tuple(answers), bounds,
+        largest_activations(observations) if questions else (),
+    )  # fmt: skip
 
 
 def _questions(prompts: Sequence[str] | None, images: Sequence[Any] | None) -> list[Question]:
@@ -239,6 +255,7 @@ def _observe(
         max_tokens=max_tokens,
         max_crops=max_crops,
         follow=follow,
+        activations=follow is not None,  # of the conversion, which is observed second
         stage=stage,
         progress=progress,
     )

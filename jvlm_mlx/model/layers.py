@@ -218,11 +218,15 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., input_size) to (..., output_size)."""
+        return self.down(self.hidden(x))
+
+    def hidden(self, x: mx.array) -> mx.array:
+        """Return what `down` projects, (..., intermediate_size)."""
         x = self.up(x)
         if self._config.gated:
             value, gate = mx.split(x, 2, axis=-1)
-            return self.down(ops.gated(self._config.activation, gate, value))
-        return self.down(ops.ACTIVATIONS[self._config.activation](x))
+            return ops.gated(self._config.activation, gate, value)
+        return ops.ACTIVATIONS[self._config.activation](x)
 
 
 class Block(nn.Module):

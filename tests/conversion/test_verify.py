@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -294,3 +295,28 @@ def test_a_plot_without_matplotlib_says_what_to_install(verification, tmp_path, 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RequestError, match=r"pip install 'jvlm-mlx\[plot\]'"):
         write_plot(verification, tmp_path / "errors.png")
+
+
+def test_activations_of_every_layer_decide_about_float16(verification):
+    modules = {one.module for one in verification.activations}
+    assert modules == {"tower", "connector", "decoder"}
+    decoder = [one for one in verification.activations if one.module == "decoder"]
+    assert [one.layer for one in decoder] == list(range(len(decoder)))
+    largest = verification.largest_activations()["decoder"]
+    assert largest.largest == max(one.largest for one in decoder)
+    report = verification_json(verification)
+    assert report["float16"] == dict.fromkeys(("tower", "connector", "decoder"), "safe")
+    assert len(report["activations"]) == len(verification.activations)
+    text = verification_text(verification)
+    assert f"{largest.largest:.4g}" in text
+    assert "largest activation" in text
+
+
+def test_a_conversion_that_overflows_float16_is_named(grouped, quantized, verification):
+    layers = tuple(replace(one, largest=9e4) for one in verification.activations)
+    overflowing = replace(verification, activations=layers)
+    assert "overflows: compute this module in bfloat16" in verification_text(overflowing)
+    infinite = tuple(replace(one, largest=float("inf")) for one in verification.activations)
+    report = verification_json(replace(verification, activations=infinite))
+    assert report["activations"][0]["largest"] is None
+    assert report["float16"]["tower"] == "overflows"
