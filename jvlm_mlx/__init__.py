@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from .generate import generate, stream_generate
     from .generation.batching import batch_generate
     from .generation.caches import CacheStats, GenerationCaches
-    from .generation.encoded_image import EncodedImage
-    from .generation.image_encoding import encode_image
+    from .generation.image_encoding import EncodedImage, encode_image
     from .generation.options import GenerationOptions
     from .generation.requests import BatchRequest, BatchResponse
     from .generation.response import GenerationResponse, GenerationResult
@@ -63,7 +62,7 @@ _MODULES = {
     "CacheStats": "generation.caches",
     "ChatSession": "generation.session",
     "Conversion": "convert",
-    "EncodedImage": "generation.encoded_image",
+    "EncodedImage": "generation.image_encoding",
     "Explanation": "explain",
     "GenerationCaches": "generation.caches",
     "GenerationOptions": "generation.options",

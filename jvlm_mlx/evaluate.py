@@ -43,7 +43,7 @@ from .evaluation.runner import (
     read_answers,
 )
 from .evaluation.score_files import REPORT, read_run, write_scores
-from .evaluation.text_run import TextSet
+from .evaluation.text_sets import TextSet
 from .generation.batching import DEFAULT_BATCH_SIZE
 from .generation.caches import GenerationCaches
 from .generation.requests import BatchResponse

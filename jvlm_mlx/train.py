@@ -19,8 +19,8 @@ from .checkpoint.loader import load, load_processor, read_config
 from .cli.formatting import new_figure
 from .cli.loss_chart import write_chart
 from .cli.main import EXIT_INTERRUPTED, EXIT_OK
+from .cli.progress_bars import TrainingBars
 from .cli.training_options import add_options, option_values
-from .cli.training_progress import TrainingBars
 from .config.json_file import quoted
 from .errors import DataError, JvlmError, RequestError, TrainingError
 from .files import local_path

@@ -1,9 +1,12 @@
 """Progress on standard error: only on a terminal, and gone when the work is done."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..progress import ProgressEvent
+
+if TYPE_CHECKING:
+    from ..training.reports import StepReport
 
 
 def wants_progress(quiet: bool) -> bool:
@@ -54,3 +57,30 @@ class ProgressBars:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class TrainingBars(ProgressBars):
+    """Bars of loading and checking, then one of the iterations with loss, time left and memory.
+
+    Validation losses are lines above the bar, which stay. Where standard output is no terminal,
+    or standard error is none, every report is a line of standard output.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(wants_progress(quiet))
+        self._prints = not quiet and not (self.shown and sys.stdout.isatty())
+
+    def __enter__(self) -> "TrainingBars":
+        return self
+
+    def report(self, report: "StepReport") -> None:
+        """Show what was reported of an iteration."""
+        if self._prints:
+            print(report.line(), flush=True)
+        if self._bar is None:
+            return
+        if report.validation_loss is not None:
+            line = f"iteration {report.step}: validation loss {report.validation_loss:.4f}"
+            self._bar.write(line, file=sys.stderr)
+        values = {"loss": f"{report.loss:.3f}", "memory": f"{report.peak_memory / 1e9:.1f} GB"}
+        self._bar.set_postfix(values, refresh=False)

@@ -4,9 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .blocks import AttentionConfig, BlockConfig, MLPConfig
+from .blocks import AttentionConfig, BlockConfig, MLPConfig, RopeConfig
 from .config_reader import ConfigReader, boolean, count, integers, size, sizes
-from .rope_config import RopeConfig
 
 MODEL_TYPES = ("jvlm", "jina_vlm")
 

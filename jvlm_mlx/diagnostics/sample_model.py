@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig
+from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig, RopeConfig
 from ..config.image_config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -21,7 +21,6 @@ from ..config.image_config import (
     ImageConfig,
 )
 from ..config.model_config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
-from ..config.rope_config import RopeConfig
 from ..model import Model
 
 _BLOCK_VALUES = 8_388_593

@@ -17,7 +17,7 @@ from ..config.image_config import ImageConfig
 from ..errors import RequestError
 from ..generation import device
 from ..generation.answer import Answer
-from ..generation.encoded_image import EncodedImage
+from ..generation.image_encoding import EncodedImage
 from ..generation.memory import keep_wired
 from ..generation.options import GenerationOptions
 from ..generation.prompt import prepare_prompt

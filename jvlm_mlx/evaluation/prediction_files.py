@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 from ..config.json_file import parse_json
 from ..errors import DataError
 from ..files import reason
-from .cells import OPTIONS, Cell, ColumnType, Row
-from .tsv import read_tsv
+from .cells import OPTIONS, Cell, ColumnType, Row, read_tsv
 
 IMAGE_COLUMN = "image"
 PREDICTION = "prediction"

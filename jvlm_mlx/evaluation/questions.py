@@ -16,10 +16,20 @@ from pathlib import Path
 from ..errors import DataError, JvlmError
 from ..files import reason
 from .benchmarks import Benchmark
-from .cells import OPTIONS, ColumnType, Row, is_given, list_of, options_of, text_of, untyped
+from .cells import (
+    OPTIONS,
+    ColumnType,
+    Row,
+    TsvRow,
+    is_given,
+    list_of,
+    options_of,
+    read_tsv,
+    text_of,
+    untyped,
+)
 from .prediction_files import IMAGE_COLUMN, column_name
 from .scoring import ROTATION, incomplete_pairs, missing_rotations, needed_columns
-from .tsv import TsvRow, read_tsv
 
 ImageSource = bytes | Path
 """An image: its encoded file, or where that is."""

@@ -10,21 +10,16 @@ from ..errors import DataError
 from . import totals
 from .benchmarks import Benchmark
 from .cells import LETTERS, OPTIONS, Row, is_given, list_of, options_of, text_of
-from .multiple_choice import option_of
+from .multiple_choice import gold_place, letter_in, most_likely, option_of
 from .open_answers import (
     anls,
     contains_answer,
     contains_multilingual,
+    number_in,
+    numbers_agree,
     relaxed_accuracy,
     vqa_accuracy,
     yes_or_no,
-)
-from .text_answers import (
-    gold_place,
-    letter_in,
-    most_likely,
-    number_in,
-    numbers_agree,
 )
 from .totals import Scored, Totals
 

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import DataError
 from .cells import Row, is_given, text_of
 from .intervals import Array, Combined, Figure, Total, count, percent, ratio
-from .text_answers import gold_place, most_likely, numbers_agree
+from .multiple_choice import gold_place, most_likely
+from .open_answers import numbers_agree
 
 _MMBENCH_NAMES = {
     "coarse_perception": "CP",

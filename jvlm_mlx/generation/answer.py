@@ -14,8 +14,8 @@ from ..processing.processor import Processor
 from ..progress import Progress, no_progress
 from . import device
 from .caches import GenerationCaches
-from .encoded_image import EncodedImage
 from .engine import Engine
+from .image_encoding import EncodedImage
 from .json_grammar import with_grammar
 from .memory import wired_limit
 from .model_identity import model_key

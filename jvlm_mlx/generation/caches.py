@@ -18,7 +18,7 @@ from ..errors import RequestError
 from ..model import Model
 from .memory import default_limit
 from .model_identity import model_key
-from .prompt_key import PromptKey
+from .prompt import PromptKey
 
 DEFAULT_MAX_BYTES = 1_000_000_000
 _FEATURE_FRACTION = 8

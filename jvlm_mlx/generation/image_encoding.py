@@ -3,21 +3,24 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
-from ..config.image_config import ImageOptions
+from ..config.image_config import ImageConfig, ImageOptions
+from ..errors import ImageError
 from ..model import Model
 from ..model.model import TILE_GROUP_SIZE
 from ..processing.image_processor import ProcessedImage, PromptImage
+from ..processing.image_tokens import ImageTokenIds
 from ..processing.processor import Processor
+from ..processing.tiling import ImageLayout
 from ..progress import Progress, ProgressEvent, no_progress
 from . import device
 from .caches import GenerationCaches
-from .encoded_image import EncodedImage
 from .finiteness import Overflow, widen
 from .memory import WiredBytes, keep_wired
 from .model_identity import model_key
@@ -28,6 +31,44 @@ CPU_TILE_GROUP_SIZE = 1
 """Most tiles at once on a CPU, which one tile fills: more would only take longer to stop."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage(PromptImage):
+    """An image's features with everything a prompt must know of it. Made by `encode_image`.
+
+    It may be used wherever an image may, from any thread, as often as wanted, with the model
+    that it was made with.
+    """
+
+    name: str
+    """What messages call it."""
+    digest: str
+    """Of its pixels and config."""
+    model: str
+    """Key of the model that encoded it, see `model_key`."""
+    config: ImageConfig
+    """How it was tiled, options of the request included."""
+    token_ids: ImageTokenIds
+    layout: ImageLayout
+    features: mx.array
+    """(N, hidden_size) one for each patch token, evaluated; ordered by tile and window."""
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the features."""
+        return self.features.nbytes
+
+    def check_model(self, key: str) -> None:
+        """Refuse an image of another model.
+
+        Raises:
+            ImageError: says so.
+        """
+        if self.model != key:
+            raise ImageError(
+                f"{self.name} was encoded by another model; encode it again with the model in use"
+            )
 
 
 class InBackground(Generic[T]):

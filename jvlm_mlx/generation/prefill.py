@@ -19,8 +19,7 @@ from .image_encoding import encode_opened_images
 from .kv_cache import check_window, kv_group_size, make_cache, quantize
 from .memory import Steps, choose_steps
 from .options import GenerationOptions
-from .prompt import prompt_key
-from .prompt_key import PromptKey
+from .prompt import PromptKey, prompt_key
 from .response import ResponseBuilder
 
 

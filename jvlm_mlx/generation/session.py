@@ -19,12 +19,10 @@ from ..processing.processor import Processor, as_list
 from ..progress import Progress, no_progress
 from .answer import Answer, Cancelled, check_cancelled
 from .caches import GenerationCaches, LayerState
-from .encoded_image import EncodedImage
-from .image_encoding import encode_opened_image
+from .image_encoding import EncodedImage, encode_opened_image
 from .model_identity import describe, model_digest
 from .options import GenerationOptions
-from .prompt import prepare_prompt, prompt_key
-from .prompt_key import PromptKey
+from .prompt import PromptKey, prepare_prompt, prompt_key
 from .response import GenerationResponse
 from .session_file import SavedSession, read_session, write_session
 

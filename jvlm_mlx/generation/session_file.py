@@ -20,8 +20,8 @@ from ..model import Model
 from ..processing.processor import Processor
 from . import device
 from .caches import LayerState
-from .encoded_image import EncodedImage
-from .prompt_key import PromptKey
+from .image_encoding import EncodedImage
+from .prompt import PromptKey
 from .session_schema import DamagedError, read_conversation
 
 FORMAT = "jvlm-mlx session"

@@ -17,10 +17,10 @@ from ..model import Model
 from ..processing.processor import Processor
 from ..processing.tiling import tile_layout
 from .caches import LayerState
-from .encoded_image import EncodedImage
+from .image_encoding import EncodedImage
 from .model_identity import model_key
 from .options import JSON_OPTIONS, GenerationOptions
-from .prompt_key import PromptKey
+from .prompt import PromptKey
 
 _MAX_SIDE = 2**20
 """Pixels; far more than any image that is opened."""

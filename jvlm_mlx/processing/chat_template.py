@@ -10,8 +10,8 @@ from typing import Any
 
 import jinja2
 
+from ..config.checkpoint_config import PromptConfig
 from ..config.json_file import read_json
-from ..config.prompt_config import PromptConfig
 from ..errors import CheckpointError, PromptError
 from .messages import Message, question, read_messages
 from .template_sandbox import TemplateSandbox

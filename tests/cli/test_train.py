@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from jvlm_mlx.cli.training_progress import TrainingBars
+from jvlm_mlx.cli.progress_bars import TrainingBars
 from jvlm_mlx.progress import ProgressEvent
 from jvlm_mlx.training.reports import StepReport, read_metrics
 from tests.helpers.training_case import QUESTION, run_arguments, write_examples

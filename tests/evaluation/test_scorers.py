@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from jvlm_mlx.evaluation import multiple_choice, open_answers, scoring, totals, vqa_normalization
+from jvlm_mlx.evaluation import multiple_choice, open_answers, scoring, totals
 from jvlm_mlx.evaluation.benchmarks import find_benchmark
 from jvlm_mlx.evaluation.cells import list_of
 from tests.helpers.evaluation_files import SCORING
@@ -210,11 +210,11 @@ MUTATIONS = [
     ("anls", open_answers, "_MIN_SIMILARITY", 0.4),
     ("anls", open_answers, "edit_distance", lambda a, b: float(a != b)),
     ("textvqa", open_answers, "_ANSWERS_FOR_FULL_SCORE", 2),
-    ("textvqa", vqa_normalization, "_ARTICLES", set()),
-    ("textvqa", vqa_normalization, "_DIGITS", {}),
-    ("textvqa", vqa_normalization, "_CONTRACTION_OF", {}),
-    ("textvqa", vqa_normalization, "_PUNCTUATION", ""),
-    ("textvqa", vqa_normalization, "_PERIOD", re.compile(r"\.(?!\d)")),
+    ("textvqa", open_answers, "_ARTICLES", set()),
+    ("textvqa", open_answers, "_DIGITS", {}),
+    ("textvqa", open_answers, "_CONTRACTION_OF", {}),
+    ("textvqa", open_answers, "_PUNCTUATION", ""),
+    ("textvqa", open_answers, "_PERIOD", re.compile(r"\.(?!\d)")),
     ("ocrbench", open_answers, "FORMULA_CATEGORY", ""),
     ("ocrbench", totals, "_OCRBENCH_GROUPS", {"Text Recognition": ()}),
     ("mme", totals, "ratio", lambda sums: sums[..., 0]),
@@ -262,7 +262,7 @@ def test_a_change_of_any_rule_is_noticed(name, module, attribute, value, monkeyp
     ],
 )
 def test_normalization(text, normalized):
-    assert vqa_normalization.normalized(text) == normalized
+    assert open_answers.normalized(text) == normalized
 
 
 @pytest.mark.parametrize(

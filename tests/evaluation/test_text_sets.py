@@ -8,11 +8,10 @@ import pytest
 
 from jvlm_mlx.errors import DataError
 from jvlm_mlx.evaluate import evaluate, run_benchmark, score_predictions
-from jvlm_mlx.evaluation import text_answers
+from jvlm_mlx.evaluation import multiple_choice, open_answers
 from jvlm_mlx.evaluation.benchmarks import find_benchmark
 from jvlm_mlx.evaluation.likelihood import loglikelihood
-from jvlm_mlx.evaluation.text_run import TextSet
-from jvlm_mlx.evaluation.text_sets import read_text_set
+from jvlm_mlx.evaluation.text_sets import TextSet, read_text_set
 from tests.helpers.evaluation_files import write_jsonl
 
 ROWS = {
@@ -93,8 +92,8 @@ def test_endings_are_those_of_lm_eval(tmp_path):
     ],
 )
 def test_numbers_in_answers(text, strict, flexible):
-    assert text_answers.number_in(text, strict=True) == strict
-    assert text_answers.number_in(text, strict=False) == flexible
+    assert open_answers.number_in(text, strict=True) == strict
+    assert open_answers.number_in(text, strict=False) == flexible
 
 
 @pytest.mark.parametrize(
@@ -107,8 +106,8 @@ def test_numbers_in_answers(text, strict, flexible):
     ],
 )
 def test_numbers_are_compared_without_marks(text, answer, strict, flexible):
-    assert text_answers.numbers_agree(text, answer, strict=True) == strict
-    assert text_answers.numbers_agree(text, answer, strict=False) == flexible
+    assert open_answers.numbers_agree(text, answer, strict=True) == strict
+    assert open_answers.numbers_agree(text, answer, strict=False) == flexible
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_numbers_are_compared_without_marks(text, answer, strict, flexible):
     ],
 )
 def test_letters_in_answers(text, letter):
-    assert text_answers.letter_in(text) == letter
+    assert multiple_choice.letter_in(text) == letter
 
 
 def score(name, rows, predictions, tmp_path):

@@ -28,7 +28,7 @@ from jvlm_mlx.generation.memory import (
     prefill_bytes,
     tile_bytes,
 )
-from jvlm_mlx.generation.prompt_key import PromptKey
+from jvlm_mlx.generation.prompt import PromptKey
 from jvlm_mlx.progress import ProgressEvent
 
 

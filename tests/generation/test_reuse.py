@@ -13,7 +13,7 @@ from jvlm_mlx import GenerationCaches, encode_image
 from jvlm_mlx.errors import ImageError, RequestError
 from jvlm_mlx.generation.caches import FeatureCache, LayerState, PrefixCache
 from jvlm_mlx.generation.model_identity import model_digest, model_key
-from jvlm_mlx.generation.prompt_key import ImageSpan, PromptKey
+from jvlm_mlx.generation.prompt import ImageSpan, PromptKey
 
 QUESTION = "Describe this image."
 OTHER = "What color is it?"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from jvlm_mlx.config.prompt_config import PromptConfig
+from jvlm_mlx.config.checkpoint_config import PromptConfig
 from jvlm_mlx.processing.chat_template import ChatTemplate
 from jvlm_mlx.processing.processor import Processor
 from jvlm_mlx.progress import no_progress

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jvlm_mlx.config.checkpoint_config import PromptConfig
 from jvlm_mlx.config.config_reader import ConfigReader
-from jvlm_mlx.config.prompt_config import PromptConfig
 from jvlm_mlx.errors import CheckpointError, PromptError
 from jvlm_mlx.processing.chat_template import DEFAULT_TEMPLATE, ChatTemplate, RenderedPrompt
 from jvlm_mlx.processing.messages import collect_images
