@@ -1,6 +1,7 @@
 """Loads a model and its processor."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..processing.image_processor import ImageProcessor
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from ..progress import Progress
+from ..units import bytes_text
 from .adapters import load_adapter
 from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
@@ -25,6 +27,10 @@ from .validation import check_token_ids, check_tokenizer_files
 from .weights import Checkpoint
 
 logger = logging.getLogger(__name__)
+
+MAX_FRACTION = 0.9
+"""Of the memory there is, that weights may take without a warning: images, the KV cache and other
+programs need the rest."""
 
 
 def load(
@@ -56,17 +62,35 @@ def load(
 
     Raises:
         CheckpointError: with one line that says what is wrong with checkpoint or adapter.
+        RequestError: memory ran out.
     """
     wanted = ModuleDtypes.read(dtype)
     folder = locate_checkpoint(path_or_hf_repo, revision=revision, show_progress=show_progress)
     config = read_config(folder)
     # Names, shapes and sizes first: what is no checkpoint costs no memory.
     checkpoint = Checkpoint.open(CheckpointFiles(folder), config.model)
+    warn_of_size(checkpoint, wanted)
     processor = load_processor(folder, config)
     model = checkpoint.build(wanted, progress, check_weights=check_weights)
     if adapter_path is not None:
         load_adapter(model, adapter_path)
     return model, processor
+
+
+def warn_of_size(checkpoint: Checkpoint, dtypes: ModuleDtypes) -> None:
+    """Say before minutes of reading that the weights will leave no room, and what to do."""
+    weights = checkpoint.loaded_bytes(dtypes)
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended:
+        room, whose = int(recommended), "the system recommends for this GPU"
+    else:
+        room, whose = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine has"
+    if weights > MAX_FRACTION * room:
+        logger.warning(
+            "the weights take %s, and %s %s: expect swapping, or that memory runs out;"
+            " take fewer bits (jvlm convert -q) or close other programs",
+            bytes_text(weights), bytes_text(room), whose,
+        )  # fmt: skip
 
 
 def read_config(folder: Path) -> CheckpointConfig:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..config.dtypes import BY_CODE, ModuleDtypes
 from ..config.model_config import ModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, explained
 from ..files import reason
 from ..model import Model, parameter_shapes
 from ..model.parameters import is_quantizable
@@ -194,6 +194,20 @@ class Checkpoint:
                     values[tensor.dtype] += math.prod(tensor.shape)
         return BY_CODE[values.most_common(1)[0][0]].mlx
 
+    def loaded_bytes(self, dtypes: ModuleDtypes) -> int:
+        """Return the memory of all weights once they are loaded in these types."""
+        main, total = self.main_dtype(), 0
+        for path, parts in self.parts.items():
+            stored = {BY_CODE[tensor.dtype] for tensor in self._stored(path)}
+            is_floating = any(dtype.is_floating for dtype in stored)
+            size = (
+                (dtypes.of(path) or main).size
+                if is_floating
+                else max(dtype.nbytes for dtype in stored)
+            )
+            total += size * sum(math.prod(part.shape) for part in parts)
+        return total
+
     def build(
         self,
         dtypes: ModuleDtypes | None = None,
@@ -211,6 +225,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file cannot be read any more, or holds NaN or infinite values.
+            RequestError: the device ran out of memory.
         """
         model = Model(self.config)
         quantize_layers(model, self.quantized)
@@ -227,6 +242,8 @@ class Checkpoint:
             try:
                 mx.eval(array)
             except RuntimeError as error:
+                if explained(error) is not error:
+                    raise explained(error) from error
                 files = ", ".join(sorted({one.file.name for one in self._stored(path)}))
                 raise CheckpointError(
                     f"{self.files.folder}: {path} cannot be read from {files}: {reason(error)}"

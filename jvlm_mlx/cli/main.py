@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import interrupts
-from ..errors import JvlmError
+from ..errors import JvlmError, explained
 from ..version import __version__
 from .formatting import printable
 from .parser import CommandParser
@@ -93,8 +93,11 @@ def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None
         parsed = parser.parse_args(arguments)
         interrupts.raise_again()  # caught below, and where work is to be finished or undone
         return int(module.run(parsed))
-    except JvlmError as error:
-        print(f"error: {printable(parser.name_flags(str(error)))}", file=sys.stderr)
+    except (JvlmError, RuntimeError, MemoryError) as error:
+        shown = explained(error)
+        if not isinstance(shown, JvlmError):
+            raise
+        print(f"error: {printable(parser.name_flags(str(shown)))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         # One that came through `exec`, as of a dataclass being imported, counts as unhandled:

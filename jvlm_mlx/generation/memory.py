@@ -162,8 +162,10 @@ def choose_steps(
     room = limit - weights - cache - embeddings
     if room < least:
         least_name = "one tile" if least > prefill(least_tokens) else f"{least_tokens} tokens"
+        given = options.max_memory is not None
+        owner = "max_memory is" if given else "this GPU should use at most"
         message = (
-            f"max_memory is {limit / 1e9:.2f} GB, but weights ({weights / 1e9:.2f}),"
+            f"{owner} {limit / 1e9:.2f} GB, but weights ({weights / 1e9:.2f}),"
             f" the KV cache{f' of {answers} answers' if answers > 1 else ''}"
             f" ({cache / 1e9:.2f}), embeddings ({embeddings / 1e9:.2f}) and {least_name} at a time"
             f" ({least / 1e9:.2f}) need {(limit - room + least) / 1e9:.2f}: allow"
