@@ -5,6 +5,7 @@ in time. What the model predicts from the rates of plain operations is what a st
 below, something else is in the way.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -22,7 +23,7 @@ from . import performance_model as performance
 from .performance_model import LONG_PROMPT
 from .rates import Effort, chained, fastest, measure_host_rates
 from .report import SLOW, Finding, Skipped, guarded, time_text
-from .roofline import Rates, Stage, WeightFormat
+from .roofline import Rates, Stage, WeightFormat, buffer_limits
 from .sample_model import (
     deepen,
     quantized,
@@ -67,7 +68,8 @@ class StageRuns:
         self._suspect = suspect
         few = effort.distinct_layers
         self.config = with_depth(released_config(), max(2, few), few, effort.vocabulary)
-        self.architecture = str(mx.device_info().get("architecture", ""))
+        architecture = str(mx.device_info().get("architecture", ""))
+        self.limits = buffer_limits(architecture, os.environ)
 
     def check(self) -> Iterator[Finding]:
         """Yield each stage, predicted and measured."""
@@ -209,7 +211,7 @@ class StageRuns:
     def _finding(self, name: str, size: str, stages: list[Stage], seconds: float) -> Finding:
         return stage_finding(
             f"{name}, {self.form.name}", size, stages, self.rates, seconds,
-            architecture=self.architecture, suspect=partial(self._suspect, name),
+            limits=self.limits, suspect=partial(self._suspect, name),
         )  # fmt: skip
 
 
@@ -220,7 +222,7 @@ def stage_finding(
     rates: Rates,
     seconds: float,
     *,
-    architecture: str,
+    limits: tuple[int, int],
     suspect: Callable[[], str],
 ) -> Finding:
     """Return what a stage was predicted to take and what it took."""
@@ -238,7 +240,7 @@ def stage_finding(
             "flops": sum(stage.flops for stage in stages),
             "bytes": sum(stage.nbytes for stage in stages),
             "kernels": sum(stage.launches for stage in stages),
-            "command_buffers": sum(stage.command_buffers(architecture) for stage in stages),
+            "command_buffers": sum(stage.command_buffers(limits) for stage in stages),
         },
     )
 
@@ -255,5 +257,5 @@ def check_preprocessing(suspect: Callable[[str], str]) -> Iterator[Finding]:
     )
     yield stage_finding(
         "preprocessing", f"{layout.num_tiles} tiles", [stage], measure_host_rates(), seconds,
-        architecture="", suspect=partial(suspect, "preprocessing"),
+        limits=(1, 1), suspect=partial(suspect, "preprocessing"),
     )  # fmt: skip

@@ -4,10 +4,29 @@ A stage is the list of its kernels, in the order in which a GPU runs them. Every
 the number of launches, the command buffers that MLX makes of them, and the time at given rates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-BUFFER_LIMITS = {"p": (20, 40), "g": (40, 40), "s": (50, 50), "d": (50, 50)}
+from ..command_buffers import MAX_MEGABYTES, MAX_OPERATIONS
+
+_BUFFER_LIMITS = {"p": (20, 40), "g": (40, 40), "s": (50, 50), "d": (50, 50)}
 """Kernels and megabytes of a command buffer, by the last letter of the GPU's architecture."""
+
+
+def buffer_limits(architecture: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return the kernels and megabytes after which MLX ends a command buffer.
+
+    Args:
+        architecture: of the GPU, as in `applegpu_g16s`.
+        environment: of the process, which may set other limits.
+    """
+    usual = _BUFFER_LIMITS.get(architecture[-1:], _BUFFER_LIMITS["g"])
+    names = MAX_OPERATIONS[0], MAX_MEGABYTES[0]
+    kernels, megabytes = (
+        int(environment[name]) if environment.get(name, "").isdigit() else value
+        for name, value in zip(names, usual, strict=True)
+    )
+    return kernels, megabytes
 
 
 @dataclass(frozen=True)
@@ -92,9 +111,13 @@ class Stage:
         """Return the operations of the kernels with these names."""
         return sum(kernel.flops for kernel in self.kernels if kernel.name in names)
 
-    def command_buffers(self, architecture: str) -> int:
-        """Return how many command buffers MLX makes: each ends after some kernels or megabytes."""
-        max_kernels, megabytes = BUFFER_LIMITS.get(architecture[-1:], BUFFER_LIMITS["g"])
+    def command_buffers(self, limits: tuple[int, int]) -> int:
+        """Return how many command buffers MLX makes: each ends after some kernels or megabytes.
+
+        Args:
+            limits: see `buffer_limits`.
+        """
+        max_kernels, megabytes = limits
         buffers = kernels = 0
         size = 0.0
         for kernel in self.kernels if not self.on_host else ():

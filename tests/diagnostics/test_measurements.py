@@ -82,7 +82,7 @@ def test_a_suspect_is_named_below_three_quarters(seconds, suspect):
     stages = [Stage("tower", (Kernel("product", 100, 0, 0),))]
     rates = Rates(flops=100.0, bandwidth=1.0, launch=0.0)
     finding = stage_finding(
-        "tower", "all", stages, rates, seconds, architecture="", suspect=lambda: "heat"
+        "tower", "all", stages, rates, seconds, limits=(1, 1), suspect=lambda: "heat"
     )
     assert finding.suspect == suspect
     assert finding.data["fraction"] == pytest.approx(1 / seconds)

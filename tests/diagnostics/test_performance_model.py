@@ -15,7 +15,7 @@ from benchmarks.harness.models import constant, released_model_config, weightles
 from benchmarks.harness.photos import image_processor
 from benchmarks.kernels import filled_cache
 from jvlm_mlx.diagnostics import performance_model as performance
-from jvlm_mlx.diagnostics.roofline import Kernel, Rates, Stage, WeightFormat
+from jvlm_mlx.diagnostics.roofline import Kernel, Rates, Stage, WeightFormat, buffer_limits
 from jvlm_mlx.diagnostics.sample_model import (
     deepen,
     narrow_config,
@@ -190,11 +190,28 @@ def test_the_release_at_the_long_prompt():
 
 def test_command_buffers_end_after_kernels_or_megabytes():
     small = Stage("small", (Kernel("add", 0, 1, 1),) * 100)
-    assert small.command_buffers("applegpu_g13g") == 3  # of 41, 41 and 18
-    assert small.command_buffers("applegpu_g16s") == 2  # of 51 and 49
+    assert small.command_buffers((40, 40)) == 3  # of 41, 41 and 18
+    assert small.command_buffers((50, 50)) == 2  # of 51 and 49
     large = Stage("large", (Kernel("read", 0, 60 * 2**20, 1),) * 7)
-    assert large.command_buffers("applegpu_g16s") == 7
-    assert Stage("numpy", small.kernels, on_host=True).command_buffers("applegpu_g13g") == 0
+    assert large.command_buffers((50, 50)) == 7
+    assert large.command_buffers((500, 200)) == 2  # of 4 and 3
+    assert Stage("numpy", small.kernels, on_host=True).command_buffers((40, 40)) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "environment", "limits"),
+    [
+        ("applegpu_g13g", {}, (40, 40)),
+        ("applegpu_g16s", {}, (50, 50)),
+        ("x86_64", {}, (40, 40)),
+        ("applegpu_g16s", {"MLX_MAX_OPS_PER_BUFFER": "500"}, (500, 50)),
+        ("applegpu_g16s", {"MLX_MAX_MB_PER_BUFFER": "lots"}, (50, 50)),
+    ],
+)
+def test_limits_of_command_buffers_are_the_chips_or_the_environments(
+    architecture, environment, limits
+):
+    assert buffer_limits(architecture, environment) == limits
 
 
 def test_time_is_the_slower_of_arithmetic_and_memory_and_the_launch():
