@@ -9,15 +9,18 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..errors import ImageError, RequestError
+from ..files import reason
 from ..units import plural
 from .sources import Page
 
@@ -108,7 +111,6 @@ def _ask(
             f"{name} is PDF; install jvlm-mlx[pdf] to open its pages, or save them as images"
         )
     path = "-" if isinstance(file, bytes) else file
-    contents: bytes | None = file if isinstance(file, bytes) else b""
     command = [
         sys.executable,
         "-I",
@@ -119,16 +121,26 @@ def _ask(
         path,
     ]
     deadline = time.monotonic() + MAX_SECONDS
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    with ExitStack() as stack:
+        try:
+            # No pipe, into which `communicate` does not go on writing after a timeout.
+            stdin = stack.enter_context(tempfile.TemporaryFile())
+            if isinstance(file, bytes):
+                stdin.write(file)
+                stdin.seek(0)
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+            )
+        except OSError as error:  # a full disk, or no process more
+            raise ImageError(f"{name} cannot be read: {reason(error)}") from error
         try:
             while True:
                 try:
-                    output, _ = process.communicate(contents, timeout=_POLL)
+                    output, _ = process.communicate(timeout=_POLL)
                     break
                 except subprocess.TimeoutExpired:
-                    contents = None  # all of it is on its way
                     if cancel is not None and cancel.is_set():
                         raise RequestError(
                             "the request was canceled while a PDF was read"
@@ -147,5 +159,6 @@ def _ask(
     if "password" in answer.get("error", ""):
         raise ImageError(f"{name} is protected by a password; save it without one")
     if "error" in answer:
-        raise ImageError(f"{name} cannot be read: {answer['error'][:200]}")
+        said = answer["error"][:200].replace(" (PDFium: Success).", "")
+        raise ImageError(f"{name} cannot be read: {said}")
     return answer, data

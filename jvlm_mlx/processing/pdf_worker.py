@@ -9,8 +9,11 @@ FILE is `-` for standard input. The answer is a line of JSON; a page's pixels fo
 import contextlib
 import json
 import math
+import os
 import resource
 import sys
+import threading
+import time
 
 MAX_SIDE = 20_000
 """Pixels of a rendered page; a narrow page is scaled down to it."""
@@ -19,6 +22,8 @@ MAX_SIDE = 20_000
 def main() -> None:
     """Answer one request."""
     what, first, second, memory, seconds, file = sys.argv[1:]
+    # What the system does not limit is watched, while PDFium works outside of Python.
+    threading.Thread(target=watch, args=(int(memory),), daemon=True).start()
     for limit, value in ((resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_CPU, int(seconds))):
         with contextlib.suppress(ValueError, OSError):  # macOS does not have all of them
             resource.setrlimit(limit, (value, value))
@@ -42,6 +47,14 @@ def main() -> None:
     except Exception as error:  # whatever a damaged file leads to
         answer, data = {"error": " ".join(str(error).split()) or type(error).__name__}, b""
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + data)
+
+
+def watch(memory: int) -> None:
+    """End this process when it has held more than `memory` bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit < memory:
+        time.sleep(0.02)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import skimage
 from PIL import Image
 
 import jvlm_mlx
@@ -112,6 +113,39 @@ def test_a_batch_asks_about_documents_or_their_pages(documents, tiny, golden_fol
 def test_whole_pages_have_one_comment():
     page = {"row": 1, "id": "a.png", "text": " # Title \n", "finish_reason": "stop"}
     assert transcript([page]).decode() == "<!-- page: a.png -->\n\n# Title\n"
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """A scan three times, as the pages of one PDF."""
+    pytest.importorskip("pypdfium2")
+    monkeypatch.chdir(tmp_path)
+    with Image.open(Path(skimage.__file__).parent / "data" / "page.png") as page:
+        pages = [page.convert("L")] * 3
+    pages[0].save("report.pdf", save_all=True, append_images=pages[1:])
+    return Path("report.pdf")
+
+
+def test_a_scanned_report_has_a_mark_for_each_page(report, read, capsys):
+    assert read(str(report), "-o", "out.md") == 0
+    assert "3 answered, 0 failed" in capsys.readouterr().err
+    lines = Path("out.md").read_text().splitlines()
+    assert [line for line in lines if "page: " in line] == [
+        f"<!-- page: report.pdf#{number} -->" for number in (1, 2, 3)
+    ]
+    # Three times the same scan, drawn at the size that the tiles use: three times the same words.
+    answers = [json.loads(line) for line in Path("out.md.jsonl").read_text().splitlines()]
+    assert len({(one["text"], *one["tiles"]) for one in answers}) == 1
+
+
+def test_a_scanned_report_by_a_schema(report, read):
+    pytest.importorskip("llguidance")
+    Path("schema.json").write_text(json.dumps(SCHEMA))
+    command = (str(report), "--schema", "schema.json", "-o", "out.jsonl", "--max-tokens", "40")
+    assert read(*command) == 0
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["page"] for line in lines] == [f"report.pdf#{number}" for number in (1, 2, 3)]
+    assert {line["content"]["kind"] for line in lines} <= {"letter", "bill"}
 
 
 SCHEMA = {
