@@ -139,6 +139,18 @@ def test_an_ignored_interrupt_stays_ignored():
     run_code(code)
 
 
+def test_the_suite_hears_interrupts_wherever_it_is_started():
+    """Shells start what runs in the background deaf to Ctrl-C, which tests send."""
+    code = (
+        "import signal\n"
+        "import tests.conftest\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$0" -c "$1"', sys.executable, code], cwd=ROOT, check=True
+    )
+
+
 ON_A_MAC = (
     "import platform\nplatform.system, platform.machine = lambda: 'Darwin', lambda: 'arm64'\n"
 )

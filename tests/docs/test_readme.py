@@ -114,6 +114,15 @@ def test_every_block_is_run_or_is_output():
     assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json", "xml"}
 
 
+def test_installing_works_where_the_system_refuses_packages():
+    """Homebrew's and Debian's Python take none outside of an environment."""
+    text = (ROOT / "README.md").read_text()
+    blocks = (block for place, _, block in EXAMPLES if place.startswith("README.md:"))
+    (first, *_) = (block for block in blocks if "pip install" in block)
+    assert first.index("-m venv") < first.index("activate") < first.index("pip install")
+    assert "`uv tool install .`" in text
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text()
