@@ -1,17 +1,13 @@
 """Paths a user gave, and files and folders that are written as a whole or not at all.
 
 Everything is written to a temporary name beside the target, put on the disk and renamed, so that
-no moment shows half of it. A temporary name is locked (`flock`) as long as its process lives: the
-next writer of the same target removes what killed processes left behind, and nothing else.
+no moment shows half of it.
 """
 
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -19,10 +15,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import JvlmError
+from .temporary_names import (
+    is_open_file,
+    locked,
+    remove_abandoned,
+    short_name,
+    temporary_folder,
+    temporary_name,
+)
 
 MAX_QUOTED = 100
 """Longest path that a message quotes in full, where it may be no path at all."""
-_MAX_NAME = 180  # characters of a target's name in temporary names; file systems allow 255 bytes
 _MAX_REASON = 300
 _SWAP = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
 _CURRENT_FOLDER = -100  # AT_FDCWD of Linux
@@ -85,10 +88,10 @@ def atomic_file(
             mode = stat.S_IMODE(target.stat().st_mode)
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _remove_abandoned(target)
-        temporary = _temporary_name(target, target.suffix if suffix is None else suffix)
+        remove_abandoned(target)
+        temporary = temporary_name(target, target.suffix if suffix is None else suffix)
         stack.callback(temporary.unlink, missing_ok=True)
-        stack.callback(os.close, _locked(temporary, 0o666 if mode is None else 0o600))
+        stack.callback(os.close, locked(temporary, 0o666 if mode is None else 0o600))
         yield temporary
         sync(temporary)
         if mode is not None:
@@ -127,13 +130,8 @@ def atomic_folder(
             # Parents of what was not written are empty; of what was, they stay.
             stack.callback(_remove_empty, parent)
         stack.enter_context(output_lock(target, error_type))
-        _remove_abandoned(target)
-        work = _temporary_name(target, "")
-        lock_file = work.with_name(f"{work.name}.lock")
-        stack.callback(lock_file.unlink, missing_ok=True)
-        stack.callback(os.close, _locked(lock_file, 0o666))
-        # By then this is what was replaced, or what was not completed, or nothing.
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        remove_abandoned(target)
+        work = stack.enter_context(temporary_folder(target))
         work.mkdir()
         yield work
         for file in work.iterdir():
@@ -143,6 +141,17 @@ def atomic_folder(
             check()
         _put_in_place(work, target, replace, error_type)
         sync(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; no moment shows a part of it under its name.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    folder = folder.absolute()
+    with temporary_folder(folder) as work:
+        folder.rename(work)
 
 
 @contextmanager
@@ -157,7 +166,7 @@ def output_lock(path: Path, error_type: type[JvlmError]) -> Iterator[None]:
             written to.
     """
     target = Path(os.path.realpath(path))
-    file = target.with_name(f"{_short_name(target)}.lock")
+    file = target.with_name(f"{short_name(target)}.lock")
     while True:
         try:
             lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -172,13 +181,14 @@ def output_lock(path: Path, error_type: type[JvlmError]) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # no locks on this file system
-        if _is_open_file(lock, file):
+        if is_open_file(lock, file):
             break
         os.close(lock)  # its holder has just removed it
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is the lock that counts, and not its file
+            file.unlink()
         os.close(lock)
 
 
@@ -214,49 +224,6 @@ def _as_one_line(
         yield
     except kinds as error:
         raise error_type(f"{path} cannot be written: {reason(error)}") from error
-
-
-def _short_name(target: Path) -> str:
-    name = os.fsencode(target.name)
-    return f".{target.name if len(name) <= _MAX_NAME else hashlib.sha256(name).hexdigest()}"
-
-
-def _temporary_name(target: Path, suffix: str) -> Path:
-    return target.with_name(f"{_short_name(target)}.{secrets.token_hex(4)}.writing{suffix}")
-
-
-def _locked(file: Path, mode: int) -> int:
-    """Create a file, lock it, and return its descriptor."""
-    while True:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        with suppress(OSError):  # no locks on this file system
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_open_file(lock, file):
-            return lock
-        os.close(lock)  # another process took it for abandoned between the two lines above
-
-
-def _is_open_file(descriptor: int, file: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    return False
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove temporary files and folders of the target that nobody holds a lock on any more."""
-    name = re.compile(re.escape(_short_name(target)) + r"\.[0-9a-f]{8}\.writing(\..*)?")
-    for entry in target.parent.iterdir():
-        if not name.fullmatch(entry.name) or entry.is_dir():  # folders are found by their locks
-            continue
-        with suppress(OSError):
-            lock = os.open(entry, os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if entry.suffix == ".lock":
-                    shutil.rmtree(entry.with_suffix(""), ignore_errors=True)
-                entry.unlink()
-            finally:
-                os.close(lock)
 
 
 def _remove_empty(folder: Path) -> None:

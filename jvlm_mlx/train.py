@@ -217,7 +217,9 @@ def _newest(output: Path, iters: int) -> int:
     """Return how many iterations the newest checkpoint has, if there are any left to do."""
     steps = saved_steps(output)
     if not steps:
-        raise TrainingError(f"{output} has no checkpoint to resume from; remove it and begin again")
+        raise TrainingError(
+            f"{output} has no checkpoint to resume from; leave out --resume to begin again"
+        )
     if steps[-1] > iters or (steps[-1] == iters and is_finished(output)):
         raise RequestError(
             f"the run in {output} has done {steps[-1]} iterations; give more --iters to lengthen"

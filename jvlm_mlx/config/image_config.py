@@ -22,6 +22,8 @@ MAX_TILES = 1000
 """Far more than any context holds; keeps a mistyped limit from listing millions of grids."""
 MAX_PIXELS = 2**26
 """Far more than any grid of tiles shows; keeps a mistyped area from filling the memory."""
+MAX_NORMALIZED = 1000
+"""Far beyond any range that pixels are brought to; float32 must hold what is computed."""
 
 _RANGES = {"max_crops": MAX_TILES, "min_pixels": MAX_PIXELS, "max_pixels": MAX_PIXELS}
 
@@ -188,6 +190,13 @@ class ImageConfig:
             raise CheckpointError(
                 f"image_mean {list(self.image_mean)} and image_std {list(self.image_std)}:"
                 " expected three numbers each, none of image_std 0"
+            )
+        numbers = (*self.image_range, *self.image_mean, *(1 / one for one in self.image_std))
+        if not all(abs(one) <= MAX_NORMALIZED for one in numbers):  # false of NaN, too
+            raise CheckpointError(
+                f"image_min, image_max {list(self.image_range)}, image_mean"
+                f" {list(self.image_mean)} and image_std {list(self.image_std)}: expected numbers"
+                f" up to {MAX_NORMALIZED}, none of image_std below 1/{MAX_NORMALIZED}"
             )
         problem = _limits_problem(vars(self))
         if problem is not None:

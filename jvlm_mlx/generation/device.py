@@ -49,6 +49,7 @@ class _Worker:
     claims: dict[str, threading.Thread] = field(default_factory=dict)
     """The thread that runs the jobs, once there is one."""
     process: int = field(default_factory=os.getpid)
+    """In which the thread runs."""
     closed: bool = False
 
     @property
@@ -58,6 +59,7 @@ class _Worker:
     def start(self) -> None:
         """Start the thread, if there is none. Of several that start at once, one stays."""
         while "thread" not in self.claims:
+            self.process = os.getpid()  # perhaps not the one that imported this module
             started: SimpleQueue[None] = SimpleQueue()
             threading.Thread(
                 target=self._work, args=(started,), name="jvlm-device", daemon=True

@@ -20,6 +20,7 @@ from ..model import Model
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from .options import GenerationOptions
+from .schema_limits import check_schema
 
 MAX_SCHEMA_CHARACTERS = 100_000
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -41,7 +42,8 @@ class JsonGrammar:
         """
         bits = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise RequestError(f"the schema cannot be followed: {self._matcher.get_error()[:200]}")
+            problem = self._matcher.get_error().strip().splitlines()[0]
+            raise RequestError(f"the schema cannot be followed: {problem[:200]}")
         # (words,) int32 -> (words, 4) bytes -> (words * 32,) bits, the lowest first
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
         # (vocabulary,) -> (1, vocabulary)
@@ -83,6 +85,7 @@ class JsonGrammars:
         Raises:
             RequestError: the schema is malformed, or has something that cannot be followed.
         """
+        check_schema(schema)
         matcher_class = self._library.LLMatcher
         try:
             text = json.dumps({**schema, "x-guidance": _STYLE})

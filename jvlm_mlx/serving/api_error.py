@@ -39,9 +39,9 @@ class ApiError(JvlmError):
         """The error object, which is always an object and never a text."""
         return {
             "error": {
-                "message": str(self),
+                "message": _as_utf8(str(self)),
                 "type": self.kind,
-                "param": self.param,
+                "param": None if self.param is None else _as_utf8(self.param),
                 "code": self.code,
             }
         }
@@ -50,6 +50,11 @@ class ApiError(JvlmError):
     def headers(self) -> dict[str, str]:
         """Headers that belong to the status."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def _as_utf8(text: str) -> str:
+    """Return text that can be sent: a name in a request may have half a character."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

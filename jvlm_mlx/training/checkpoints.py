@@ -5,6 +5,7 @@ adapters) as they are loaded anywhere, and the optimizer's state. OUTPUT itself 
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,12 @@ from ..checkpoint.saving import CONFIG
 from ..checkpoint.writer import write_model
 from ..config.json_file import read_json
 from ..errors import RequestError, TrainingError
-from ..files import atomic_file, atomic_folder, output_lock, reason
+from ..files import atomic_file, atomic_folder, output_lock, reason, remove_folder
+from ..temporary_names import remove_all_abandoned
+from .reports import METRICS_NAME
 from .step import Trainer
+
+logger = logging.getLogger(__name__)
 
 RUN_FOLDER = "training"
 RECORD_NAME = "training_config.json"
@@ -46,6 +51,8 @@ def run_lock(output: Path) -> Iterator[None]:
     try:
         with output_lock(output, TrainingError):
             shutil.rmtree(output / RUN_FOLDER / _RESULT, ignore_errors=True)
+            with suppress(OSError):  # whoever writes there says what is wrong
+                remove_all_abandoned(output / RUN_FOLDER)
             yield
     finally:
         for parent in missing:
@@ -56,6 +63,8 @@ def run_lock(output: Path) -> Iterator[None]:
 def refuse_existing(output: Path) -> None:
     """Refuse an output folder that is not empty.
 
+    What a run left that ended before its first checkpoint is nothing that could be lost.
+
     Raises:
         RequestError: with what to do about it.
     """
@@ -65,8 +74,9 @@ def refuse_existing(output: Path) -> None:
     if saved_steps(output):
         advice = "give another path, or --resume to continue it"
     elif output.is_dir() and [entry.name for entry in output.iterdir()] == [RUN_FOLDER]:
-        # Of a run that ended before its first checkpoint.
-        advice = "remove it, or give another path"
+        names = (entry.name for entry in (output / RUN_FOLDER).iterdir())
+        if all(name in (RECORD_NAME, METRICS_NAME) or name.startswith(".") for name in names):
+            return
     raise RequestError(f"{output} exists already; {advice}")
 
 
@@ -149,11 +159,18 @@ def save_checkpoint(
         _write_weights(trainer, source, work, adapter, mx.float32)
         metadata = {"step": str(step), "data": digest}
         _save(work / STATE_NAME, trainer.optimizer.arrays(), metadata)
-    # What replaces them is on the disk by now.
-    for old in saved_steps(output)[: -trainer.config.keep]:
-        with suppress(OSError):
-            shutil.rmtree(step_folder(output, old))
+    _remove_old(trainer, output)
     return target
+
+
+def _remove_old(trainer: Trainer, output: Path) -> None:
+    """Remove checkpoints that newer ones replace, which are on the disk by now."""
+    for old in saved_steps(output)[: -trainer.config.keep]:
+        folder = step_folder(output, old)
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            logger.warning("%s is not needed, but cannot be removed: %s", folder, reason(error))
 
 
 def load_state(output: Path, trainer: Trainer, step: int, digest: str) -> None:
@@ -196,6 +213,7 @@ def write_result(
     Raises:
         TrainingError: it cannot be written.
     """
+    _remove_old(trainer, output)  # again: a run may have been killed before it was done
     staged = output / RUN_FOLDER / _RESULT
     with atomic_folder(staged, TrainingError, replace=True) as work:
         _write_weights(trainer, source, work, adapter, dtype)
@@ -208,6 +226,7 @@ def write_result(
             file.replace(output / file.name)
         staged.rmdir()
     except OSError as error:
+        shutil.rmtree(staged, ignore_errors=True)  # it is made again from the last checkpoint
         raise TrainingError(f"{output} cannot be written: {reason(error)}") from error
 
 

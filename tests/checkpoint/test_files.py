@@ -11,9 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from jvlm_mlx import files
+from jvlm_mlx import files, temporary_names
 from jvlm_mlx.errors import ConversionError, SessionError
-from jvlm_mlx.files import atomic_file, atomic_folder, check_free_space, local_path, output_lock
+from jvlm_mlx.files import (
+    atomic_file,
+    atomic_folder,
+    check_free_space,
+    local_path,
+    output_lock,
+    remove_folder,
+)
+from jvlm_mlx.temporary_names import remove_abandoned
 
 ROOT = Path(__file__).parents[2]
 
@@ -249,6 +257,45 @@ def test_a_folder_is_replaced_only_on_demand(tmp_path, monkeypatch, exchanges):
         (work / "new").write_text("new")
     assert names(target) == ["new"]
     assert names(tmp_path) == ["out"]
+
+
+def test_what_cannot_be_removed_is_removed_by_the_next_writer(tmp_path, monkeypatch, caplog):
+    """A replaced folder on a disk that fails, say."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(temporary_names.shutil, "rmtree", lambda *_, **__: None)
+        with atomic_folder(target, ConversionError, replace=True) as work:
+            (work / "new").write_text("new")
+    assert f"{work} is not needed, but cannot be removed" in caplog.text
+    assert names(target) == ["new"]
+    assert names(tmp_path) == [work.name, f"{work.name}.lock", "out"]
+    with atomic_folder(target, ConversionError, replace=True) as work:
+        (work / "newer").write_text("newer")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "function"), [(temporary_names.shutil, "rmtree"), (Path, "unlink")]
+)
+def test_a_folder_is_removed_as_a_whole(tmp_path, monkeypatch, owner, function):
+    """Killed in the middle, nothing stays under its name, and the rest is found by its lock."""
+    target = tmp_path / "out"
+    target.mkdir()
+    for name in ("one", "two"):
+        (target / name).write_text(name)
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, kill)
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(target)
+    assert "out" not in names(tmp_path)
+    remove_abandoned(target)
+    assert names(tmp_path) == []
 
 
 def test_the_last_check_may_refuse(tmp_path):

@@ -325,6 +325,26 @@ print(len(list(answer)))
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n0\n49\n", "")
 
 
+def test_a_forked_process_may_load_its_own(golden_folder):
+    """Everything is imported before, as servers do that fork their workers; nothing has run."""
+    script = """
+import os, sys
+import jvlm_mlx
+from jvlm_mlx import load, generate, batch_generate
+def ask():
+    loaded = load(sys.argv[1])
+    return len(generate(*loaded, "Hi", max_tokens=3, stop_token_ids=()).token_ids)
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        os._exit(ask())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(ask())
+"""
+    done = run_script(golden_folder, script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n3\n3\n", "")
+
+
 def test_interrupts_leave_the_next_call_unharmed(golden_folder):
     """Ctrl-C at any moment of an answer, many times; then a plain answer."""
     script = """

@@ -157,3 +157,9 @@ def test_messages_of_errors_are_short():
     with pytest.raises(ApiError) as refused:
         read(temperature="x" * 10**6)
     assert len(json.dumps(refused.value.body)) < 400
+
+
+def test_messages_about_half_characters_can_be_sent():
+    with pytest.raises(ApiError) as refused:
+        read(**{"\ud800": 1})
+    assert "\\ud800" in json.dumps(refused.value.body, ensure_ascii=False).encode().decode()

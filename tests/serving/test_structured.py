@@ -1,11 +1,14 @@
 """Answers by a JSON schema: valid JSON, or a finish reason that says it was cut."""
 
 import json
+import re
 
 import jsonschema
 import pytest
 
 pytest.importorskip("llguidance")
+
+import mlx.core as mx
 
 import jvlm_mlx
 from jvlm_mlx.generation.json_grammar import JsonGrammars
@@ -37,6 +40,56 @@ def test_the_answer_satisfies_the_schema(client, sampling):
         (choice,) = body["choices"]
         assert choice["finish_reason"] == "stop"
         jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"const": -(2**63)}, "has the number -9223372036854775808; at most 2**53"),
+        ({"enum": [1, {"a": [2**53 + 1]}]}, "has the number 9007199254740993; at most 2**53"),
+        ({"type": "integer", "multipleOf": 999983}, "common multiple of 999983; at most 10000"),
+        (
+            {"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967)]},
+            "common multiple of 99400891; at most 10000",
+        ),
+        ({"type": "number", "multipleOf": 12345.678}, "common multiple of 12345678; at most 10000"),
+        ({"type": "number", "multipleOf": 1e300}, "at most 10000"),
+    ],
+)
+def test_schemas_that_would_break_or_stall_the_library_are_refused(tiny, part, message):
+    """llguidance ends the process for the first, and takes seconds and gigabytes for others."""
+    model, processor = tiny
+    grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
+    with pytest.raises(jvlm_mlx.RequestError, match=re.escape(message)) as caught:
+        grammars.make({"type": "object", "properties": {"a": part}})
+    assert "\n" not in str(caught.value)
+
+
+def test_schemas_that_are_too_deep_are_refused(tiny):
+    model, processor = tiny
+    grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
+    schema = {"type": "string"}
+    for _ in range(5000):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(jvlm_mlx.RequestError, match="nested more than"):
+        grammars.make(schema)
+
+
+def test_an_answer_that_cannot_follow_its_schema_any_further_ends_in_one_line(tiny):
+    model, processor = tiny
+    grammar = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size).make(SCHEMA)
+    grammar.accept(5)
+    grammar.accept(5)
+    with pytest.raises(jvlm_mlx.RequestError, match="schema cannot be followed") as caught:
+        grammar.mask(mx.zeros((1, model.config.decoder.vocab_size)))
+    assert "\n" not in str(caught.value)
+
+
+def test_multiples_as_people_ask_for_them(tiny):
+    model, processor = tiny
+    grammars = JsonGrammars(processor.tokenizer, model.config.decoder.vocab_size)
+    parts = {f"p{n}": {"type": "number", "multipleOf": n} for n in (1, 5, 0.01, 0.5, 100, 1e-3)}
+    grammars.make({"type": "object", "properties": parts | {"x": {"const": -(2**53)}}})
 
 
 def test_any_object(client):

@@ -103,9 +103,30 @@ def test_weights_that_are_not_finite_are_not_written(capsys, arguments, tmp_path
     out = tmp_path / "out"
     assert [entry.name for entry in out.iterdir()] == ["training"]
     assert not list((out / "training").glob("step*"))
-    # There is nothing to resume from.
+    # There is nothing to resume from, and nothing that a new run could destroy.
+    line = refused(capsys, *arguments, "--iters", 1, "--resume")
+    assert line == (
+        f"error: {out} has no checkpoint to resume from; leave out --resume to begin again"
+    )
+    (out / "mine").write_text("work")
     line = refused(capsys, *arguments, "--iters", 1)
-    assert line == f"error: {out} exists already; remove it, or give another path"
+    assert line == f"error: {out} exists already; give another path"
+    (out / "mine").unlink()
+    code, _, _ = run(capsys, *arguments, "--iters", 1)
+    assert code == EXIT_OK
+    assert [line["step"] for line in metrics(out)] == [1]
+
+
+def test_leftovers_of_killed_runs_are_removed_by_any_later_run(capsys, arguments, tmp_path):
+    """A checkpoint that was being written is not made again if others are due by then."""
+    run(capsys, *arguments, "--iters", 1, "--save-every", 1)
+    left = tmp_path / "out" / "training" / ".step-00000007.0123abcd.writing"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    left.with_name(f"{left.name}.lock").touch()
+    code, _, _ = run(capsys, *arguments, "--iters", 2, "--resume")
+    assert code == EXIT_OK
+    assert not [one.name for one in left.parent.iterdir() if one.name.startswith(".")]
 
 
 def test_the_newest_checkpoint_of_a_broken_run_is_named(capsys, arguments, tmp_path):
