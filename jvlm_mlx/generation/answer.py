@@ -24,7 +24,7 @@ from .prefill import Prefill
 from .prompt import answer_length
 from .prompt_lookup import PromptLookup
 from .response import GenerationResponse, ResponseBuilder
-from .row import Row
+from .row import Row, Token
 from .sampling import make_processors, make_sampler, text_tokens, top_logprobs
 
 
@@ -156,10 +156,8 @@ class Answer:
             raise
 
     def _decode(self) -> Generator[GenerationResponse, None, None]:
-        self._start_row()
+        token = self._first_token()
         while True:
-            self._check_cancelled()
-            (token,) = device.run(self._engine.step)
             if token.row.error is not None:
                 raise token.row.error
             response = self._builder.add(token.token, token.observed)
@@ -169,19 +167,25 @@ class Answer:
                 yield response
                 return
             yield response
+            self._check_cancelled()
+            (token,) = device.run(self._engine.step)
 
-    def _start_row(self) -> None:
+    def _first_token(self) -> Token:
         prepared = self._prepared
         assert prepared is not None
         logits = self._prefill.run(prepared)
         # Images are not needed any more, and may be large.
         self._prepared = None
 
-        def add() -> None:
+        self._check_cancelled()
+
+        def begin() -> list[Token]:
             row = make_row(self._model, prepared, self._options, self._max_tokens)
             self._engine.add([row], self._prefill.cache, logits)
+            return self._engine.step()
 
-        device.run(add)
+        (token,) = device.run(begin)
+        return token
 
     def _hold_wired_limit(self) -> None:
         wired_limit.hold(self._options.wired_limit)

@@ -100,6 +100,7 @@ class _Group:
         self._observed: list[tuple[mx.array, ...]] = []
         self._current = self._tokens, self._observed
         self._handed_out = False
+        self._is_new = True
 
     def start(self, logits: mx.array) -> None:
         """Sample the first tokens from logits (B, vocabulary)."""
@@ -147,7 +148,9 @@ class _Group:
             self._advance()
         self._current = self._tokens, self._observed
         self._handed_out = True
-        if self._looks_ahead and any(row.max_tokens > 1 for row in self.rows):
+        # Nobody is to wait for the very first token any longer than for the prompt.
+        is_new, self._is_new = self._is_new, False
+        if not is_new and self._looks_ahead and any(row.max_tokens > 1 for row in self.rows):
             self._advance()
 
     def collect(self) -> list[Token]:

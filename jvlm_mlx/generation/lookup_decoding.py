@@ -67,7 +67,7 @@ class LookupGroup:
 
     def launch(self) -> None:
         """Start the device on the pass after the next one, if nothing has to be known for it."""
-        if self._ready or self._ahead is not None or self._pass.draft:
+        if self._ready or self._ahead is not None or self._pass.draft or not self._answer:
             return
         if self.rows[0].max_tokens > 1 and not self._lookup.has_draft:
             self._ahead = self._sample(self._run(self._pass.tokens[None]), [])

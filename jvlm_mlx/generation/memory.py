@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from .. import _mlx_lm
 from ..config.model_config import ModelConfig
@@ -64,8 +63,7 @@ def tile_bytes(config: ModelConfig, value_bytes: int) -> int:
 
 def weight_bytes(model: Model) -> int:
     """Return the bytes of a model's weights."""
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return sum(array.nbytes for array in parameters.values())
+    return sum(array.nbytes for array in model.arrays())
 
 
 def kv_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:

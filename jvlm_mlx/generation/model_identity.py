@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
 
-from ..checkpoint.adapters import adapted_layers
+from ..checkpoint.adapters import adapted_layers, adapter_scales
 from ..model import Model
 from . import device
 
@@ -27,8 +27,8 @@ class _Identity:
 
     arrays: tuple["weakref.ref[mx.array]", ...]
     """No ids: a new array may have an old one's address. No arrays: they would be kept alive."""
-    scales: tuple[tuple[str, float], ...]
-    """Path and factor of each adapter; the factor is no parameter."""
+    scales: tuple[float, ...]
+    """Factor of each adapter, which is no parameter."""
     key: str
     digest: str | None = None
     """Of all bytes; worked out when it is asked for."""
@@ -41,7 +41,7 @@ def model_key(model: Model) -> str:
     have been replaced since gets another one, as does one whose adapters count more or less.
     Arrays written into in place are not noticed.
     """
-    return device.run(partial(_identity, model)).key
+    return _identity(model).key
 
 
 def model_digest(model: Model) -> str:
@@ -50,11 +50,12 @@ def model_digest(model: Model) -> str:
     It is the same in every process, and worked out once: it takes about a second per 2 GB.
     """
     device.take_over(model)
-    identity = device.run(partial(_identity, model))
+    identity = _identity(model)
     if identity.digest is None:
         parameters = _parameters(model)
         described = [(path, array.shape, str(array.dtype)) for path, array in parameters]
-        digest = hashlib.sha256(repr((model.config, described, identity.scales)).encode())
+        scales = tuple((path, adapter.scale) for path, adapter in adapted_layers(model).items())
+        digest = hashlib.sha256(repr((model.config, described, scales)).encode())
         for _, array in parameters:
             digest.update(device.run(partial(_bytes, array)).data)
         identity.digest = digest.hexdigest()
@@ -76,22 +77,24 @@ def keep_identity(model: Model, change: Callable[[], None]) -> None:
     """Run what replaces weights by the same ones in another type: caches know the model still."""
     identity = _identity(model)
     change()
-    identity.arrays = tuple(weakref.ref(array) for _, array in _parameters(model))
+    identity.arrays = tuple(map(weakref.ref, model.arrays()))
 
 
 def _identity(model: Model) -> _Identity:
-    """Return the identity of a model as it is now. On the worker, so that there is only one."""
-    arrays = [array for _, array in _parameters(model)]
-    scales = tuple((path, adapter.scale) for path, adapter in adapted_layers(model).items())
+    """Return the identity of a model as it is now; a new one only on the worker, so one alone."""
+    arrays, scales = model.arrays(), adapter_scales(model)
     identity: _Identity | None = vars(model).get(_ATTRIBUTE)
     if (
-        identity is None
-        or identity.scales != scales
-        or len(identity.arrays) != len(arrays)
-        or any(known() is not one for known, one in zip(identity.arrays, arrays, strict=True))
+        identity is not None
+        and identity.scales == scales
+        and len(identity.arrays) == len(arrays)
+        and all(known() is one for known, one in zip(identity.arrays, arrays, strict=True))
     ):
-        identity = _Identity(tuple(map(weakref.ref, arrays)), scales, secrets.token_hex(16))
-        vars(model)[_ATTRIBUTE] = identity
+        return identity
+    if not device.on_worker():
+        return device.run(partial(_identity, model))
+    identity = _Identity(tuple(map(weakref.ref, arrays)), scales, secrets.token_hex(16))
+    vars(model)[_ATTRIBUTE] = identity
     return identity
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ..model import Model
 from ..model.windows import feature_sources
@@ -21,6 +22,17 @@ from .memory import Steps, choose_steps
 from .options import GenerationOptions
 from .prompt import PromptKey, prompt_key
 from .response import ResponseBuilder
+
+
+class _Inputs(NamedTuple):
+    """What follows a stored prefix."""
+
+    ids: npt.NDArray[np.integer]
+    """(L,)."""
+    features: list[mx.array]
+    """(N, hidden_size) of each image."""
+    positions: Sequence[npt.NDArray[np.integer]]
+    """(N,) places of each image's features among the tokens."""
 
 
 class Prefill:
@@ -117,14 +129,29 @@ class Prefill:
         key, layers = self._stored_prefix()
         steps = self.make_room()  # what is stored of this prompt is at hand
         self.cache = make_cache(self._model, self._length, self._options)
-        cached = key.num_tokens
-        if cached:
-            device.run(partial(self._reuse, cached, layers))
-        layers.clear()
-        self._builder.cached_tokens = cached
-        embeddings = self._embed(prepared, cached, steps.tile_group_size)
+        cached = self._builder.cached_tokens = key.num_tokens
+        inputs = self._encode(prepared, cached, steps.tile_group_size)
         self._builder.images_done()
-        logits = self._decode_prompt(embeddings, steps.prefill_step_size)
+        step, length = steps.prefill_step_size, self._length - cached
+        self._report(cached)
+
+        def begin() -> tuple[mx.array, mx.array | None]:
+            """Return all embeddings, and logits if one step is enough: a single wait then."""
+            self._reuse(cached, layers)
+            layers.clear()
+            embeddings = self._embed(inputs)
+            inputs.features.clear()
+            if length > step:
+                mx.eval(embeddings)  # without what they are made of
+            return embeddings, self._decode_chunk(embeddings, 0, min(step, length))
+
+        embeddings, logits = device.run(begin)
+        self._report(cached + min(step, length))
+        for start in range(step, length, step):
+            end = min(start + step, length)
+            logits = device.run(partial(self._decode_chunk, embeddings, start, end))
+            self._report(cached + end)
+        assert logits is not None  # a prefix never covers the whole prompt
         if not self._options.has_plain_cache:
             device.run(self._finish_special_cache)
         return logits
@@ -159,19 +186,17 @@ class Prefill:
         return (key, layers) if layers and layers[0].keys.dtype == self._model.dtype else nothing
 
     def _reuse(self, cached: int, layers: Sequence[LayerState]) -> None:
-        """Fill the cache with the stored prefix of `cached` tokens."""
-        for cache, layer in zip(self.cache, layers, strict=True):
+        """Fill the cache with the stored prefix of `cached` tokens; evaluated with what follows."""
+        for cache, layer in zip(self.cache, layers, strict=False):
             cache.update_and_fetch(layer.keys[..., :cached, :], layer.values[..., :cached, :])
-        mx.eval([cache.state for cache in self.cache])
 
-    def _embed(
+    def _encode(
         self, prepared: PreparedPrompt[PromptImage], cached: int, tile_group_size: int
-    ) -> mx.array:
-        """Return the embeddings of the tokens after the first `cached`, images merged in.
+    ) -> _Inputs:
+        """Return the tokens after the first `cached`, and features of the images among them.
 
-        (1, L - cached, hidden_size). Images among the cached tokens are not needed any more.
+        Images among the cached tokens are not needed any more.
         """
-        ids = prepared.token_ids[cached:]
         images = [
             (start - cached, image)
             for start, image in zip(prepared.starts, prepared.images, strict=True)
@@ -189,29 +214,16 @@ class Prefill:
         positions = [
             start + image.window_positions[image.window_positions >= 0] for start, image in images
         ]
+        return _Inputs(prepared.token_ids[cached:], features, positions)
 
-        def merge() -> mx.array:
-            embeddings = self._model.decoder.embed(ids[None])
-            if features:
-                kept = np.concatenate(positions)
-                sources = feature_sources(np.zeros_like(kept), kept, (1, len(ids)))
-                embeddings = self._model.merge(embeddings, mx.concatenate(features), sources)
-            mx.eval(embeddings)
+    def _embed(self, inputs: _Inputs) -> mx.array:
+        """Return embeddings (1, L, hidden_size) with images merged in."""
+        embeddings = self._model.decoder.embed(inputs.ids[None])
+        if not inputs.features:
             return embeddings
-
-        return device.run(merge)
-
-    def _decode_prompt(self, embeddings: mx.array, step: int) -> mx.array:
-        length = embeddings.shape[1]
-        cached = self._length - length
-        self._report(cached)
-        logits = None
-        for begin in range(0, length, step):
-            end = min(begin + step, length)
-            logits = device.run(partial(self._decode_chunk, embeddings, begin, end))
-            self._report(cached + end)
-        assert logits is not None  # a prefix never covers the whole prompt
-        return logits
+        kept = np.concatenate(inputs.positions)
+        sources = feature_sources(np.zeros_like(kept), kept, (1, len(inputs.ids)))
+        return self._model.merge(embeddings, mx.concatenate(inputs.features), sources)
 
     def _decode_chunk(self, embeddings: mx.array, begin: int, end: int) -> mx.array | None:
         """Run tokens `begin` to `end` of (1, L, hidden_size) through the decoder.

@@ -206,7 +206,9 @@ class ChatSession:
                     return
                 asked = _with_images(question, encoded)
                 older = prepared.images[: len(prepared.images) - len(images)]
-                answer = make_answer(dataclasses.replace(prepared, images=(*older, *encoded)))
+                answer = first
+                if encoded:
+                    answer = make_answer(dataclasses.replace(prepared, images=(*older, *encoded)))
                 for response in answer.responses():
                     texts.append(response.text)
                     ended = response.finish_reason in ("stop", "length", "repetition")

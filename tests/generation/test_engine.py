@@ -75,7 +75,9 @@ def test_a_follow_up_prefills_only_what_is_new_and_in_one_pass(tiny, calls):
 
 def test_nothing_runs_further_ahead_than_one_step(tiny, calls):
     answer = jvlm_mlx.stream_generate(*tiny, "Hi", max_tokens=100, **OPTIONS)
-    for count in (1, 2, 3):
+    next(answer)
+    assert len(calls["head"]) == 1  # the first token waits for nothing but its prompt
+    for count in (2, 3, 4):
         next(answer)
         assert len(calls["head"]) == count + 1
     answer.close()
