@@ -4,6 +4,7 @@ Download, cache, resumption and offline mode are huggingface-hub's. Only data fi
 never code.
 """
 
+import difflib
 import logging
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def locate_checkpoint(
         raise CheckpointError(f"{name} is a file; give the folder of a checkpoint")
     if isinstance(path_or_repo, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = f"give a folder or a repository like {DEFAULT_REPOSITORY}"
-        if name.strip().lower() == DEMO:
+        if difflib.get_close_matches(name.strip().lower(), [DEMO], cutoff=0.8):
             hint = f"do you mean {DEMO}?"
         raise CheckpointError(f"there is no folder {name}; {hint}")
     if show_progress is None:

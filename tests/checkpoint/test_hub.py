@@ -78,7 +78,7 @@ def test_what_is_not_on_the_hub_is_named(monkeypatch, error, said):
         locate_checkpoint("someone/model", revision="v2")
 
 
-@pytest.mark.parametrize("name", ["Demo", "DEMO", "demo "])
+@pytest.mark.parametrize("name", ["Demo", "DEMO", "demo ", "dmo", "demos"])
 def test_the_demo_is_suggested(name):
     with pytest.raises(CheckpointError, match=f"there is no folder {name}; do you mean demo"):
         locate_checkpoint(name)
