@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.chart.mkdir(parents=True, exist_ok=True)
         write_chart(runs, options.chart / "demo-training.png")
     for benchmark, own in lines.items():
-        importlib.import_module(f"benchmarks.{benchmark}").draw(own, options.chart)
+        module = importlib.import_module(f"benchmarks.{benchmark}")
+        if hasattr(module, "draw"):  # others have tables alone
+            module.draw(own, options.chart)
 
 
 if __name__ == "__main__":
