@@ -207,22 +207,13 @@ class Sample:
         return mx.concatenate(steps)
 
     def packed_cache(self, bits: int, model: Model) -> mx.array:
-        """Return hidden states of a step over a quantized cache; the reference unpacks it."""
-        packed_layers = [
+        """Return hidden states of a step over a quantized cache, the same packed values in both."""
+        cache = [
             layer.to_quantized(group_size=64, bits=bits)
             for layer in self.filled_cache(self.model, 300)
         ]
-        cache: Cache = packed_layers
-        if model is not self.model:
-            cache = model.make_cache()
-            for layer, plain in zip(packed_layers, cache, strict=True):
-                keys, values = (
-                    mx.dequantize(packed, scales, biases, group_size=64, bits=bits).astype(
-                        mx.float32
-                    )
-                    for packed, scales, biases in (layer.keys, layer.values)
-                )
-                # The buffer is larger than what it holds.
-                filled = slice(layer.offset)
-                plain.update_and_fetch(keys[:, :, filled], values[:, :, filled])
+        for layer in cache if model is not self.model else ():
+            for name in ("keys", "values"):
+                packed, *floats = getattr(layer, name)
+                setattr(layer, name, (packed, *(one.astype(mx.float32) for one in floats)))
         return model.decoder(model.decoder.embed(self.token_ids(length=1)), cache)

@@ -159,14 +159,12 @@ def random_model(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 
         # Matrices keep the scale of what goes through them; vectors act as norms near 1.
         deviation = array.shape[-1] ** -0.5 if array.ndim > 1 else 0.05
         start = int(generator.integers(_BLOCK_VALUES))
-        if array.size <= start:
-            values = block[-start:][: array.size].reshape(array.shape)
-        else:
-            values = np.resize(np.roll(block, start), array.shape)
-        values = values * np.float32(deviation)
-        if array.ndim == 1:
-            values += 1
-        drawn = mx.array(values).astype(dtype)
+        rolled = block[-start:] if array.size <= start else np.roll(block, start)
+        values = rolled[: array.size] * np.float32(deviation) + np.float32(array.ndim == 1)
+        once = mx.array(values).astype(dtype)
+        # Repeated in its own type: in float32, the largest table would take gigabytes.
+        drawn = mx.concatenate([once] * -(-array.size // len(values)))[: array.size]
+        drawn = drawn.reshape(array.shape)
         mx.eval(drawn)
         return drawn
 
