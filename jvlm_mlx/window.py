@@ -11,7 +11,6 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -47,13 +46,29 @@ _HINT = "Click to choose an image"
 _SCREEN_BUTTONS = (("Paste image", "clipboard:"), ("Screenshot", "screenshot:"))
 
 
+class _Thread:
+    """Runs jobs in order, in a thread that no closed window waits for.
+
+    Loading may be a download of gigabytes, and a PDF may take half a minute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()
+
+
 class Assistant:
     """Opens images and answers questions in threads of its own; the events say how far it is.
 
     An event is a function to call in the window's thread, and what to call it with.
 
     Args:
-        load: returns model and processor; called in the thread that answers.
+        load: returns model and processor; called by `load`, in the thread that answers.
         options: of answers.
         cache: what answers leave for later ones.
     """
@@ -66,10 +81,18 @@ class Assistant:
     ) -> None:
         self.events: queue.SimpleQueue[tuple[Callable[..., None], Any]] = queue.SimpleQueue()
         self._options, self._cache = options, cache
-        self._answers = ThreadPoolExecutor(1, "answers")
-        self._images = ThreadPoolExecutor(1, "images")
+        self._load = load
+        self._loaded: tuple[Model, Processor] | None = None
+        self._answers, self._images = _Thread("answers"), _Thread("images")
         self._cancel = threading.Event()
-        self._loaded = self._answers.submit(load)
+
+    def load(self, done: Callable[..., None], failed: Callable[..., None]) -> None:
+        """Load the model; before `done` is called, no question can be asked."""
+
+        def work() -> None:
+            self._loaded = self._load()
+
+        self._submit(self._answers, work, done, failed)
 
     def open(self, source: str, shown: Callable[..., None], failed: Callable[..., None]) -> None:
         """Open an image; `shown` gets its pages, their name and a PNG of the first one."""
@@ -97,7 +120,8 @@ class Assistant:
         self._cancel = cancel = threading.Event()
 
         def work() -> str:
-            model, processor = self._loaded.result()
+            assert self._loaded is not None
+            model, processor = self._loaded
             responses = stream_generate(
                 model, processor, question, images, caches=self._cache, cancel=cancel,
                 **self._options,
@@ -112,27 +136,21 @@ class Assistant:
 
         self._submit(self._answers, work, done, failed)
 
-    def wait_for_model(self, done: Callable[..., None], failed: Callable[..., None]) -> None:
-        """Call `done` when questions can be answered."""
-
-        def work() -> None:
-            self._loaded.result()
-
-        self._submit(self._answers, work, done, failed)
-
     def stop(self) -> None:
         """End the answer that is being made, within one token."""
         self._cancel.set()
 
     def close(self) -> None:
-        """End all work, and wait for it."""
+        """End the answer, and wait for that; what is being loaded or opened is left alone."""
         self.stop()
-        for executor in (self._images, self._answers):
-            executor.shutdown(cancel_futures=True)
+        for thread in (self._answers, self._images):
+            thread.jobs.put(None)
+        if self._loaded is not None:
+            self._answers.thread.join()
 
     def _submit(
         self,
-        executor: ThreadPoolExecutor,
+        thread: _Thread,
         work: Callable[[], Any],
         done: Callable[..., None],
         failed: Callable[..., None],
@@ -145,7 +163,7 @@ class Assistant:
             except BaseException as error:  # a mistake of this program, which must not hide here
                 self.events.put((_raise, error))
 
-        executor.submit(run)
+        thread.jobs.put(run)
 
 
 def _raise(error: BaseException) -> None:
@@ -194,7 +212,7 @@ class Window:
             # Files that are dropped on the app's icon, in the Dock or in the Finder.
             root.createcommand("::tk::mac::OpenDocument", lambda *files: self.show(files[0]))
         self.question.focus_set()
-        assistant.wait_for_model(self._is_ready, self._has_failed)
+        assistant.load(self._is_ready, self._has_failed)
 
     def run(self) -> None:
         """Show the window until it is closed; what goes wrong inside of it is raised here."""

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def assistant(tiny):
     assistant = Assistant(lambda: tiny, {"max_tokens": 6, "stop_token_ids": ()}, GenerationCaches())
+    ready(assistant)
     yield assistant
     assistant.close()
+
+
+def ready(assistant):
+    assistant.load(lambda _: None, pytest.fail)
+    next_event(assistant)
 
 
 def next_event(assistant):
@@ -68,6 +75,7 @@ def test_closing_ends_an_answer(tiny):
     assistant = Assistant(
         lambda: tiny, {"max_tokens": 400, "stop_token_ids": ()}, GenerationCaches()
     )
+    ready(assistant)
     heard = Heard()
     assistant.ask("What?", [], heard.said, heard.done, heard.failed)
     next_event(assistant)
@@ -91,13 +99,29 @@ def test_images_are_opened_and_shown_small(assistant, tmp_path):
     assert "No such file" in heard[-1][1]
 
 
+def test_a_closed_window_waits_for_no_model():
+    """It may be on its way through the network."""
+    begun, released = threading.Event(), threading.Event()
+
+    def load():
+        begun.set()
+        assert released.wait(60)
+
+    assistant = Assistant(load, {}, GenerationCaches())
+    assistant.load(print, print)
+    assert begun.wait(60)
+    assistant.close()
+    assert assistant.events.empty()  # so `close` came back while it was loading
+    released.set()
+
+
 def test_a_model_that_cannot_be_loaded_is_one_line():
     def load():
         raise CheckpointError("there is no such model")
 
     assistant = Assistant(load, {}, GenerationCaches())
     heard = Heard()
-    assistant.wait_for_model(heard.done, heard.failed)
+    assistant.load(heard.done, heard.failed)
     next_event(assistant)
     assert heard == [("failed", "there is no such model")]
     assistant.close()
@@ -106,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line():
 def test_a_mistake_in_a_thread_does_not_hide_there():
     assistant = Assistant(lambda: 1 / 0, {}, GenerationCaches())
     heard = Heard()
-    assistant.wait_for_model(heard.done, heard.failed)
+    assistant.load(heard.done, heard.failed)
     with pytest.raises(ZeroDivisionError):
         next_event(assistant)
     assistant.close()
