@@ -21,6 +21,10 @@ class ImageError(JvlmError):
     """An image cannot be opened or has a size the model cannot take."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image has more pixels than are decoded."""
+
+
 class PromptError(JvlmError):
     """A prompt does not fit: images and placeholders differ, or it is too long."""
 

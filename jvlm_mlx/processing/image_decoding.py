@@ -12,7 +12,7 @@ from typing import IO
 
 from PIL import ExifTags, Image
 
-from ..errors import ImageError
+from ..errors import ImageError, ImageTooLargeError
 from ..files import reason
 from .image_formats import FORMAT_NAMES, identify, what_it_is
 from .rgb import to_rgb
@@ -162,7 +162,7 @@ def _check_pixels(image: Image.Image, name: str, limit: int | None) -> None:
     is_film = image.format == "WEBP" and getattr(image, "is_animated", False)
     cost = 4 if is_film or image.format == "JPEG2000" else 1
     if image.width * image.height * cost > limit:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name} is too large: {width} x {height} pixels; at most"
             f" {limit // cost} pixels are decoded, so reduce it first"
         )

@@ -8,6 +8,7 @@ from a folder that was allowed, and error messages do not say what else exists.
 import base64
 import binascii
 import re
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.image_config import ImageOptions
-from ..errors import ImageError
+from ..errors import ImageError, ImageTooLargeError
+from ..processing.image_processor import OpenedImage
 from ..processing.processor import Processor
 from ..processing.sources import SourceLimits
 from .api_error import ApiError, invalid, too_large
@@ -26,9 +28,15 @@ MAX_IMAGE_BYTES = 32 * 2**20
 """Of one encoded image."""
 MAX_IMAGE_PIXELS = 25_000_000
 """Of one decoded image."""
+MAX_IMAGE_SIDE = 16_384
+"""Pixels of its width or height."""
+MAX_DECODERS = 4
+"""Images decoded at the same time, of all requests: with 4 bytes a pixel, 400 MB. What is kept of
+an image is a few MB."""
 LOW_DETAIL_CROPS = 1
 """Tiles beside the thumbnail that `detail: low` asks for: the fewest that there are."""
 
+_decoders = threading.BoundedSemaphore(MAX_DECODERS)
 _DATA = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
 
 
@@ -73,10 +81,19 @@ class ImagePolicy:
         for where, part in parts:
             crops = LOW_DETAIL_CROPS if part["detail"] == "low" else max_crops
             try:
-                opened[id(part)] = processor.image_processor.open(
+                image = processor.image_processor.open(
                     sources[id(part)], ImageOptions(max_crops=crops), self._limits
                 )
-                opened[id(part)].load()
+                if isinstance(image, OpenedImage) and max(image.source.size) > MAX_IMAGE_SIDE:
+                    raise ImageTooLargeError(
+                        f"the image is {image.source.size[0]} x {image.source.size[1]} pixels;"
+                        f" at most {MAX_IMAGE_SIDE} a side are allowed"
+                    )
+                with _decoders:
+                    image.load()
+                opened[id(part)] = image
+            except ImageTooLargeError as error:
+                raise too_large(f"{where}: {_without_paths(error)}", where) from None
             except ImageError as error:
                 raise invalid(f"{where}: {_without_paths(error)}", where, "invalid_image") from None
         return [

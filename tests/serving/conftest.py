@@ -124,13 +124,21 @@ class Client:
 
 @contextlib.contextmanager
 def running(
-    load, *, api_keys=(), origins=(), max_body=20_000_000, policy=None, grace_seconds=10, **options
+    load,
+    *,
+    api_keys=(),
+    origins=(),
+    max_body=20_000_000,
+    policy=None,
+    grace_seconds=10,
+    defaults=None,
+    **options,
 ):
     """Serve what `load` returns; yield a client and the service."""
     service = Service(
         ServiceOptions(
             served_name=MODEL,
-            defaults={"max_tokens": 24},
+            defaults={"max_tokens": 24, **(defaults or {})},
             policy=policy or ImagePolicy(),
             cache_bytes=50_000_000,
             **{"max_concurrent": 4, "max_queue": 16, "max_memory": None, **options},

@@ -30,6 +30,9 @@ def test_a_whole_answer(client, tiny, golden_folder):
     assert usage["prompt_tokens"] == result.prompt_tokens
     assert usage["completion_tokens"] == 24
     assert usage["total_tokens"] == usage["prompt_tokens"] + 24
+    timings = body["timings"]  # an extension, as llama.cpp's
+    assert timings["cache_n"] + timings["prompt_n"] == usage["prompt_tokens"]
+    assert (timings["predicted_n"], timings["predicted_per_second"] > 0) == (24, True)
 
 
 def test_a_stream_is_the_same_answer(client, tiny, golden_folder):

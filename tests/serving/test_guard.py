@@ -105,3 +105,18 @@ def test_caches_of_one_key_do_not_speed_up_another(tiny):
         assert cached(client, "other") == 0
         assert service.scheduler.caches.features.stats().hits == 0
         assert cached(client, "other") > 0
+
+
+@pytest.mark.parametrize("origins", [(), ("https://chat.example",)])
+def test_answers_name_no_origin_but_those_that_are_allowed(tiny, origins):
+    with running(lambda _: tiny, origins=origins) as (client, service):
+        service.wait()
+        for origin in ("https://chat.example", "https://evil.example"):
+            response, _ = client.request("GET", "/v1/models", headers={"Origin": origin})
+            allowed = origin in origins
+            assert response.status == (200 if allowed else 403)
+            header = response.getheader("Access-Control-Allow-Origin")
+            assert header == (origin if allowed else None)
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            response, _ = client.request("OPTIONS", "/v1/chat/completions", headers=asked)
+            assert (response.status == 200) == allowed

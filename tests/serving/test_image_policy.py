@@ -1,13 +1,21 @@
 """Which images a request may show."""
 
 import base64
+import io
+import struct
+import threading
+import time
 import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from jvlm_mlx.processing.image_processor import OpenedImage
 from jvlm_mlx.serving.api_error import ApiError
-from jvlm_mlx.serving.image_policy import ImagePolicy
+from jvlm_mlx.serving.image_policy import MAX_DECODERS, ImagePolicy
 from tests.serving.conftest import GOLDEN, data_uri, image_uri
 
 
@@ -74,6 +82,38 @@ def test_limits(tiny):
     assert (error.status, "3 images; at most 2" in str(error)) == (413, True)
     large = data_uri(bytes(3_000_000))
     assert refusal(tiny, ImagePolicy(max_bytes=2**20), large).status == 413
+
+
+@pytest.mark.parametrize("size", [(5001, 5000), (16_385, 900)])
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tiny, size, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("1", (1, 1)).save(buffer, "PNG")
+    header = bytearray(buffer.getvalue())
+    header[16:24] = struct.pack(">II", *size)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    loaded = []
+    monkeypatch.setattr(OpenedImage, "load", lambda image: loaded.append(image))
+    error = refusal(tiny, ImagePolicy(), image_uri(), data_uri(bytes(header)))
+    assert (error.status, error.param) == (413, "messages[0].content[1].image_url")
+    assert f"{size[0]} x {size[1]}" in str(error)
+    assert len(loaded) == 1  # the other one
+
+
+def test_few_images_are_decoded_at_the_same_time(tiny, monkeypatch):
+    lock, states = threading.Lock(), {"now": 0, "most": 0}
+
+    def load(image):
+        with lock:
+            states["now"] += 1
+            states["most"] = max(states["most"], states["now"])
+        time.sleep(0.02)
+        with lock:
+            states["now"] -= 1
+
+    monkeypatch.setattr(OpenedImage, "load", load)
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda _: opened(tiny, ImagePolicy(), image_uri()), range(24)))
+    assert states["most"] == MAX_DECODERS
 
 
 def test_files_of_an_allowed_folder_only(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """What becomes of requests when places, memory, threads or the server itself come to an end."""
 
+import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx.errors import RequestError
+from jvlm_mlx.generation.prefill import Prefill
 from jvlm_mlx.serving import app, scheduler
 from tests.serving.conftest import check_schema, running, user, wait_until
 
@@ -156,3 +158,48 @@ def test_health_while_the_model_is_loaded(tiny):
             assert (response.status, response.getheader("Retry-After")) == (503, "30")
         go_on.set()
         service.wait()
+
+
+def test_comments_keep_a_stream_alive_after_its_first_chunk(tiny, monkeypatch):
+    monkeypatch.setattr(app, "KEEP_ALIVE_SECONDS", 0.05)
+    with running(lambda _: tiny, max_concurrent=1) as (client, service):
+        service.wait()
+        first = client.open_stream([user("Hi")], max_tokens=LONG)
+        wait_until(lambda: service.scheduler.active == 1)
+        waiting = client.open_stream([user("Hi")], max_tokens=3)
+        lines = [waiting.response.readline() for _ in range(6)]
+        assert json.loads(lines[0][6:])["choices"][0]["delta"]["role"] == "assistant"
+        assert lines[1:] == [b"\n", b": keep-alive\n", b"\n", b": keep-alive\n", b"\n"]
+        first.close()
+        assert waiting.rest()[-1] == "data: [DONE]"
+
+
+def test_nobody_waits_for_the_prefill_of_another(tiny, monkeypatch):
+    """Tokens of an answer, by a grammar even, come between two chunks of another's prompt."""
+    pytest.importorskip("llguidance")
+    order, decode_chunk = [], Prefill._decode_chunk
+
+    def watched(prefill, embeddings, begin, end):
+        order.append("chunk" if embeddings.shape[1] > 500 else "short")
+        return decode_chunk(prefill, embeddings, begin, end)
+
+    monkeypatch.setattr(Prefill, "_decode_chunk", watched)
+    numbers = {"type": "array", "items": {"enum": [1]}, "minItems": 400, "maxItems": 400}
+    wanted = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": numbers}}
+    with running(lambda _: tiny, defaults={"prefill_step_size": 32}) as (client, service):
+        service.wait()
+        take = service.scheduler._take
+
+        def watched_take(token):
+            order.append("token")
+            take(token)
+
+        monkeypatch.setattr(service.scheduler, "_take", watched_take)
+        stream = client.open_stream([user("Hi")], max_tokens=LONG, response_format=wanted)
+        wait_until(lambda: order.count("token") > 3)
+        assert client.chat([user("word " * 600)], max_tokens=1)[0] == 200
+        stream.close()
+    chunks = [place for place, what in enumerate(order) if what == "chunk"]
+    assert len(chunks) > 10
+    between = [order[a:b].count("token") for a, b in itertools.pairwise(chunks)]
+    assert sum(one > 0 for one in between) > len(between) // 2
