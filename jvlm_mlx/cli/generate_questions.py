@@ -7,7 +7,6 @@ import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
@@ -122,9 +121,18 @@ def _expand(source: str) -> Sequence[str | Page]:
     """Return the files that a pattern matches, what is on the screen, or a source as it is."""
     if is_screen_image(source):
         return screen_images(source)
-    if not glob.has_magic(source) or is_url(source) or Path(source).expanduser().exists():
+    if is_url(source):
         return [source]
-    found = sorted(glob.glob(os.path.expanduser(source), recursive=True))  # noqa: PTH111, PTH207
+    # `Path` would raise where this is no name, or of a user who does not exist.
+    path = os.path.expanduser(source)  # noqa: PTH111
+    if os.path.isdir(path):  # noqa: PTH112
+        raise RequestError(
+            f"{source} is a folder; name its images, as in '{source.rstrip('/')}/*.jpg', or ask"
+            " about each with `jvlm batch --images`"
+        )
+    if not glob.has_magic(source) or os.path.exists(path):  # noqa: PTH110
+        return [source]
+    found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
     if not found:
         raise RequestError(f"no file matches {source}")
     return found

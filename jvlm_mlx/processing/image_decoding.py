@@ -39,6 +39,8 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_NEW_SUBFILE_TYPE, _SUB_IFDS = 254, 330
+"""Tags of TIFF; the first bit of the former says that an image is reduced from another."""
 _NUMBER_KINDS = {1: "B", 3: "H", 4: "I"}
 
 
@@ -121,16 +123,30 @@ def _open(stream: IO[bytes], name: str, max_pixels: int | None, frame: int = 1) 
                 f"{name} is HEIC; install jvlm-mlx[heic] to open it, or convert it to JPEG:"
                 " sips -s format jpeg"
             )
+        if found == "AVIF":
+            raise ImageError(f"{name} is AVIF; this Pillow cannot open it: upgrade pillow to 11.3")
         if found == "PDF":
             raise ImageError(f"{name} is PDF; give its bytes, or its path if that ends in .pdf")
         what = f"{found}, and no image" if found else "no image"
         raise ImageError(f"{name} is {what} of a format that is opened: {FORMAT_NAMES}")
+    if _is_raw_photo(image):
+        raise ImageError(
+            f"{name} is a raw photo, of which only a small preview would be seen; convert it to"
+            " JPEG: sips -s format jpeg"
+        )
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     _check_pixels(image, name, limit)
     if frame != 1:
         _seek(image, name, frame)
         _check_pixels(image, name, limit)
     return image
+
+
+def _is_raw_photo(image: Image.Image) -> bool:
+    """Whether the first image of a TIFF is a preview of one inside: DNG, NEF, ARW and the like."""
+    tags = getattr(image, "tag_v2", {})
+    kind = tags.get(_NEW_SUBFILE_TYPE, 0)
+    return isinstance(kind, int) and kind & 1 == 1 and _SUB_IFDS in tags
 
 
 def _seek(image: Image.Image, name: str, frame: int) -> None:

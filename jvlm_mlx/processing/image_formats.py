@@ -51,6 +51,7 @@ _REFUSED = {
 }
 """First bytes, in lower case where they are text, of what is often taken for an image."""
 _Function = Callable[..., Any]
+_AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -84,7 +85,8 @@ def what_it_is(prefix: bytes) -> str | None:
         if start.startswith(magic.lower()):
             return name
     if prefix[4:8] == b"ftyp":
-        return "HEIC" if prefix[8:12] in _HEIF_BRANDS else "a film"
+        brand = prefix[8:12]
+        return "HEIC" if brand in _HEIF_BRANDS else "AVIF" if brand in _AVIF_BRANDS else "a film"
     for name, (_, accepts) in Image.OPEN.items():
         with contextlib.suppress(IndexError, struct.error):  # of files of a few bytes
             if name not in FORMATS and accepts is not None and accepts(prefix) is True:

@@ -88,6 +88,18 @@ def test_patterns_are_sorted_files(terminal, tmp_path, monkeypatch):
         assert asked("-i", name, "-p", "x")[0].images == (name,)
 
 
+def test_a_folder_is_no_image(terminal, tmp_path):
+    with pytest.raises(RequestError, match=r"is a folder; name its images, as in '.*/\*\.jpg', or"):
+        asked("-i", f"{tmp_path}/", "-p", "x")
+    for name in ("~no-such-user/a.png", "a\0b", "x" * 5000):  # is said where it is opened
+        assert asked("-i", name, "-p", "x")[0].images == (name,)
+
+
+def test_patterns_of_nobody(terminal):
+    with pytest.raises(RequestError, match=r"no file matches ~no-such-user/\*"):
+        asked("-i", "~no-such-user/*", "-p", "x")
+
+
 def test_standard_input_is_a_question_or_an_image(pipe):
     pipe(b"What?\n")
     assert asked("-i", "a") == [Question("What?", ("a",))]

@@ -18,6 +18,7 @@ from jvlm_mlx.processing.image_io import open_image, read_image
 from jvlm_mlx.processing.image_processor import ImageProcessor
 from tests.helpers.image_files import PIXELS, assert_opens, encode, error_line
 from tests.helpers.image_goldens import RELEASED, RELEASED_IDS
+from tests.helpers.pdf_files import page_of, stream
 
 HEIC = Path(__file__).parents[1] / "golden" / "images" / "turned.heic"
 COLORS = ("red", "lime", "blue")
@@ -136,6 +137,19 @@ def test_pages_are_drawn_as_large_as_the_tiles_can_use():
     assert 0.99 < width * height / RELEASED.max_pixels <= 1.001
     assert abs(width / height - 1.5) < 0.01
     assert processor.open(page).layout.num_tiles == processor.layout(3000, 2000).num_tiles
+
+
+def test_a_page_that_is_turned_is_drawn_upright():
+    """A mark on the left of a page that is to be turned by a right angle ends up on top."""
+    mark = stream(b"1 0 0 rg 0 0 40 100 re f")
+    (page,) = expand(
+        page_of(mark, box=b"0 0 200 100] /Rotate 90 /UserUnit 1 /CropBox [0 0 200 100")
+    )
+    width, height = page.drawn_size
+    assert height / width == pytest.approx(2, abs=0.01)
+    image = open_image(page)
+    assert image.getpixel((width // 2, 10)) == (255, 0, 0)
+    assert image.getpixel((width // 2, height - 10)) == (255, 255, 255)
 
 
 def test_a_file_may_be_called_like_a_page(tmp_path):

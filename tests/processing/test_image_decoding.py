@@ -193,6 +193,23 @@ def test_other_formats_are_refused_by_name(start, name):
     assert f"bytes is {name}, and no image of a format that is opened: JPEG, PNG" in line
 
 
+def test_a_raw_photo_is_not_taken_for_its_preview(tmp_path):
+    """DNG, NEF and ARW are TIFFs whose first image is a few pixels of the real one."""
+    preview = Image.new("RGB", (16, 12), "gray")
+    raw = encode(preview, "TIFF", tiffinfo={254: 1, 330: 8})
+    line = error_line(raw)
+    assert "is a raw photo" in line
+    assert line.endswith("convert it to JPEG: sips -s format jpeg")
+    for tags in ({254: 1}, {254: 0, 330: 8}, {}):  # scans
+        assert open_image(encode(preview, "TIFF", tiffinfo=tags)).size == (16, 12)
+
+
+def test_avif_without_its_decoder_says_what_to_do(monkeypatch):
+    data = encode(Image.new("RGB", (16, 12)), "AVIF")
+    monkeypatch.setitem(Image.OPEN, "AVIF", (None, lambda _: "AVIF support is not installed"))
+    assert error_line(data).endswith("is AVIF; this Pillow cannot open it: upgrade pillow to 11.3")
+
+
 def test_no_program_is_started(monkeypatch):
     """Pillow runs Ghostscript on EPS, whatever the file is called."""
 
