@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import mlx.core as mx
 
@@ -15,7 +16,7 @@ from .cli.formatting import json_line, printable
 from .cli.main import EXIT_ERROR, EXIT_OK
 from .diagnostics.checks import CheckUp
 from .diagnostics.machine import read_system
-from .diagnostics.report import counted
+from .diagnostics.report import Finding, counted
 from .errors import RequestError
 from .version import __version__
 
@@ -58,12 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     full = arguments.full or (mx.default_device().type == mx.gpu and not arguments.quick)
     check_up = CheckUp(read_system(), speed=arguments.speed, full=full)
     for finding in check_up.run():
-        if arguments.json:
-            continue
-        print(f"{finding.name:<{_WIDTH}}  {printable(finding.value)}", flush=True)
-        for kind in ("problem", "suspect"):
-            if text := getattr(finding, kind):
-                print(f"  {kind}: {printable(text)}", flush=True)
+        if not arguments.json:
+            _print(finding, sys.stdout)
+        elif sys.stderr.isatty():
+            _print(finding, sys.stderr)  # the line itself comes at the end
     has_problem = any(finding.verdict == "problem" for finding in check_up.findings)
     if arguments.json:
         findings = [finding.as_json() for finding in check_up.findings]
@@ -72,6 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"\n{counted(check_up.findings)}")
     return EXIT_ERROR if has_problem else EXIT_OK
+
+
+def _print(finding: Finding, stream: TextIO) -> None:
+    print(f"{finding.name:<{_WIDTH}}  {printable(finding.value)}", file=stream, flush=True)
+    for kind in ("problem", "suspect"):
+        if text := getattr(finding, kind):
+            print(f"  {kind}: {printable(text)}", file=stream, flush=True)
 
 
 def capture(file: Path) -> None:

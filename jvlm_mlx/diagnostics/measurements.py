@@ -83,7 +83,7 @@ class StageRuns:
             # Products of packed weights with many rows are hopeless there.
             stages = [self.head, self.decode]
         for stage in stages:
-            name = f"{stage.__name__}, {self.form.name}"
+            name = f"time: {stage.__name__}, {self.form.name}"
             yield from guarded(name, partial(stage, model))
             mx.clear_cache()
 
@@ -182,7 +182,9 @@ class StageRuns:
         mx.eval([layer.state for layer in cache])
 
         def step(token: mx.array, _: int) -> mx.array:
-            return mx.argmax(model(token, cache=cache)[:, -1:], axis=-1)
+            token = mx.argmax(model(token, cache=cache)[:, -1:], axis=-1)
+            mx.async_eval(token)  # as in an answer, the next step is prepared meanwhile
+            return token
 
         seconds = chained(step, mx.array([[5]]), self.effort.seconds)
         yield self._finding("decode step", plural(depth, "layer"), stages, seconds)
@@ -210,7 +212,7 @@ class StageRuns:
 
     def _finding(self, name: str, size: str, stages: list[Stage], seconds: float) -> Finding:
         return stage_finding(
-            f"{name}, {self.form.name}", size, stages, self.rates, seconds,
+            f"time: {name}, {self.form.name}", size, stages, self.rates, seconds,
             limits=self.limits, suspect=partial(self._suspect, name),
         )  # fmt: skip
 
@@ -256,6 +258,6 @@ def check_preprocessing(suspect: Callable[[str], str]) -> Iterator[Finding]:
         lambda: cut_tiles(resize_source(image, layout, config), layout, config) is None
     )
     yield stage_finding(
-        "preprocessing", f"{layout.num_tiles} tiles", [stage], measure_host_rates(), seconds,
+        "time: preprocessing", f"{layout.num_tiles} tiles", [stage], measure_host_rates(), seconds,
         limits=(1, 1), suspect=partial(suspect, "preprocessing"),
     )  # fmt: skip

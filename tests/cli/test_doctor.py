@@ -82,6 +82,15 @@ def test_json_is_one_line_with_everything(capsys, few):
     assert "MLX" in found
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_whoever_waits_for_the_line_sees_findings_come(capsys, monkeypatch, few, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert main(["doctor", "--no-speed", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert ("tower, float32" in captured.err) is terminal
+
+
 @pytest.mark.parametrize(
     ("device", "flags", "full"),
     [

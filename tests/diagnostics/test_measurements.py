@@ -33,7 +33,7 @@ def narrow(monkeypatch):
 def test_every_stage_is_predicted_and_measured(narrow, bits):
     effort = Effort(seconds=30.0, distinct_layers=2, vocabulary=512, chain_seconds=0.0)
     runs = StageRuns(weight_format(mx.float32, bits), mx.float32, FAST, effort, lambda _: "load")
-    found = {finding.name.partition(",")[0]: finding for finding in runs.check()}
+    found = {finding.name[6:].partition(",")[0]: finding for finding in runs.check()}
     names = {"head", "decode"} if bits else {"tower", "connector", "prefill", "head", "decode"}
     assert {name.removesuffix(" step") for name in found} == names
     assert all(finding.problem is None for finding in found.values())
@@ -53,15 +53,15 @@ def test_less_is_run_where_the_whole_would_take_too_long(narrow):
     effort = Effort(seconds=1e-3, distinct_layers=1, vocabulary=512, chain_seconds=0.0)
     runs = StageRuns(weight_format(mx.float32), mx.float32, slow, effort, lambda _: "load")
     found = {finding.name: finding for finding in runs.check()}
-    assert found["prefill, float32"].data["size"] == "8 tokens, 1 layer"
+    assert found["time: prefill, float32"].data["size"] == "8 tokens, 1 layer"
 
 
 def test_what_takes_far_too_long_is_not_measured_and_no_problem(narrow):
     hopeless = Rates(flops=1.0, bandwidth=1.0, launch=0.0)
     runs = StageRuns(weight_format(mx.float32), mx.float32, hopeless, TINY, lambda _: "load")
     found = {finding.name: finding for finding in runs.check()}
-    assert found["tower, float32"].value.startswith("not measured: ")
-    assert found["tower, float32"].verdict == "ok"
+    assert found["time: tower, float32"].value.startswith("not measured: ")
+    assert found["time: tower, float32"].verdict == "ok"
 
 
 def test_a_stage_that_fails_is_a_finding(narrow, monkeypatch):
@@ -73,8 +73,8 @@ def test_a_stage_that_fails_is_a_finding(narrow, monkeypatch):
     broken.__name__ = "prefill"
     runs = StageRuns(weight_format(mx.float32), mx.float32, FAST, TINY, lambda _: "load")
     found = {finding.name: finding for finding in runs.check()}
-    assert "the device ran out of memory" in found["prefill, float32"].problem
-    assert "decode step, float32" in found
+    assert "the device ran out of memory" in found["time: prefill, float32"].problem
+    assert "time: decode step, float32" in found
 
 
 @pytest.mark.parametrize(("seconds", "suspect"), [(1.3, None), (1.4, "heat")])
