@@ -103,7 +103,7 @@ _MEMORY_OPTIONS = (
     _option("--kv-group-size", "values that share a scale in a quantized KV cache", type=int,
             metavar="VALUES"),
     _option("--prefill-step-size", "prompt tokens computed at once", type=int, metavar="TOKENS"),
-    _option("--tile-group-size", "tiles encoded at once; more need more memory", type=int,
+    _option("--tile-group-size", "tiles encoded at once on a GPU; more need more memory", type=int,
             metavar="TILES"),
     _option("--max-memory", "compute no more at once than fits into this much memory, like 8GB",
             type=_memory, metavar="SIZE"),

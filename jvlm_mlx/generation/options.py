@@ -110,7 +110,7 @@ class GenerationOptions:
     prefill_step_size: int = 2048
     """Prompt tokens that go through the decoder at once."""
     tile_group_size: int = 4
-    """Tiles that go through the vision tower at once."""
+    """Most tiles that go through the vision tower at once; on a CPU it is one."""
     max_memory: int | None = None
     """Bytes for weights, KV cache, images, prompt and caches together. So many tiles are encoded
     at once as fit, whatever `tile_group_size` says, and perhaps fewer tokens are prefilled at
