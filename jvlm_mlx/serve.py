@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-concurrent", type=int, default=8, metavar="REQUESTS", help="answered together"
     )
     parser.add_argument(
-        "--max-body", type=size, default="20MB", metavar="SIZE", help="largest request"
+        "--max-body", type=size, default="64MiB", metavar="SIZE", help="largest request"
     )
     parser.add_argument(
         "--allow-image-urls", action="store_true", help="fetch images from public web addresses"

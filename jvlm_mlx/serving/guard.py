@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
-from ..config.json_file import parse_json
+from ..config.json_file import MAX_BYTES, parse_json
 from ..errors import JvlmError
 from .api_error import ApiError, invalid, too_large, unauthorized
 
@@ -25,7 +25,7 @@ class Guard:
     """Any of which a client must send; empty for none."""
     origins: tuple[str, ...] = ()
     """Web pages of other origins that may ask; none by default."""
-    max_body: int = 20_000_000
+    max_body: int = MAX_BYTES
     """Bytes of a request."""
     hosts: frozenset[str] = field(default_factory=frozenset)
     """Names under which clients may reach the server; empty for any."""
