@@ -46,6 +46,37 @@ def test_generate(tiny, image, options):
         assert jvlm_mlx.generate(*tiny, "What?", image, options=given).text == result.text
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 3},
+        {"anyOf": [{"const": None}, {"type": "string", "maxLength": 5}]},
+        {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+        {"type": "string", "format": "date"},
+        {"enum": ["größer", "日本", 'a "quoted" text', "back\\slash", "line\nbreak"]},
+        {"type": "object", "properties": {"näme": {"type": "boolean"}}, "required": ["näme"]},
+        {"$defs": {"tree": {"type": "object", "properties": {
+            "children": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1}},
+            "required": ["children"], "additionalProperties": False}}, "$ref": "#/$defs/tree"},
+        {"type": ["integer", "null"]},
+        {},
+    ],
+)  # fmt: skip
+def test_schemas_of_many_kinds(tiny, schema):
+    complete = 0
+    for seed in range(3):
+        result = jvlm_mlx.generate(
+            *tiny, "Hi", schema=schema, max_tokens=120, temperature=1.0, seed=seed
+        )
+        if result.finish_reason == "stop":
+            check(result.text, schema)
+            complete += 1
+        else:
+            assert result.finish_reason in ("length", "repetition")
+    if schema.keys() & {"enum", "pattern", "format"}:
+        assert complete == 3
+
+
 def test_stream_generate(tiny):
     responses = list(jvlm_mlx.stream_generate(*tiny, "Hi", schema=SCHEMA, max_tokens=200))
     check("".join(one.text for one in responses))
