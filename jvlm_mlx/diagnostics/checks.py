@@ -6,7 +6,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from ..config.dtypes import EMULATED_BFLOAT16, automatic_dtype
+from ..config.dtypes import automatic_dtype
 from . import performance_model as performance
 from .chips import find_chip
 from .equality import TOLERANCES, check_equality
@@ -21,6 +21,10 @@ from .sample_model import narrow_config, released_config, with_depth
 
 _SLOW_MATMUL = 20e9
 """A reference BLAS does 1 to 3 GFLOP/s on a core, a tuned one 30 and more."""
+_SLOW_BLAS = (
+    "matrix products are slow here: MLX's CPU build uses a reference BLAS; preload OpenBLAS"
+    " (LD_PRELOAD=.../libopenblas.so.0)"
+)
 _CONDITIONS = ("swap in use", "thermal state", "load", "power mode", "system", "virtual machine")
 """Findings about the machine that explain slow stages, the most telling first."""
 _VOCABULARY = 16_384
@@ -70,7 +74,7 @@ class CheckUp:
         for finding in self.findings:
             if finding.data.get("stage") == stage and finding.data.get("fused") is False:
                 return "its attention is not fused"
-            if finding.name.startswith("activations, ") and finding.problem:
+            if finding.problem and finding.value.startswith("of another type"):
                 return f"activations are {finding.value}"
         reasons = {finding.name: finding.suspect for finding in self.findings}
         conditions = [reasons[name] for name in _CONDITIONS if reasons.get(name)]
@@ -88,38 +92,28 @@ class CheckUp:
         yield from StageRuns(form, dtype, rates, effort, self.suspect).check()
 
     def _rate_findings(self, form: WeightFormat, rates: Rates) -> Iterator[Finding]:
+        """Yield the rates, beside those of the chip if it is in the table."""
         on_gpu = mx.default_device().type == mx.gpu
         chip = find_chip(self.system.brand or "", self.system.gpu_cores) if on_gpu else None
         slow_blas = not on_gpu and form.bits is None and rates.flops < _SLOW_MATMUL
-        texts = {
-            "matrix products": (f"{rates.flops / 1e9:.0f} GFLOP/s", rates.flops),
-            "reading weights": (f"{rates.bandwidth / 1e9:.1f} GB/s", rates.bandwidth),
-            "a small kernel": (time_text(rates.launch), None),
-        }
-        tabled = {} if chip is None else {
-            "matrix products": chip.rates.flops, "reading weights": chip.rates.bandwidth,
-        }  # fmt: skip
-        for name, (value, rate) in texts.items():
-            expected = tabled.get(name) if rate is not None else None
-            fraction = None if expected is None or rate is None else rate / expected
-            if fraction is not None and chip is not None:
+        for name, value, rate, tabled in (
+            ("matrix products", f"{rates.flops / 1e9:.0f} GFLOP/s", rates.flops,
+             chip and chip.rates.flops),
+            ("reading weights", f"{rates.bandwidth / 1e9:.1f} GB/s", rates.bandwidth,
+             chip and chip.rates.bandwidth),
+        ):  # fmt: skip
+            fraction = rate / tabled if tabled else 1.0
+            if chip is not None:
                 value += f", {fraction:.0%} of what {chip.name} should reach"
             yield Finding(
-                f"{name}, {form.name}",
-                value,
-                "matrix products are slow here: MLX's CPU build uses a reference BLAS; preload"
-                " OpenBLAS (LD_PRELOAD=.../libopenblas.so.0)"
-                if slow_blas and name == "matrix products"
-                else None,
-                self._suspect_rate(form) if fraction is not None and fraction < SLOW else None,
-                data={"rate": rate or rates.launch, "tabled": expected},
-            )
-
-    def _suspect_rate(self, form: WeightFormat) -> str:
-        architecture = str(mx.device_info().get("architecture", ""))
-        if form.name == "bfloat16" and architecture.startswith(EMULATED_BFLOAT16):
-            return "this GPU emulates bfloat16: pass --dtype float16"
-        return self.suspect("")
+                f"{name}, {form.name}", value,
+                _SLOW_BLAS if slow_blas and name == "matrix products" else None,
+                self.suspect("") if fraction < SLOW else None,
+                data={"rate": rate, "tabled": tabled},
+            )  # fmt: skip
+        yield Finding(
+            f"a small kernel, {form.name}", time_text(rates.launch), data={"seconds": rates.launch}
+        )
 
 
 def computed(form: WeightFormat, rates: Rates) -> Iterator[Finding]:
