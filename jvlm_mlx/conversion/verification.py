@@ -78,11 +78,14 @@ class Verification:
 
     def largest_activations(self) -> dict[str, LayerActivation]:
         """Return the layer of each module whose numbers become largest."""
-        found: dict[str, LayerActivation] = {}
-        for one in self.activations:
-            if one.module not in found or one.largest > found[one.module].largest:
-                found[one.module] = one
-        return found
+        by_module = {
+            module: [one for one in self.activations if one.module == module] for module in MODULES
+        }
+        return {
+            module: max(layers, key=lambda one: one.largest)
+            for module, layers in by_module.items()
+            if layers
+        }
 
     def weight_errors(self) -> dict[str, float]:
         """Return the relative error of each module of the model."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..errors import explained
@@ -59,6 +60,7 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
 def failure(name: str, error: Exception) -> Finding:
     """Return the finding that an exception is, of MLX's for instance."""
     text = " ".join(str(explained(error)).split()) or type(error).__name__
+    text = text.replace(str(Path.home()), "~")  # a report is sent to others
     return Finding(name, "failed", f"this check ended with an error: {text[:_MAX_ERROR]}")
 
 
