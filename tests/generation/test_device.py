@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import random
 import subprocess
 import sys
 import threading
@@ -197,63 +196,6 @@ def test_streams_device_and_random_state_stay_as_they_are(tiny, golden_folder):
         in_thread(answer.close)
         assert (mx.default_stream(mx.default_device()), mx.default_device()) == streams
         assert mx.random.uniform(shape=(3,)).tolist() == numbers
-
-
-def test_random_events(tiny, expected):
-    """Threads that take, close, drop, cancel and share answers, in any order and state."""
-    caches = GenerationCaches()
-    shared, errors = [], []
-
-    def work(seed):
-        choose = random.Random(seed)
-        for _ in range(75):
-            question = choose.choice(QUESTIONS)
-            cancel = threading.Event()
-            answer = stream_generate(
-                *tiny, question, cancel=cancel, caches=choose.choice((caches, None)), **OPTIONS
-            )
-            event = choose.choice(("finish", "close", "drop", "cancel", "cycle", "hand over"))
-            tokens = [next(answer).token for _ in range(choose.randrange(5))]
-            if event == "close":
-                answer.close()
-            elif event == "cancel":
-                cancel.set()
-                assert [one.finish_reason for one in answer] == ["cancelled"]
-            elif event == "cycle":
-                Handler(answer)
-            elif event == "hand over":
-                shared.append((question, tokens, answer))
-                if len(shared) > 3:
-                    question, tokens, answer = shared.pop(0)
-                    event = "finish"
-            if event == "finish":
-                tokens += [one.token for one in answer]
-                assert tuple(tokens) == expected[question]
-            del answer
-
-    def guarded(seed):
-        try:
-            work(seed)
-        except BaseException as error:
-            errors.append(error)
-
-    def run_all():
-        threads = [threading.Thread(target=guarded, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        assert not any(thread.is_alive() for thread in threads)
-        shared.clear()
-        gc.collect()
-        device.synchronize()  # what was dropped has been stored
-        caches.clear()
-        mx.clear_cache()
-        return mx.get_active_memory()
-
-    before = run_all()
-    assert run_all() <= before + 100_000  # memory comes in pages
-    assert not errors
 
 
 # --- processes

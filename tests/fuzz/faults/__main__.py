@@ -55,7 +55,7 @@ def campaign(arguments, folder):
     chance = random.Random(arguments.seed)
     inputs = folder / "inputs"
     inputs.mkdir()
-    found = jobs(inputs)
+    found = jobs(inputs, arguments.jobs)
     names = arguments.jobs or list(found)
     rows, findings, start = [], [], time.monotonic()
     for number, name in enumerate(names):

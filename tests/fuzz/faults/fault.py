@@ -84,11 +84,12 @@ def happen(fault, call, number, kill):
         number: of the call.
         kill: whether to kill the process if that is the fault.
     """
-    kind = call.partition(" ")[0]
+    kind, _, path = call.partition(" ")
     takes_space = kind in ("create", "write", "mkdir")
     if (fault.mode == FAIL and number == fault.at) or (
         fault.mode == FULL and number >= fault.at and takes_space
     ):
-        raise OSError(fault.error, os.strerror(fault.error))
+        named = (path,) if kind != "sync" else ()
+        raise OSError(fault.error, os.strerror(fault.error), *named)
     if kill and fault.mode in _KILLS and number == fault.at:
         os.kill(os.getpid(), 9)

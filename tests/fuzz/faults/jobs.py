@@ -43,8 +43,8 @@ class Job:
         return [str(one).format(out=out) for one in arguments]
 
 
-def jobs(inputs):
-    """Return all jobs by name; what they read is made in the folder `inputs`."""
+def jobs(inputs, names=None):
+    """Return jobs by name, all of them or some; what they read is made in the folder `inputs`."""
     examples = inputs / "examples.jsonl"
     image = {
         "role": "user",
@@ -65,11 +65,8 @@ def jobs(inputs):
     lora = (*training, "--fine-tune-type", "lora", "--rank", 2)
     full = (*training, "--fine-tune-type", "full")
     adapter = inputs / "adapter"
-    # In another process: this one is to be forked, which MLX does not survive once it has run.
-    flags = [str(one).format(out=adapter) for one in lora[1:]]
-    subprocess.run([sys.executable, "-m", "jvlm_mlx.train", *flags], check=True, stdout=-3)
-    convert = ("convert", "--hf-path", TINY, "--mlx-path", "{out}")
     fuse = ("fuse", "--model", TINY, "--adapter-path", adapter, "--output", "{out}")
+    convert = ("convert", "--hf-path", TINY, "--mlx-path", "{out}")
     asked = ("--prompt", "Hi", "--images", DOT, GOLDEN / "images" / "square.png", "--quiet")
     batch = ("batch", *model, *asked, "--output")
     evaluate = ("evaluate", "--benchmark", "AI2D_TEST", "--output", "{out}")
@@ -101,7 +98,12 @@ def jobs(inputs):
             is_whole=True,
         ),
     )  # fmt: skip
-    return {job.name: job for job in made}
+    found = {job.name: job for job in made if names is None or job.name in names}
+    if any(name.startswith("fuse") for name in found):
+        # In another process: this one is to be forked, which MLX does not survive once it has run.
+        flags = [str(one).format(out=adapter) for one in lora[1:]]
+        subprocess.run([sys.executable, "-m", "jvlm_mlx.train", *flags], check=True, stdout=-3)
+    return found
 
 
 def comparable(files):
