@@ -19,7 +19,7 @@ from ..config.model_config import ModelConfig
 from ..errors import CheckpointError, explained
 from ..files import reason
 from ..model import Model, parameter_shapes
-from ..model.parameters import is_quantizable
+from ..model.parameters import is_quantizable, set_parameter
 from ..progress import Progress, ProgressEvent
 from .names import Layout
 from .quantization import Quantization, infer_quantization, quantize_layers, unpack
@@ -252,7 +252,7 @@ class Checkpoint:
                 check = checks[bool(dtype == mx.float16)]
                 for tensor in self._stored(path):
                     check(tensor, self.files.rows(tensor.name, 0, tensor.shape[0]))
-            model.load_weights([(path, array)], strict=False)
+            set_parameter(model, path, array)
             done += self._stored_bytes(path)
             if progress:
                 progress(ProgressEvent("loading", done, total, "B"))

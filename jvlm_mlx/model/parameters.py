@@ -1,4 +1,4 @@
-"""Names and shapes of the network's parameters, from its config alone.
+"""Names and shapes of the network's parameters, from its config alone; and where they go.
 
 They are worked out without building a module, so that a checkpoint can be compared with its
 config first: sizes that no machine could allocate are found before anything is allocated, and
@@ -6,6 +6,10 @@ names come one by one, so that a million missing layers are reported at the firs
 """
 
 from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
 
 from ..config.blocks import AttentionConfig, BlockConfig, MLPConfig, NormConfig
 from ..config.model_config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
@@ -27,6 +31,22 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
 def is_quantizable(path: str, shape: Shape) -> bool:
     """Return whether a parameter is the weight of a linear layer or an embedding table."""
     return path.endswith(".weight") and len(shape) == 2
+
+
+def set_parameter(model: nn.Module, path: str, array: mx.array) -> None:
+    """Put one parameter in its place.
+
+    `model.load_weights` asks of each name in a path whether it is a number, by letting `int` fail;
+    an interrupt that comes while Python puts that message together is lost.
+
+    Raises:
+        KeyError: the model has no such module.
+    """
+    *modules, name = path.split(".")
+    module: Any = model
+    for one in modules:
+        module = module[int(one) if one.isdecimal() else one]
+    module[name] = array
 
 
 def _tower(path: str, config: VisionConfig) -> Shapes:

@@ -3,8 +3,10 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 import jvlm_mlx
 from jvlm_mlx.checkpoint.hub import locate_checkpoint
+from jvlm_mlx.checkpoint.loader import read_config
+from jvlm_mlx.checkpoint.reader import CheckpointFiles
+from jvlm_mlx.checkpoint.weights import Checkpoint
 from jvlm_mlx.errors import CheckpointError, JvlmError, RequestError, UnsupportedSettingError
 from tests.helpers.converting import edit_json, edit_weights
 
@@ -562,3 +567,32 @@ def test_importing_and_loading_leave_the_process_as_it_was(golden_folder):
         "assert resource.setrlimit is setrlimit"
     )
     subprocess.run([sys.executable, "-c", code, golden_folder / "tiny"], check=True)
+
+
+def test_no_interrupt_is_lost_while_weights_are_read(golden_folder):
+    """Python loses those that come while the message of a failed `int` is put together."""
+    folder = golden_folder / "tiny"
+    checkpoint = Checkpoint.open(CheckpointFiles(folder), read_config(folder).model)
+    rung = []
+
+    def ring(*_):
+        rung.append(True)
+        raise KeyboardInterrupt
+
+    start = time.perf_counter()
+    checkpoint.build()
+    seconds = time.perf_counter() - start
+    before = signal.signal(signal.SIGALRM, ring)
+    interrupted = 0
+    try:
+        for count in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, seconds * (count + 1) / 201)
+                checkpoint.build()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted == len(rung) > 20
