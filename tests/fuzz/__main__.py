@@ -42,7 +42,8 @@ class Kind:
 
     counts: Counter = field(default_factory=Counter)
     """By outcome: used, refused, exception, abort, hang, growth."""
-    slowest: float = 0.0
+    slowest: tuple = (0.0, 0)
+    """Seconds, and the seed that took them."""
     growth: int = 0
     findings: list = field(default_factory=list)
 
@@ -79,7 +80,7 @@ def run_worker(kind, first, count, found):
             current = entry["begin"]
             continue
         tried, current = tried + 1, None
-        found.slowest = max(found.slowest, entry["seconds"])
+        found.slowest = max(found.slowest, (entry["seconds"], entry["seed"]))
         memory.append(entry["memory"])
         if entry["finding"]:
             found.add("exception", kind, entry["seed"], entry["finding"])
@@ -146,11 +147,11 @@ def main():
     columns = ("used", "refused", "exception", "abort", "hang")
     rows = [
         (name, *(found.counts[column] for column in columns),
-         f"{found.slowest:.1f}", f"{found.growth / 2**20:.0f}")
+         f"{found.slowest[0]:.1f}", found.slowest[1], f"{found.growth / 2**20:.0f}")
         for name, found in kinds.items()
     ]  # fmt: skip
-    rows.append(("all", *(sum(row[n] for row in rows) for n in range(1, 6)), "", ""))
-    print(table(("kind", *columns, "slowest s", "growth MB"), rows))
+    rows.append(("all", *(sum(row[n] for row in rows) for n in range(1, 6)), "", "", ""))
+    print(table(("kind", *columns, "slowest s", "its seed", "growth MB"), rows))
     findings = [one for kind in kinds.values() for one in kind.findings]
     for kind, place, what in findings:
         print(f"\n{what.rstrip()}\n  python -m tests.fuzz --kinds {kind} --seed {place} --inputs 1")
