@@ -80,9 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.file is not None:
             requests = read_requests(arguments.file, config)
         else:
-            requests = image_requests(
-                patterns, arguments.prompt, folder, config, per_page=arguments.per_page
-            )
+            with ProgressBars(wants_progress(arguments.quiet) and group.is_first) as bars:
+                requests = image_requests(
+                    patterns, arguments.prompt, folder, config,
+                    per_page=arguments.per_page, progress=bars.show,
+                )  # fmt: skip
         return answer_requests(arguments, requests, folder, group)
 
 

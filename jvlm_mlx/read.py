@@ -17,6 +17,7 @@ from .cli.arguments import add_batch_arguments, add_generation_arguments
 from .cli.batch_images import image_patterns, image_requests
 from .cli.batch_requests import STANDARD_STREAM
 from .cli.main import EXIT_INTERRUPTED
+from .cli.progress_bars import ProgressBars, wants_progress
 from .errors import RequestError
 from .process_group import ProcessGroup
 
@@ -59,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     def answer() -> int:
         formats = {arguments.output.suffix.lower(): form}
         with image_patterns(arguments.files, Path()) as (patterns, folder, content):
-            requests = image_requests(patterns, prompt, folder, config + content, per_page=True)
+            with ProgressBars(wants_progress(arguments.quiet)) as bars:
+                requests = image_requests(
+                    patterns, prompt, folder, config + content, per_page=True, progress=bars.show
+                )
             return answer_requests(arguments, requests, folder, group, formats)
 
     if arguments.output != STANDARD_STREAM:

@@ -13,10 +13,13 @@ from ..processing.documents import expand, page_range
 from ..processing.image_formats import SUFFIXES
 from ..processing.pdf import is_pdf
 from ..processing.sources import Page, source_name
+from ..progress import Progress, ProgressEvent, no_progress
 from .batch_requests import STANDARD_STREAM, FileRequest
 from .screen_images import refuse_screen_images
 from .standard_streams import read_bytes
 
+MAX_FILE_PAGES = 2000
+"""Pages of one file; each is a request of its own, so that a prompt's limit does not hold."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
 
@@ -49,7 +52,13 @@ def image_patterns(patterns: Sequence[str], folder: Path) -> Iterator[tuple[list
 
 
 def image_requests(
-    patterns: Sequence[str], prompt: str, folder: Path, config: str, *, per_page: bool = False
+    patterns: Sequence[str],
+    prompt: str,
+    folder: Path,
+    config: str,
+    *,
+    per_page: bool = False,
+    progress: Progress = no_progress,
 ) -> list[FileRequest]:
     """Return one request for each image file; its id is the file's path.
 
@@ -61,18 +70,24 @@ def image_requests(
         config: as for `FileRequest.of`.
         per_page: whether each page of a PDF, and each frame of a TIFF, is a request, with an id
             such as `report.pdf#3`.
+        progress: called with how many files have been looked into for their pages.
 
     Raises:
         RequestError: a pattern matches no file, or means the screen or the clipboard.
     """
     refuse_screen_images(patterns)
-    paths: dict[str, None] = {}
+    files: dict[str, None] = {}
     for pattern in patterns:
         found = _expand(pattern, folder)
         if not found:
             raise RequestError(f"{source_name(pattern)} matches no image file")
-        for path in sorted(found):
-            paths |= dict.fromkeys(_pages(path, folder) if per_page else [path])
+        files |= dict.fromkeys(sorted(found))
+    paths = files
+    if per_page:
+        paths = {}
+        for done, path in enumerate(files, 1):
+            paths |= dict.fromkeys(_pages(path, folder))
+            progress(ProgressEvent("looking for pages", done, len(files), "file"))
     return [
         FileRequest.of(number, json.dumps({"id": p, "prompt": prompt, "images": [p]}), config)
         for number, p in enumerate(paths, 1)
@@ -86,7 +101,7 @@ def _pages(path: str, folder: Path) -> list[str]:
     if named is None and path.lower().endswith((".tif", ".tiff")):
         source = f"{source}#1-"
     try:
-        pages = expand(source)
+        pages = expand(source, max_pages=MAX_FILE_PAGES)
     except ImageError:  # is said where the request is answered
         return [path]
     if not all(isinstance(page, Page) for page in pages) or (named is None and len(pages) == 1):

@@ -72,6 +72,7 @@ def expand(
     limits: SourceLimits = DEFAULT_LIMITS,
     cancel: threading.Event | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_pages: int | None = None,
 ) -> list[Any]:
     """Return the pages or frames that a source names; or the source alone.
 
@@ -80,6 +81,7 @@ def expand(
         limits: of size and time.
         cancel: ends it when it is set.
         max_pixels: pixels that a page of a PDF is drawn with.
+        max_pages: most pages or frames; None: `MAX_PAGES`.
 
     Raises:
         ImageError: there is no such file, or it has no such pages.
@@ -89,7 +91,7 @@ def expand(
         return [source]
     name = source_name(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return pdf_pages(bytes(source), name, 1, None, max_pixels, cancel)
+        return pdf_pages(bytes(source), name, 1, None, max_pixels, cancel, max_pages)
     pages = page_range(source)
     assert pages is not None
     scheme = scheme_of(pages.source)
@@ -97,22 +99,21 @@ def expand(
         data, _ = fetch(pages.source, name, limits, cancel)
         if not is_pdf(data):
             return [source]
-        return pdf_pages(data, name, pages.first, pages.last, max_pixels, cancel)
+        return pdf_pages(data, name, pages.first, pages.last, max_pixels, cancel, max_pages)
     path = path_of_file_url(pages.source, name) if scheme == "file" else pages.source
 
     def look(stream: IO[bytes]) -> list[Any]:
         start = stream.read(1024) if stream.seekable() else b""
         if is_pdf(start):
             file = str(Path(path).expanduser().absolute())
-            return pdf_pages(file, name, pages.first, pages.last, max_pixels, cancel)
+            return pdf_pages(file, name, pages.first, pages.last, max_pixels, cancel, max_pages)
         if pages.source == str(source):
             return [source]  # it is only called like a PDF
         stream.seek(0)
         last = pages.last or count_frames(stream, name, limits.max_pixels)
-        if not 0 < last - pages.first + 1 <= MAX_PAGES or pages.first < 1:
-            raise ImageError(
-                f"{name} names {last - pages.first + 1} frames; expected 1 to {MAX_PAGES}"
-            )
+        most = MAX_PAGES if max_pages is None else max_pages
+        if not 0 < last - pages.first + 1 <= most or pages.first < 1:
+            raise ImageError(f"{name} names {last - pages.first + 1} frames; expected 1 to {most}")
         return [
             Page(path, number, f"frame {number} of {source_name(path)}", None)
             for number in range(pages.first, last + 1)

@@ -45,6 +45,7 @@ def pdf_pages(
     last: int | None,
     max_pixels: int,
     cancel: threading.Event | None = None,
+    max_pages: int | None = None,
 ) -> list[Page]:
     """Return pages of a PDF; none is drawn yet.
 
@@ -55,6 +56,7 @@ def pdf_pages(
         last: page; None: of the document.
         max_pixels: of each page.
         cancel: ends it when it is set.
+        max_pages: most pages; None: `MAX_PAGES`.
 
     Raises:
         ImageError: it is damaged or encrypted, has no such pages, or too many of them.
@@ -62,16 +64,17 @@ def pdf_pages(
     """
     if first < 1 or (last is not None and last < first):
         raise ImageError(f"{name} has no such pages; they are counted from 1")
-    end = first + MAX_PAGES if last is None else min(last, first + MAX_PAGES)
+    most = MAX_PAGES if max_pages is None else max_pages
+    end = first + most if last is None else min(last, first + most)
     answer, _ = _ask(["sizes", str(first), str(end)], file, name, cancel)
     count = int(answer["pages"])
     highest = max(first, last or 0)
     if highest > count:
         raise ImageError(f"{name} has {plural(count, 'page')}, and no page {highest}")
     sizes: Sequence[Any] = answer["sizes"]
-    if len(sizes) > MAX_PAGES:
+    if len(sizes) > most:
         raise ImageError(
-            f"{name} has {count} pages; at most {MAX_PAGES} are opened at once, so name some:"
+            f"{name} has {count} pages; at most {most} are opened at once, so name some:"
             f" FILE#{first}-{first + 9}"
         )
     found = []

@@ -8,8 +8,12 @@ import skimage
 from PIL import Image
 
 import jvlm_mlx
+from jvlm_mlx.cli.batch_images import image_requests
 from jvlm_mlx.cli.main import main
+from jvlm_mlx.errors import ImageError
+from jvlm_mlx.processing.documents import expand
 from jvlm_mlx.read import PROMPT, objects, transcript
+from tests.helpers.pdf_files import many_pages
 
 
 @pytest.fixture
@@ -108,6 +112,24 @@ def test_a_batch_asks_about_documents_or_their_pages(documents, tiny, golden_fol
     assert {one["id"]: len(one["tiles"]) for one in responses} == {
         f"report.pdf#{number}": 1 for number in (1, 2, 3)
     }
+
+
+def test_long_documents_are_read_whole(tmp_path):
+    """A prompt takes a hundred pages at most; here, each is a request of its own."""
+    pytest.importorskip("pypdfium2")
+    for name, count in (("book.pdf", 150), ("library.pdf", 2001), ("note.pdf", 1)):
+        (tmp_path / name).write_bytes(many_pages(count))
+    seen = []
+    requests = image_requests(
+        [str(tmp_path)], "What?", tmp_path, "", per_page=True, progress=seen.append
+    )
+    names = [Path(str(request.key)).name for request in requests]
+    book = [f"book.pdf#{number}" for number in range(1, 151)]
+    assert names == [*book, "library.pdf", "note.pdf#1"]
+    assert [event[:3] for event in seen] == [("looking for pages", done, 3) for done in (1, 2, 3)]
+    (library,) = (request for request in requests if "library" in str(request.key))
+    with pytest.raises(ImageError, match="has 2001 pages; at most 100 are opened at once"):
+        expand(library.request(tmp_path).images[0])
 
 
 def test_whole_pages_have_one_comment():
