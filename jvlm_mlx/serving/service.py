@@ -76,6 +76,7 @@ class Service:
     scheduler: Scheduler | None = None
     processor: Processor | None = None
     _thread: threading.Thread | None = field(default=None, repr=False)
+    _scoring: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _stopping: threading.Thread | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -211,10 +212,12 @@ class Service:
             choices.append(self._choice(index, prompt, options, loop, owner))
         scores: list[PromptScores | None] = [None] * len(prompts)
         if request.echo and request.logprobs is not None:
-            scores = [
-                score_prompt(model, tokens, bos, request.logprobs) if tokens else None
-                for tokens in prompts
-            ]
+            # One at a time: nothing is reserved for its KV cache, which is gone afterwards.
+            with self._scoring:
+                scores = [
+                    score_prompt(model, tokens, bos, request.logprobs) if tokens else None
+                    for tokens in prompts
+                ]
         return prompts, scores, choices if request.max_tokens else []
 
     def prepare_probe(self, loop: asyncio.AbstractEventLoop) -> Choice:

@@ -1,9 +1,14 @@
 """Text completions: the same tokens as a plain run, and scores that evaluation tools can use."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from jvlm_mlx.serving import service
 from tests.serving.conftest import check_schema
 
 
@@ -50,6 +55,25 @@ def test_what_is_generated_follows_the_prompt(client, tiny):
     alone = complete(client, "Hello", max_tokens=4)["choices"][0]
     assert alone["logprobs"] is None
     assert body["choices"][0]["text"] == "Hello" + alone["text"]
+
+
+def test_prompts_are_scored_one_request_at_a_time(client, monkeypatch):
+    score, busy, most = service.score_prompt, threading.Lock(), []
+
+    def watched(*given):
+        most.append(busy.acquire(blocking=False))
+        try:
+            return score(*given)
+        finally:
+            if most[-1]:
+                busy.release()
+
+    monkeypatch.setattr(service, "score_prompt", watched)
+    with ThreadPoolExecutor(4) as pool:
+        asked = partial(complete, client, [[5, 6, 7], [8]], echo=True, logprobs=1, max_tokens=0)
+        answers = [future.result() for future in [pool.submit(asked) for _ in range(8)]]
+    assert len({str(one["choices"]) for one in answers}) == 1
+    assert most == [True] * 16
 
 
 @pytest.mark.parametrize(
