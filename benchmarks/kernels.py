@@ -14,8 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache
 
+from jvlm_mlx._mlx_lm import KVCache
 from jvlm_mlx.config.config_reader import ConfigReader
 from jvlm_mlx.config.model_config import ModelConfig
 from jvlm_mlx.diagnostics.sample_model import random_model

@@ -17,9 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache
 
 from jvlm_mlx import Processor, stream_generate
+from jvlm_mlx._mlx_lm import KVCache
 from jvlm_mlx.diagnostics.sample_model import random_model
 from jvlm_mlx.generation.memory import MAX_TILES, kv_bytes, tile_bytes
 from jvlm_mlx.model import Model

@@ -10,12 +10,12 @@ it was measured on a Mac. Decoding is one step with the whole prompt in the KV c
 
 import argparse
 
-from jvlm_mlx.command_buffers import MAX_MEGABYTES, MAX_OPERATIONS
 from jvlm_mlx.diagnostics import performance_model as performance
 from jvlm_mlx.diagnostics.chips import CHIPS, Chip
 from jvlm_mlx.diagnostics.performance_model import LONG_PROMPT
 from jvlm_mlx.diagnostics.roofline import BFLOAT16, Stage, WeightFormat
 from jvlm_mlx.diagnostics.sample_model import released_config
+from jvlm_mlx.startup import MAX_MEGABYTES, MAX_OPERATIONS
 
 from .harness.report import json_line, markdown_table
 

@@ -1,4 +1,4 @@
-"""Jina-VLM on Apple Silicon: the original's answers, in MLX.
+"""Jina-VLM on Apple Silicon: the answers of the reference implementation, in MLX.
 
 from jvlm_mlx import generate, load
 
@@ -6,11 +6,10 @@ model, processor = load()
 print(generate(model, processor, "What is this?", images="photo.jpg").text)
 """
 
-from . import command_buffers, interrupts  # isort: skip
+from . import startup  # isort: skip
 
-if interrupts.is_command_line():
-    interrupts.end_at_once()
-    command_buffers.set_limits()
+if startup.is_command_line():
+    startup.begin()
 
 import importlib
 import logging

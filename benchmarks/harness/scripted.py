@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
+from jvlm_mlx._mlx_lm import KVCache
 from jvlm_mlx.generation import device
 from jvlm_mlx.generation.engine import Engine
 from jvlm_mlx.generation.prompt_lookup import PromptLookup

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from ..checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from ..config.dtypes import FLOAT_DTYPES
 from ..config.json_file import quoted, read_json
 from ..conversion.recipes import MODES, RECIPES
+from ..diagnostics.machine import SLOW_BLAS, has_slow_blas
 from ..errors import RequestError
 from ..files import local_path
 from ..generation.batching import DEFAULT_BATCH_SIZE
@@ -22,7 +25,6 @@ from ..model import Model
 from ..processing.image_formats import silence_libtiff
 from ..processing.processor import Processor
 from ..units import bytes_text, parse_bytes
-from .blas_hint import hint_at_slow_blas
 from .progress_bars import ProgressBars
 
 logger = logging.getLogger(__name__)
@@ -268,6 +270,13 @@ def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {**_DEFAULTS, **given_options(arguments)}
     GenerationOptions.of(None, options)
     return options
+
+
+@cache
+def hint_at_slow_blas() -> None:
+    """Say once per process, on standard error, where matrix products need not be that slow."""
+    if has_slow_blas():
+        print(f"hint: {SLOW_BLAS} and pass --dtype float32", file=sys.stderr)
 
 
 def check_model_arguments(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,8 @@
 """What the installed commands run: from here on, Ctrl-C has no traceback, and MLX its limits."""
 
-from ..command_buffers import set_limits
-from ..interrupts import end_at_once
+from ..startup import begin
 
-end_at_once()
-set_limits()
+begin()
 
 from .main import main as main  # noqa: E402 - what it imports may be interrupted
 from .main import main_convert as main_convert  # noqa: E402

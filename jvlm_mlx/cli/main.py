@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import interrupts
+from .. import startup
 from ..errors import JvlmError, explained
 from ..version import __version__
 from .formatting import printable
@@ -91,7 +91,7 @@ def _run_subcommand(name: str, arguments: Sequence[str] | None, prog: str | None
         parser.description = (module.__doc__ or "").split("\n\n")[0]
         module.add_arguments(parser)
         parsed = parser.parse_args(arguments)
-        interrupts.raise_again()  # caught below, and where work is to be finished or undone
+        startup.raise_again()  # caught below, and where work is to be finished or undone
         return int(module.run(parsed))
     except (JvlmError, RuntimeError, MemoryError) as error:
         shown = explained(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import RequestError
-from ..interrupts import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from ..startup import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 
 EXIT_OK = 0
 EXIT_ERROR = 1

@@ -11,7 +11,7 @@ from . import performance_model as performance
 from .chips import find_chip
 from .equality import TOLERANCES, check_equality
 from .kernels import check_kernels
-from .machine import System, check_machine
+from .machine import SLOW_BLAS, System, check_machine
 from .measurements import StageRuns, check_preprocessing
 from .performance_model import LONG_PROMPT
 from .rates import FULL, QUICK, measure_rates, weight_format
@@ -21,10 +21,6 @@ from .sample_model import narrow_config, released_config, with_depth
 
 _SLOW_MATMUL = 20e9
 """A reference BLAS does 1 to 3 GFLOP/s on a core, a tuned one 30 and more."""
-_SLOW_BLAS = (
-    "matrix products are slow here: MLX's CPU build uses a reference BLAS; preload OpenBLAS"
-    " (LD_PRELOAD=.../libopenblas.so.0)"
-)
 _CONDITIONS = ("swap in use", "thermal state", "load", "power mode", "system", "virtual machine")
 """Findings about the machine that explain slow stages, the most telling first."""
 _VOCABULARY = 16_384
@@ -96,6 +92,7 @@ class CheckUp:
         on_gpu = mx.default_device().type == mx.gpu
         chip = find_chip(self.system.brand or "", self.system.gpu_cores) if on_gpu else None
         slow_blas = not on_gpu and form.bits is None and rates.flops < _SLOW_MATMUL
+        problem = f"matrix products are slow here: {SLOW_BLAS}" if slow_blas else None
         for name, value, rate, tabled in (
             ("matrix products", f"{rates.flops / 1e9:.0f} GFLOP/s", rates.flops,
              chip and chip.rates.flops),
@@ -107,7 +104,7 @@ class CheckUp:
                 value += f", {fraction:.0%} of what {chip.name} should reach"
             yield Finding(
                 f"{name}, {form.name}", value,
-                _SLOW_BLAS if slow_blas and name == "matrix products" else None,
+                problem if name == "matrix products" else None,
                 self.suspect("") if fraction < SLOW else None,
                 data={"rate": rate, "tabled": tabled},
             )  # fmt: skip

@@ -16,6 +16,10 @@ import mlx.core as mx
 
 from .report import Finding
 
+SLOW_BLAS = (
+    "MLX's CPU build uses a slow reference BLAS; preload OpenBLAS (LD_PRELOAD=.../libopenblas.so.0)"
+)
+"""What there is to say where `has_slow_blas`."""
 MIN_MLX = (0, 32, 2)
 """The first with a fused kernel for heads of 72 values, the vision tower's."""
 MIN_MACOS = (14, 0)
@@ -253,3 +257,16 @@ def blas_name() -> str | None:
     mapped = _MAPPED.read_text(encoding="utf-8", errors="replace")
     found = set(re.findall(r"/(lib(?:openblas|mkl_rt|blis)[^/\s]*)", mapped))
     return ", ".join(sorted(found)) or None
+
+
+def has_slow_blas() -> bool:
+    """Return whether MLX computes on a CPU with the reference BLAS, many times slower than need be.
+
+    Where the libraries of this process cannot be listed, it does not.
+    """
+    if mx.default_device().type != mx.cpu:
+        return False
+    try:
+        return blas_name() is None
+    except OSError:
+        return False

@@ -7,7 +7,7 @@ the number of launches, the command buffers that MLX makes of them, and the time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..command_buffers import MAX_MEGABYTES, MAX_OPERATIONS
+from ..startup import MAX_MEGABYTES, MAX_OPERATIONS
 
 _BUFFER_LIMITS = {"p": (20, 40), "g": (40, 40), "s": (50, 50), "d": (50, 50)}
 """Kernels and megabytes of a command buffer, by the last letter of the GPU's architecture."""

@@ -1,4 +1,4 @@
-"""Who may wait, and who may start: places in the queue, places in the batch, and memory.
+"""Jobs, and which of them may wait and start: places in the queue, places in the batch, and memory.
 
 A request waits in the order of arrival until there is a place and memory for its KV cache beside
 what is reserved for the others. Callers, the prefill and the decoding count here, each from its
@@ -6,14 +6,42 @@ own thread. No finalizer or signal handler does.
 """
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
+from ..generation.options import GenerationOptions
+from ..generation.response import GenerationResponse
+from ..processing.image_processor import PromptImage
+from ..processing.inputs import PreparedPrompt
 from .api_error import ApiError, busy, stopping
-from .job import Counters, Job
+from .metrics import Counters
 
 RETRY_SECONDS = 2
 """After which a client that met a full queue should try again."""
+
+Emit = Callable[[GenerationResponse | ApiError], None]
+"""Takes every response of a job and, if it fails, one error. Called on threads of the scheduler."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One answer that somebody waits for."""
+
+    prompt: PreparedPrompt[PromptImage]
+    options: GenerationOptions
+    emit: Emit
+    owner: str = ""
+    """Whose it is; nothing that is cached for one owner is used for another."""
+    cancelled: bool = False
+    """May be set from any thread, at any time."""
+    start: float = field(default_factory=time.perf_counter)
+    max_tokens: int = 0
+    reserved: int = 0
+    """Bytes of KV cache that are set aside for it."""
+    is_queued: bool = False
+    """Whether it takes a place among those that wait."""
 
 
 class Admission:

@@ -1,11 +1,28 @@
 """Figures of the server in the text format of Prometheus."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 
-from .scheduler import Scheduler
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
 
 
-def as_text(scheduler: Scheduler) -> str:
+@dataclass
+class Counters:
+    """What happened since the start, for health and metrics."""
+
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
+def as_text(scheduler: "Scheduler") -> str:
     """Return all figures, each with its help and type."""
     counters = scheduler.counters
     lines: list[str] = []

@@ -29,9 +29,9 @@ from ..generation.row import Row, Token
 from ..model import Model
 from ..processing.processor import Processor
 from ..progress import no_progress
-from .admission import RETRY_SECONDS, Admission
+from .admission import RETRY_SECONDS, Admission, Job
 from .api_error import ApiError, failed, invalid, out_of_memory, too_large
-from .job import Counters, Job
+from .metrics import Counters
 
 logger = logging.getLogger(__name__)
 

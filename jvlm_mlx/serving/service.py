@@ -22,11 +22,11 @@ from ..processing.image_processor import PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor
 from ..progress import ProgressEvent
+from .admission import Job
 from .api_error import ApiError, invalid, loading, unknown_model
 from .chat_request import ChatRequest
 from .chat_response import TokenLogprob
 from .image_policy import ImagePolicy
-from .job import Job
 from .scheduler import Scheduler
 from .text_completion import PromptScores, TextRequest, score_prompt, token_ids
 

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from jvlm_mlx.cli import blas_hint
+from jvlm_mlx.cli import arguments
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.cli.standard_streams import EXIT_OK
 from jvlm_mlx.diagnostics import machine
@@ -12,9 +12,9 @@ from jvlm_mlx.diagnostics import machine
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch):
     monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
-    blas_hint.hint_at_slow_blas.cache_clear()
+    arguments.hint_at_slow_blas.cache_clear()
     yield
-    blas_hint.hint_at_slow_blas.cache_clear()
+    arguments.hint_at_slow_blas.cache_clear()
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def on_cpu(monkeypatch):
 
 def test_a_slow_blas_is_mentioned_once(capsys, mapped, on_cpu):
     for _ in range(2):
-        blas_hint.hint_at_slow_blas()
+        arguments.hint_at_slow_blas()
     err = capsys.readouterr().err
     assert err.startswith("hint: MLX's CPU build uses a slow reference BLAS")
     assert err.count("\n") == 1
@@ -43,20 +43,20 @@ def test_a_slow_blas_is_mentioned_once(capsys, mapped, on_cpu):
 def test_a_tuned_blas_is_not_mentioned(capsys, mapped, on_cpu, name):
     with mapped.open("a") as file:
         file.write(f"7f02-7f03 r-xp 0 08:01 1 /usr/lib/{name}\n")
-    blas_hint.hint_at_slow_blas()
+    arguments.hint_at_slow_blas()
     assert capsys.readouterr().err == ""
     assert machine.blas_name() == name
 
 
 def test_an_unknown_blas_is_not_mentioned(capsys, mapped, on_cpu):
     mapped.unlink()
-    blas_hint.hint_at_slow_blas()
+    arguments.hint_at_slow_blas()
     assert capsys.readouterr().err == ""
 
 
 def test_a_gpu_needs_no_hint(capsys, monkeypatch, mapped):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    blas_hint.hint_at_slow_blas()
+    arguments.hint_at_slow_blas()
     assert capsys.readouterr().err == ""
 
 
