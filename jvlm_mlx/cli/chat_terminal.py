@@ -12,6 +12,7 @@ from ..progress import Progress
 from .chat_commands import Ask, Conversation
 from .chat_lines import read_question
 from .formatting import printable
+from .noticed_interrupts import noticed_interrupts
 
 PROMPT, CONTINUED = "> ", ". "
 
@@ -48,7 +49,8 @@ def run_console(
 def _read_line(continued: bool) -> str:
     if not sys.stdin.isatty():
         return input()
-    return input(CONTINUED if continued else PROMPT)
+    with noticed_interrupts():
+        return input(CONTINUED if continued else PROMPT)
 
 
 def _react(

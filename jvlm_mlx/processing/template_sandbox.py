@@ -256,6 +256,7 @@ def _checked_arguments(text: str, method: str, arguments: tuple[Any, ...]) -> tu
         old, new = str(arguments[0]), str(arguments[1])
         _check_size(len(text) + text.count(old) * len(new))
     elif method == "join" and arguments:
+        _check_size(_size(arguments[0]) * len(text))  # at once, where their number is known
         parts = list(arguments[0])
         _check_size(sum(_written_size(part) + len(text) for part in parts))
         return (parts,)

@@ -466,10 +466,7 @@ def test_on_a_terminal(golden_folder, image, tmp_path):
         terminal.type("/stats\n")
         terminal.wait_for("ended by cancelled")
         terminal.wait_for("> ")
-        terminal.type("half a line")
-        # Ctrl-C before the line is being read may be noticed only at the next key.
-        terminal.wait_for("half a line")
-        terminal.type("\x03")
+        terminal.type("half a line\x03")
         terminal.wait_for("Ctrl-D leaves")
         terminal.wait_for("> ")
         terminal.type("/images\n")
@@ -479,6 +476,25 @@ def test_on_a_terminal(golden_folder, image, tmp_path):
         assert terminal.exit_code() == 0
     if history.exists():  # where Python has readline
         assert "/stats" in history.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_ctrl_c_at_the_moment_at_which_a_key_is_shown(golden_folder):
+    """On one processor: whoever sees the key on the screen runs before the program goes on."""
+    with Terminal(chat_command(golden_folder, "--quiet")) as terminal:
+        terminal.wait_for("> ")
+        allowed = os.sched_getaffinity(0)
+        for process in (0, terminal.process.pid):
+            os.sched_setaffinity(process, {min(allowed)})
+        try:
+            for _ in range(20):
+                terminal.type("half a line")
+                terminal.wait_for("half a line")
+                terminal.type("\x03")
+                terminal.wait_for("Ctrl-D leaves")
+                terminal.wait_for("> ")
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 def test_ctrl_c_handler_is_put_back(tiny, monkeypatch, capsys):

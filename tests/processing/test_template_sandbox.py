@@ -103,14 +103,14 @@ def test_bombs_end(source, monkeypatch):
     monkeypatch.setattr(template_sandbox, "MAX_CHARACTERS", 2**21)
     threads = threading.active_count()
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.thread_time()
     try:
         with pytest.raises((ArithmeticError, LookupError, RuntimeError, TypeError, TemplateError)):
             render(source)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 20  # 0.3 seconds, and what one filter takes
+    assert time.thread_time() - started < 5  # 0.3 seconds, and what one filter takes
     assert peak < 100e6
     assert threading.active_count() == threads
     assert render("{{ 1 }}") == "1"
