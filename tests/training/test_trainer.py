@@ -53,6 +53,14 @@ def losses(output):
     return [line["loss"] for line in read_metrics(output / "training" / "metrics.jsonl")]
 
 
+def test_all_options_have_defaults(golden_folder, data, tmp_path):
+    tiny = golden_folder / "tiny"
+    result = jvlm_mlx.train(tiny, data=data, output=tmp_path / "out", iters=1)
+    assert len(losses(result.path)) == 1
+    model, processor = jvlm_mlx.load(tiny, adapter_path=result.path)
+    assert jvlm_mlx.generate(model, processor, QUESTION, max_tokens=1).generation_tokens == 1
+
+
 def test_a_few_examples_are_memorized(run, data, tmp_path):
     output = tmp_path / "out"
     result = run(
