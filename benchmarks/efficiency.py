@@ -6,14 +6,14 @@ Formulas (n grid tiles and a thumbnail, P = 729 patches a tile, L tokens of the 
 
     patch tokens without pooling    (n + 1) P
     with pooling, paper             (n + 1) floor(P / 4)
-    with pooling, fed               (n + 1) windows of 2 x 2, rounded up, less the overlap
+    with pooling, actual            (n + 1) windows of 2 x 2, rounded up, less the overlap
     prefill work                    layers x (2 L weights + 2 L^2 heads x head size)
     KV cache                        2 x layers x key/value heads x head size x 2 bytes x L
     total work                      tower + connector + prefill
 
 The paper's ratios follow if the part of attention that grows with the square of L is left out
-("linear" below; what remains of the difference is the text of its question). What is fed is
-counted in full.
+("linear" below; what remains of the difference is the text of its question). What the decoder
+gets is counted in full.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PAPER = {"tiles": 13, "without": 9477, "with": 2366, "prefill": 3.9, "kv": 4.0, 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One image of so many tiles, without pooling, as in the paper, and as it is fed."""
+    """An image of so many tiles: without pooling, as in the paper, and as the processor does."""
 
     tiles: int
     """Grid and thumbnail."""
@@ -43,21 +43,21 @@ class Efficiency:
     """Patch tokens without pooling."""
     paper_tokens: int
     """Patch tokens with pooling, by the paper's count."""
-    fed_tokens: int
+    actual_tokens: int
     """Patch tokens that reach the decoder."""
-    fed_with_separators: int
+    actual_with_separators: int
     """The same with row, start and end tokens."""
     prefill_ratio: float
     """Prefill work without pooling over that with pooling, by the paper's count of tokens and
     without the square of attention."""
-    fed_prefill_ratio: float
-    """The same for what is fed, attention in full."""
+    actual_prefill_ratio: float
+    """The same for what the decoder gets, attention in full."""
     kv_megabytes: float
-    """KV cache in bfloat16 of what is fed, row, start and end tokens included."""
+    """KV cache in bfloat16 of what the decoder gets, row, start and end tokens included."""
     unpooled_kv_megabytes: float
     total_ratio: float
     """Tower, connector and prefill, without pooling over with, counted as `prefill_ratio`."""
-    fed_total_ratio: float
+    actual_total_ratio: float
 
 
 def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
@@ -68,26 +68,26 @@ def efficiency(config: ModelConfig, layout: ImageLayout) -> Efficiency:
     thumbnail = 1
     for side, step in zip(config.tower.patch_grid, config.connector.pooling_size, strict=True):
         thumbnail *= -(-side // step)
-    fed = thumbnail + layout.block[0] * layout.block[1]
+    actual = thumbnail + layout.block[0] * layout.block[1]
     tower_work = tiles * tower(config, 1, BFLOAT16).flops
     # Without pooling there is no connector but its projector, which is small beside the rest.
     linear, linear_paper = (linear_operations(config, tokens) for tokens in (patches, paper))
-    full, full_fed = (prefill(config, tokens, BFLOAT16).flops for tokens in (patches, fed))
+    full, full_actual = (prefill(config, tokens, BFLOAT16).flops for tokens in (patches, actual))
     work_paper = tower_work + connector(config, paper, BFLOAT16).flops + linear_paper
-    work_fed = tower_work + connector(config, fed, BFLOAT16).flops + full_fed
+    work_actual = tower_work + connector(config, actual, BFLOAT16).flops + full_actual
     token_megabytes = kv_bytes(config, 1, BFLOAT16.value_bytes) / 1e6
     return Efficiency(
         tiles=tiles,
         patches=patches,
         paper_tokens=paper,
-        fed_tokens=fed,
-        fed_with_separators=layout.num_tokens,
+        actual_tokens=actual,
+        actual_with_separators=layout.num_tokens,
         prefill_ratio=linear / linear_paper,
-        fed_prefill_ratio=full / full_fed,
+        actual_prefill_ratio=full / full_actual,
         kv_megabytes=layout.num_tokens * token_megabytes,
         unpooled_kv_megabytes=patches * token_megabytes,
         total_ratio=(tower_work + linear) / work_paper,
-        fed_total_ratio=(tower_work + full) / work_fed,
+        actual_total_ratio=(tower_work + full) / work_actual,
     )
 
 
@@ -112,15 +112,15 @@ def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     found = rows()
     header = (
-        "tiles", "patches", "tokens, paper", "tokens, fed", "with separators", "prefill, linear",
-        "prefill, fed", "KV MB, fed", "KV MB, unpooled", "total, linear", "total, fed",
+        "tiles", "patches", "tokens, paper", "tokens, actual", "with separators", "prefill, linear",
+        "prefill, actual", "KV MB, actual", "KV MB, unpooled", "total, linear", "total, actual",
     )  # fmt: skip
     lines: list[tuple[object, ...]] = [
         (
-            row.tiles, row.patches, row.paper_tokens, row.fed_tokens, row.fed_with_separators,
-            f"{row.prefill_ratio:.1f}x", f"{row.fed_prefill_ratio:.1f}x",
+            row.tiles, row.patches, row.paper_tokens, row.actual_tokens, row.actual_with_separators,
+            f"{row.prefill_ratio:.1f}x", f"{row.actual_prefill_ratio:.1f}x",
             f"{row.kv_megabytes:.0f}", f"{row.unpooled_kv_megabytes:.0f}",
-            f"{row.total_ratio:.1f}x", f"{row.fed_total_ratio:.1f}x",
+            f"{row.total_ratio:.1f}x", f"{row.actual_total_ratio:.1f}x",
         )
         for row in found
     ]  # fmt: skip

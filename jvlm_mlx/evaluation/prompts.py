@@ -109,29 +109,29 @@ def prompt_parts(benchmark: Benchmark, row: Row, images: int, style: str) -> lis
 
 def _numbered(text: str, images: int, row: Row) -> list[Part]:
     """MMMU: image k where the text says `<image k>`; nothing if it says so nowhere."""
-    pieces = _NUMBERED_IMAGE.split(text)
+    segments = _NUMBERED_IMAGE.split(text)
     parts: list[Part] = []
-    for place, piece in enumerate(pieces):
+    for place, segment in enumerate(segments):
         if place % 2 == 0:
-            parts.append(piece)
-        elif 1 <= int(piece) <= images:
-            parts.append(int(piece) - 1)
+            parts.append(segment)
+        elif 1 <= int(segment) <= images:
+            parts.append(int(segment) - 1)
         else:
             raise DataError(
-                f"question {row['index']}: says <image {piece}> and has {images} image(s)"
+                f"question {row['index']}: says <image {segment}> and has {images} image(s)"
             )
-    return _without_empty(parts) if len(pieces) > 1 else []
+    return _without_empty(parts) if len(segments) > 1 else []
 
 
 def _marked(text: str, images: int) -> list[Part]:
     """MuirBench: the next image at each `<image>`; what has no place goes in front."""
-    pieces = text.split(_MARKED_IMAGE)
-    placed = min(len(pieces) - 1, images)
-    parts: list[Part] = [*range(placed, images), pieces[0]]
-    for number, piece in enumerate(pieces[1:]):
+    segments = text.split(_MARKED_IMAGE)
+    placed = min(len(segments) - 1, images)
+    parts: list[Part] = [*range(placed, images), segments[0]]
+    for number, segment in enumerate(segments[1:]):
         if number < placed:
             parts.append(number)
-        parts.append(piece)
+        parts.append(segment)
     return _without_empty(parts)
 
 

@@ -100,7 +100,7 @@ class PromptLookup:
     def _continuation(self, start: int, count: int) -> list[int]:
         draft: list[int] = []
         for index in range(start, start + count):
-            beyond = index - len(self._tokens)  # a short cycle goes on in the draft itself
+            beyond = index - len(self._tokens)  # a short cycle continues in the draft itself
             token = self._tokens[index] if beyond < 0 else draft[beyond]
             if token >= self._vocab_size:
                 return []

@@ -1,4 +1,4 @@
-"""What the decode loop is told of an answer, and what it hands out."""
+"""One answer as the decode loop gets it, and the tokens that come of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -26,11 +26,11 @@ def test_the_papers_figures_for_13_tiles_follow():
     assert row.patches / row.paper_tokens == pytest.approx(PAPER["kv"], abs=0.05)
 
 
-def test_what_is_fed_is_what_the_processor_makes():
+def test_actual_tokens_are_those_of_the_processor():
     row = next(row for row in rows() if row.tiles == 13)
     inputs = photo_inputs(13, text_tokens=7)
-    assert (inputs.image_input_idx >= 0).sum() == row.fed_tokens == 1692
-    assert inputs.input_ids.shape[1] == row.fed_with_separators + 7 == 1744 + 7
+    assert (inputs.image_input_idx >= 0).sum() == row.actual_tokens == 1692
+    assert inputs.input_ids.shape[1] == row.actual_with_separators + 7 == 1744 + 7
 
 
 @pytest.mark.parametrize("tiles", TILES)

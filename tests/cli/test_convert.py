@@ -160,7 +160,7 @@ def test_the_card_keeps_license_and_languages(tmp_path):
     assert "theirs" not in metadata["tags"]
     # Of a folder nobody knows where on the Hub it comes from.
     assert "base_model" not in metadata
-    # Also where no value changes: what the original's card says of its files is not so here.
+    # Also where no value changes: what the source's card says of its files is not so here.
     convert(source, tmp_path / "plain")
     assert "# Theirs" not in (tmp_path / "plain" / "README.md").read_text()
     card = (tmp_path / "out" / "README.md").read_text()

@@ -24,7 +24,7 @@ def demo(*arguments):
     return run_subcommand("demo", [str(one) for one in arguments])
 
 
-def test_a_image_and_what_to_ask(here, capsys):
+def test_an_image_and_what_to_ask(here, capsys):
     assert demo() == 0
     assert [path.name for path in here.iterdir()] == ["demo.png"]
     with Image.open("demo.png") as image:
@@ -98,7 +98,7 @@ def test_an_image_that_fails_leaves_the_old_one(here, monkeypatch, capsys):
     assert [path.name for path in here.iterdir()] == ["demo.png"]
 
 
-def test_every_task_with_a_image_can_be_drawn(here):
+def test_every_task_with_an_image_can_be_drawn(here):
     for task in TASKS:
         if task != "text_only":
             assert demo("--task", task, "-o", f"{task}.png") == 0

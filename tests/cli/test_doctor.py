@@ -36,8 +36,8 @@ def test_it_reports_without_problems_on_a_sound_machine(capsys, few):
     """What is compared is tested with the comparison, and the whole with the README."""
     assert main(["doctor", "--no-speed"]) == 0
     out = capsys.readouterr().out
-    for words in ("chip", "memory", "MLX", "head size 72", "head size 128", "3 types"):
-        assert words in out
+    for text in ("chip", "memory", "MLX", "head size 72", "head size 128", "3 types"):
+        assert text in out
     assert out.endswith("\nall is well\n")
 
 

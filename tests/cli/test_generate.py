@@ -61,7 +61,7 @@ def test_answer_is_all_of_stdout(tiny_folder, image):
 
 
 def test_a_damaged_tiff_is_one_line(tiny_folder, tmp_path):
-    """Pillow's libtiff has words of its own for it, and prints them itself."""
+    """Pillow's libtiff has a message of its own for it, and prints them itself."""
     file = tmp_path / "scan.tiff"
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     data = encode(Image.fromarray(noise), "TIFF", compression="tiff_lzw")
@@ -264,7 +264,7 @@ def test_progress_is_shown_on_a_terminal_unless_quiet(tiny_folder, image):
     assert on_a_terminal(*arguments, "--quiet") == ""
 
 
-def test_one_command_with_a_verb_for_everything(capsys, tiny_folder):
+def test_one_command_with_a_subcommand_for_everything(capsys, tiny_folder):
     assert main(["generate", "--model", tiny_folder, "-p", "Hi", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().out
     with pytest.raises(SystemExit) as left:

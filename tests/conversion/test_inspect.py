@@ -72,7 +72,7 @@ def test_the_released_geometry(released, no_reading):
     assert weights["head"] == 151_936 * 2048
     assert inspection.bits_per_weight == 16
     assert inspection.missing == 0
-    # 28 layers, keys and values of 8 heads of 128, two bytes each.
+    # The KV cache of 28 layers with 8 heads of 128, two bytes each.
     assert inspection.cache_bytes == 1000 * 28 * 2 * 8 * 128 * 2
     biases = 28 * 4096 * 2
     assert inspection.unused_bytes == 2 * unused + biases

@@ -109,7 +109,7 @@ def test_a_model_that_follows_is_given_the_others_tokens(grouped, tmp_path):
     assert second.tokens == tuple(expected.argmax(axis=-1))
 
 
-def test_a_question_with_a_image_is_what_the_model_sees(grouped, golden_folder):
+def test_a_question_with_an_image_is_what_the_model_sees(grouped, golden_folder):
     model, processor = jvlm_mlx.load(grouped)
     image = golden_folder / "images" / "square.png"
     question = Question("image", "What is this?", image)

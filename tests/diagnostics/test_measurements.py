@@ -131,7 +131,7 @@ def test_what_rates_allow_is_called_computed():
     assert found["first token of 13 tiles, bfloat16"].value.endswith("(computed)")
     assert found["tokens a second, bfloat16"].value.startswith("at most ")
     (packed,) = computed(weight_format(mx.bfloat16, 4), FAST)
-    # 1.18 GB of weights, keys and values at 10 TB/s.
+    # 1.18 GB of weights and KV cache at 10 TB/s.
     assert packed.data["computed_seconds"] == pytest.approx(118e-6, rel=0.05)
     assert released_config().decoder.num_hidden_layers == 28
 

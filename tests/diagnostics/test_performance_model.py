@@ -101,7 +101,7 @@ def test_a_packed_decode_step_has_the_kernels_of_its_graph():
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_bytes_of_a_decode_step_are_those_of_its_arrays(bits):
-    """Weights, and keys and values of the context; what one token is, is small beside them."""
+    """Weights, and the KV cache of the context; what one token is, is small beside them."""
     config, context = narrow_config(), 512
     model = random_model(config)
     form = WeightFormat("float32", None, 4)

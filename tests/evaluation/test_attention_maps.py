@@ -197,7 +197,7 @@ def test_tiles_are_drawn_where_they_are(tiny):
         assert (drawn[top, left] != 255).any()
 
 
-def test_the_command_writes_a_picture(golden_folder, tmp_path, capsys):
+def test_the_command_writes_an_image(golden_folder, tmp_path, capsys):
     image, output = golden_folder / "images/square.png", tmp_path / "out.png"
     arguments = ["--model", str(golden_folder / "tiny"), "-i", str(image), "-p", "What?", "--quiet"]
 

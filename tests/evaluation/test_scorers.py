@@ -17,7 +17,7 @@ CHOICES = [
     ("", None),
     ("nan", None),
     ("B", "B"),
-    ("b", None),  # letters differ from words by case
+    ("b", None),  # options are capitals, articles are not
     ("(B).", "B"),
     ("B or C", None),
     ("B B B", "B"),

@@ -92,7 +92,7 @@ def test_encoded_images(tiny, images, alone, golden_folder):
     assert "another model" in answer.error
 
 
-def test_a_prompt_that_ends_with_a_image(tiny, images):
+def test_a_prompt_that_ends_with_an_image(tiny, images):
     """mlx-lm reads the last token by its id; here it is one that has no logit."""
     _, processor = tiny
     message = {"role": "user", "content": [{"type": "image", "image": images["dot"]}]}

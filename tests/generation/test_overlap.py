@@ -50,7 +50,7 @@ def test_the_next_image_is_cut_while_the_device_encodes(tiny, golden_folder, mon
     overlaps = []
 
     def progress(event):
-        # Told after the device is done with an image, before the next is handed over.
+        # Called after the device is done with an image, before the next is handed over.
         if event.stage == "tiles" and 0 < event.done < event.total:
             overlaps.append(next_one.acquire(timeout=10))
 

@@ -88,7 +88,7 @@ def test_it_ends_where_even_right_drafts_do_not_pay():
 
 
 def test_drafts_that_are_never_right_bring_longer_and_longer_pauses():
-    # Every pair occurs again, and goes on differently.
+    # Every pair occurs again, and continues differently.
     script = PROMPT + [token for number in range(60, 80) for token in (10, 11, number, 30)]
     model = ScriptedModel([*script, 1, 1], VOCABULARY)
     decode(model, PROMPT, 80, lookup_for(model, PROMPT))

@@ -23,7 +23,7 @@ def tiny():
     return ImageProcessor(TINY, TINY_IDS)
 
 
-def test_everything_of_a_image(tiny):
+def test_everything_of_an_image(tiny):
     golden = read_arrays("shapes.npz")
     image = tiny(GOLDEN / "images" / "shapes.png")
     ids = golden["input_ids"][0]
@@ -40,7 +40,7 @@ def test_everything_of_a_image(tiny):
     assert (image.image_tokens[image.window_positions[kept]] == TINY_IDS.patch).all()
 
 
-def test_layout_without_a_image():
+def test_layout_without_an_image():
     processor = ImageProcessor(RELEASED, RELEASED_IDS)
     assert processor.layout(4032, 3024) == plan_layout(3024, 4032, RELEASED)
     assert processor.layout(4032, 3024).grid == (3, 4)

@@ -84,7 +84,7 @@ def test_pages_that_are_only_claimed_are_not_there():
 
 @pytest.mark.parametrize("kind", HEAVY)
 def test_heavy_pages_end_in_bounded_time(kind, monkeypatch):
-    """Some are drawn quickly, the others stopped; nothing goes on behind that."""
+    """Some are drawn quickly, the others stopped; no process is left."""
     started = []
     popen = subprocess.Popen
 

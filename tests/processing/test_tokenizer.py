@@ -89,8 +89,8 @@ def test_genuine_special_tokens_encode_as_in_transformers(tokenizer, reference):
     rng = random.Random(1)
     spellings = sorted(tokenizer.special_tokens)
     for _ in range(500):
-        pieces = [rng.choice([rng.choice(spellings), random_text(rng, 8)]) for _ in range(5)]
-        text = "".join(pieces)
+        spelled = [rng.choice([rng.choice(spellings), random_text(rng, 8)]) for _ in range(5)]
+        text = "".join(spelled)
         expected = reference.encode(text, add_special_tokens=False)
         assert tokenizer.encode(text) == expected
         for skip in (True, False):

@@ -56,11 +56,11 @@ function showPreviews() {
     const item = document.createElement("li");
     const frame = document.createElement("span");
     frame.className = "preview";
-    const picture = document.createElement("img");
-    picture.src = image.url;
-    picture.alt = image.name;
-    picture.addEventListener("load", () => showTiles(frame, picture));
-    frame.append(picture);
+    const img = document.createElement("img");
+    img.src = image.url;
+    img.alt = image.name;
+    img.addEventListener("load", () => showTiles(frame, img));
+    frame.append(img);
     const remove = document.createElement("button");
     remove.type = "button";
     remove.textContent = "×";
@@ -76,8 +76,8 @@ function showPreviews() {
 }
 
 // Draws the grid of overlapping tiles over an image, as the server will cut it.
-async function showTiles(frame, picture) {
-  const query = `width=${picture.naturalWidth}&height=${picture.naturalHeight}`;
+async function showTiles(frame, img) {
+  const query = `width=${img.naturalWidth}&height=${img.naturalHeight}`;
   const response = await fetch(`/v1/image-layout?${query}`, { headers: headers() });
   if (!response.ok) return;
   const layout = await response.json();
@@ -90,7 +90,7 @@ async function showTiles(frame, picture) {
     box.style.height = `${100 * height}%`;
     frame.append(box);
   }
-  picture.title = `${layout.num_tiles} tiles, ${layout.num_tokens} tokens`;
+  img.title = `${layout.num_tiles} tiles, ${layout.num_tokens} tokens`;
 }
 
 function addTurn(question, images) {
@@ -98,10 +98,10 @@ function addTurn(question, images) {
   const asked = document.createElement("div");
   asked.className = "question";
   for (const image of images) {
-    const picture = document.createElement("img");
-    picture.src = image.url;
-    picture.alt = image.name;
-    asked.append(picture);
+    const img = document.createElement("img");
+    img.src = image.url;
+    img.alt = image.name;
+    asked.append(img);
   }
   asked.append(question);
   const answer = document.createElement("div");
