@@ -257,6 +257,7 @@ class Checkpoint:
             if progress:
                 progress(ProgressEvent("loading", done, total, "B"))
         model.prepare()
+        mx.clear_cache()  # what weights of another type were made from
         return model
 
     def _stored(self, path: str) -> list[StoredTensor]:

@@ -139,6 +139,8 @@ class Prefill:
             """Return all embeddings, and logits if one step is enough: a single wait then."""
             self._reuse(cached, layers)
             layers.clear()
+            if inputs.features:
+                mx.clear_cache()  # the prompt cannot use most of what the tower's results took
             embeddings = self._embed(inputs)
             inputs.features.clear()
             if length > step:

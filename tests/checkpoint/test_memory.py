@@ -15,6 +15,7 @@ from jvlm_mlx.checkpoint.weights import Checkpoint
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.config.dtypes import ModuleDtypes
 from jvlm_mlx.errors import RequestError
+from jvlm_mlx.model import Model
 
 OUT_OF_MEMORY = "[metal::malloc] Attempting to allocate 622592000 bytes which is greater than"
 
@@ -51,6 +52,15 @@ def test_weights_that_leave_no_room_are_warned_of_before_they_are_read(
     assert "the system recommends for this GPU" in warning
     assert "100 kB" in warning
     assert "fewer bits" in warning
+
+
+def test_nothing_stays_of_weights_that_were_converted(golden_folder, monkeypatch):
+    events = []
+    prepare, clear = Model.prepare, mx.clear_cache
+    monkeypatch.setattr(Model, "prepare", lambda model: (events.append("prepare"), prepare(model)))
+    monkeypatch.setattr(mx, "clear_cache", lambda: (events.append("clear"), clear()))
+    jvlm_mlx.load(golden_folder / "tiny", dtype="bfloat16")
+    assert events == ["prepare", "clear"]
 
 
 def test_weights_that_fit_are_not_mentioned(golden_folder, gpu_memory, caplog):

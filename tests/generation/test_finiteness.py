@@ -5,6 +5,7 @@ import pytest
 
 import jvlm_mlx
 from jvlm_mlx import CheckpointError, encode_image, generate
+from jvlm_mlx.generation import device
 
 OPTIONS = {"max_tokens": 4, "stop_token_ids": ()}
 
@@ -63,3 +64,19 @@ def test_damaged_weights_are_refused_in_one_line(load, image, value):
         generate(model, processor, "Hi", **OPTIONS)
     (response,) = jvlm_mlx.batch_generate(model, processor, [{"prompt": "Hi"}])
     assert "not finite" in response.error
+
+
+def test_looking_for_them_takes_no_wait_of_its_own(load, monkeypatch):
+    """The whole prompt is one wait: for logits, the KV cache and whether all is finite."""
+    waits, evaluate = [], mx.eval
+
+    def watched(*arrays):
+        if device.on_worker():
+            waits.append(arrays)
+        evaluate(*arrays)
+
+    model, processor = load()
+    monkeypatch.setattr(mx, "eval", watched)
+    generate(model, processor, "Hi", max_tokens=1, stop_token_ids=())
+    assert len(waits) == 1
+    assert any(isinstance(one, mx.array) and one.dtype == mx.bool_ for one in waits[0])

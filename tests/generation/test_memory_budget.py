@@ -21,14 +21,18 @@ from jvlm_mlx.diagnostics.sample_model import narrow_config, random_model
 from jvlm_mlx.generation.caches import LayerState
 from jvlm_mlx.generation.memory import (
     MAX_TILES,
+    MIN_PREFILL,
     SCORES_BYTES,
     Steps,
     choose_steps,
     kv_bytes,
     prefill_bytes,
     tile_bytes,
+    weight_bytes,
 )
 from jvlm_mlx.generation.prompt import PromptKey
+from jvlm_mlx.model.decoder import Decoder
+from jvlm_mlx.model.vision import VisionTower
 from jvlm_mlx.progress import ProgressEvent
 
 
@@ -111,6 +115,45 @@ def test_the_kv_cache_is_bounded(tiny, limit):
 def test_without_a_budget_steps_are_as_asked(tiny):
     options = GenerationOptions(tile_group_size=7, prefill_step_size=33)
     assert choose_steps(tiny[0], options, 100, has_tiles=True) == Steps(7, 33, None)
+
+
+def test_a_gpu_has_a_limit_of_its_own_above_which_there_is_a_warning(tiny, monkeypatch, caplog):
+    def steps_with(recommended):
+        caplog.clear()
+        info = {"max_recommended_working_set_size": recommended}
+        monkeypatch.setattr(mx, "device_info", lambda: info)
+        return choose_steps(tiny[0], GenerationOptions(), 100, has_tiles=True, cached_bytes=50)
+
+    assert steps_with(10**9) == Steps(4, 100, 50)
+    assert caplog.messages == []
+    assert steps_with(weight_bytes(tiny[0])) == Steps(1, MIN_PREFILL, 0)
+    (warning,) = caplog.messages
+    assert warning.startswith("this may be slow or fail: this GPU should use at most")
+    assert "allow more, or take a model of fewer bits" in warning
+
+
+def test_what_the_tower_needed_is_free_before_the_prompt(tiny, golden_folder, monkeypatch):
+    events = []
+
+    def watch(owner, name, event):
+        whole = getattr(owner, name)
+
+        def watched(*arguments, **options):
+            events.append(event)
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(VisionTower, "__call__", "tower")
+    watch(Decoder, "__call__", "decoder")
+    watch(mx, "clear_cache", "clear")
+    options = {"max_tokens": 1, "stop_token_ids": ()}
+    generate(*tiny, "What?", golden_folder / "images" / "dot.png", **options)
+    assert events[-3:] == ["clear", "decoder", "clear"]
+    assert set(events[:-3]) == {"tower"}
+    events.clear()
+    generate(*tiny, "What?", **options)
+    assert events == ["decoder", "clear"]
 
 
 def test_a_tight_budget_is_kept_and_does_not_change_the_answer(tiny, golden_folder):

@@ -5,8 +5,9 @@ import itertools
 import mlx.core as mx
 import pytest
 
-from jvlm_mlx import generate
+from jvlm_mlx import batch_generate, generate
 from jvlm_mlx.generation.repetition import RepetitionGuard
+from jvlm_mlx.serving.chat_response import finish_reason
 
 
 def stopped_after(text, tokens=None):
@@ -75,3 +76,18 @@ def test_an_answer_in_a_loop_has_its_own_finish_reason(tiny):
     assert looping.generation_tokens < 400
     assert looping.token_ids == free.token_ids[: looping.generation_tokens]
     assert free.text.startswith(looping.text)
+
+
+def test_a_loop_in_a_batch_ends_alone(tiny):
+    sentence = tiny[1].tokenizer.encode("The image shows a man in a red shirt. ")
+    tokens = itertools.cycle(sentence)
+    looping = {"prompt": "Hi", "sampler": lambda _: mx.array([next(tokens)])}
+    requests = [looping, {"prompt": "Hi", "max_tokens": 5}]
+    found = batch_generate(*tiny, requests, max_tokens=400, stop_token_ids=())
+    reasons = {one.index: one.result.finish_reason for one in found}
+    assert reasons == {0: "repetition", 1: "length"}
+
+
+def test_the_server_tells_of_a_loop_as_of_an_answer_that_is_too_long():
+    reasons = ("stop", "length", "repetition", None)
+    assert [finish_reason(one) for one in reasons] == ["stop", "length", "length", None]
