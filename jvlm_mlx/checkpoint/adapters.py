@@ -88,12 +88,7 @@ class AdapterConfig:
         )
 
     def write(self, folder: Path, **more: Any) -> None:
-        """Write `adapter_config.json`.
-
-        Args:
-            folder: to write into.
-            **more: further entries, which reading leaves alone.
-        """
+        """Write `adapter_config.json`, with further entries that reading leaves alone."""
         values = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout,
                   "keys": list(self.layers)}  # fmt: skip
         content = {"fine_tune_type": self.kind, "lora_parameters": values, **more}
@@ -141,12 +136,7 @@ def adapter_scales(model: nn.Module) -> tuple[float, ...]:
 
 
 def add_adapters(model: Model, config: AdapterConfig, seed: int) -> None:
-    """Give layers adapters that add nothing yet.
-
-    Args:
-        model: is changed.
-        config: which layers, and what they get.
-        seed: of the first matrix of each adapter; the second is zero.
+    """Give layers adapters that add nothing yet: the first matrix is random, the second zero.
 
     Raises:
         CheckpointError: a layer does not exist, or cannot have an adapter of this kind.

@@ -79,11 +79,8 @@ def quantize_layers(model: nn.Module, layers: dict[str, Quantization]) -> None:
 
 
 def pack(values: mx.array, quantization: Quantization) -> list[mx.array]:
-    """Return packed weight and scales, and for the affine mode biases, as mlx makes them.
-
-    Args:
-        values: (rows, inputs); the inputs are a multiple of the group size.
-        quantization: how to pack them.
+    """Return packed weight and scales, and for the affine mode biases, as mlx makes them of values
+    (rows, inputs) whose inputs are a multiple of the group size.
     """
     rows = len(values)
     values = _even(values, values.size // quantization.group_size, quantization)
@@ -92,12 +89,8 @@ def pack(values: mx.array, quantization: Quantization) -> list[mx.array]:
 
 
 def unpack(arrays: Sequence[mx.array], quantization: Quantization, dtype: mx.Dtype) -> mx.array:
-    """Return the weights that packed ones encode.
-
-    Args:
-        arrays: packed weight and scales, and for the affine mode biases.
-        quantization: how they are packed.
-        dtype: of the result, which affine weights are also computed in.
+    """Return the weights that packed ones encode, as `pack` returns them, in the type that affine
+    weights are also computed in.
     """
     weight, scales, *biases = arrays
     if quantization.mode == "affine":
@@ -141,14 +134,7 @@ def can_pad(config: ModelConfig) -> bool:
 def resized_shape(
     path: str, shape: tuple[int, ...], mlp_size: int, config: ModelConfig
 ) -> tuple[int, ...]:
-    """Return the shape of a parameter for another width of the tower's MLP.
-
-    Args:
-        path: of the parameter.
-        shape: for the width that the config gives.
-        mlp_size: the other width.
-        config: of the model.
-    """
+    """Return the shape of a parameter for another width of the tower's MLP."""
     if mlp_size == config.tower.block.mlp.intermediate_size:
         return shape
     if path.startswith("vision_tower.") and ".mlp.up." in path:

@@ -38,11 +38,9 @@ class Question:
         return f"== {', '.join(names)}: {self.text}" if names else f"== {self.text}"
 
     def content(self, *, prompt_first: bool, image_labels: bool) -> str | list[dict[str, Any]]:
-        """Return the content of the message that asks it.
+        """Return the content of the message that asks it, text before or after the images.
 
-        Args:
-            prompt_first: whether the text precedes the images; else it follows them.
-            image_labels: whether `Image 1: ` precedes the first of several images, and so on.
+        With labels, `Image 1: ` precedes the first of several images, and so on.
         """
         labeled = image_labels and len(self.images) > 1
         if not prompt_first and not labeled:
@@ -178,14 +176,7 @@ def prefilled_prompt(
     content: str | list[dict[str, Any]],
     arguments: argparse.Namespace,
 ) -> str | list[dict[str, Any]] | RenderedPrompt:
-    """Return the prompt of a question, which ends with the prefix of the answer if it has one.
-
-    Args:
-        processor: of the checkpoint.
-        question: to ask.
-        content: of the message that asks it.
-        arguments: with `system` and `prefill_response`.
-    """
+    """Return the prompt of a question, which ends with the prefix of the answer if it has one."""
     prefix = arguments.prefill_response
     if prefix is None:
         return content if isinstance(content, str) else [{"role": "user", "content": content}]

@@ -39,9 +39,6 @@ def is_screen_image(source: str) -> bool:
 def screen_images(source: str) -> Sequence[ScreenImage]:
     """Return the images that the clipboard holds, or one of the screen.
 
-    Args:
-        source: one for which `is_screen_image` is true.
-
     Raises:
         ImageError: there is no image, none was taken, or this is no Mac.
     """

@@ -36,10 +36,7 @@ def standard_input() -> Iterator[None]:
 
 
 def read_bytes(flag: str) -> bytes:
-    """Return what comes through standard input: an image, or a document.
-
-    Args:
-        flag: that asks for it, for the message.
+    """Return what comes through standard input, an image or a document, as `flag` asks for.
 
     Raises:
         RequestError: nothing comes.

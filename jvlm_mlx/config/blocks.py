@@ -101,12 +101,7 @@ class AttentionConfig:
 
     @classmethod
     def read(cls, reader: ConfigReader, hidden_size: int) -> "AttentionConfig":
-        """Read an `attn_config` or `attn_pooling_config` object.
-
-        Args:
-            reader: of the object.
-            hidden_size: width of what queries, keys and values are projected from.
-        """
+        """Read an `attn_config` or `attn_pooling_config`, of projections from `hidden_size`."""
         reader.only("sliding_window", -1, None)
         reader.only("clip_qkv", None)
         for key in ("v_lnorm", "o_lnorm", "inner_lnorm"):

@@ -12,13 +12,7 @@ from .recipes import RECIPES
 
 
 def conversion_card(plan: Plan, record: Record, metadata: Mapping[str, Any]) -> str:
-    """Return README.md: where the weights come from, what was done to them, what it cost.
-
-    Args:
-        plan: of the conversion.
-        record: about it.
-        metadata: front matter of the source's own card.
-    """
+    """Return README.md: where the weights come from, what was done to them, what it cost."""
     revision = f" at revision `{record.revision}`" if record.revision else ""
     size, before = sum(plan.output_bytes.values()), record.source_bytes
     sections = [

@@ -127,17 +127,9 @@ def observe(
 ) -> list[Observation]:
     """Ask a model questions and record its outputs.
 
-    Args:
-        model: the model.
-        processor: of its checkpoint.
-        questions: what to ask.
-        max_tokens: most tokens of an answer.
-        max_crops: most tiles of an image.
-        follow: observations of another model whose answers are given to this one token by
-            token, instead of its own. As long as both agree, that is its own.
-        activations: whether to look into every layer as well, in another pass over the prompt.
-        stage: of the progress.
-        progress: called after each question.
+    With `follow`, observations of another model, this one is given the other's answers token by
+    token instead of its own; as long as both agree, these are its own. With `activations`, every
+    layer is looked into as well, in another pass over the prompt.
     """
     options = GenerationOptions(max_crops=max_crops)
     observations = []

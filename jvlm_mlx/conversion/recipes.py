@@ -131,12 +131,7 @@ def from_quant_predicate(name: str) -> tuple[str, int]:
 
 
 def base_quantization(bits: int | None, group_size: int | None, mode: str) -> Quantization:
-    """Return the format that bits, group size and mode describe.
-
-    Args:
-        bits: None for 4, or for those of a floating-point mode.
-        group_size: None for 64, or for that of a floating-point mode.
-        mode: one of `MODES`.
+    """Return the format of a mode; None is 4 bits, groups of 64, or what a floating-point mode has.
 
     Raises:
         RequestError: MLX has no such format.
@@ -177,12 +172,8 @@ def choose_quantization(
 ) -> Quantization | None:
     """Return how a recipe quantizes a layer, or None for not at all.
 
-    Args:
-        recipe: one of `RECIPES`.
-        layer: path of a linear layer or embedding of the model.
-        base: the format asked for.
-        last_layer: number of the last decoder layer.
-        tied_head: whether the embedding is the head, too.
+    `last_layer` is the number of the last decoder layer; with `tied_head` the embedding is the
+    head, too.
     """
     if tied_head and layer == "decoder.embedding":
         layer = "lm_head"

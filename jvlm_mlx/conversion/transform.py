@@ -19,14 +19,9 @@ Squares = tuple[float, float]
 def transform_rows(
     source: Checkpoint, parameter: ParameterPlan, start: int, stop: int, check: ValueCheck
 ) -> tuple[dict[str, mx.array], Squares]:
-    """Return rows of each output tensor of a parameter, evaluated.
+    """Return rows from `start` up to `stop` of each output tensor of a parameter, evaluated.
 
-    Args:
-        source: the open checkpoint.
-        parameter: which one, and what becomes of it.
-        start: first row of the output.
-        stop: row after the last.
-        check: called with all stored values.
+    `check` is called with all stored values.
 
     Returns:
         The rows by tensor name; and sums of squares, 0 where nothing is rounded.

@@ -267,10 +267,6 @@ def _observe(
 def check_card(converted: str, *, weights_only: bool) -> None:
     """Refuse a card that could not be updated, before anything is measured for it.
 
-    Args:
-        converted: the conversion, as `verify` is given it.
-        weights_only: whether no questions are to be asked.
-
     Raises:
         RequestError: the conversion is no local folder that this package wrote, or no
             questions are asked.

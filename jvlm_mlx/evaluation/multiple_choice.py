@@ -65,12 +65,9 @@ def _by_text(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def most_likely(row: Row, prediction: str, *, normalized: bool) -> int:
-    """Return the place of the most probable choice.
+    """Return the place of the most probable choice, of log-likelihoods in a JSON list.
 
-    Args:
-        row: with the choices.
-        prediction: their log-likelihoods, as a JSON list.
-        normalized: whether each is divided by the characters of the choice (acc_norm).
+    `normalized` divides each by the characters of the choice (acc_norm).
 
     Raises:
         DataError: there are not as many numbers as choices, or more choices than letters.

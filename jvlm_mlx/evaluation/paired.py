@@ -52,11 +52,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[Comparison]:
-    """Compare runs with the first of the same benchmark.
-
-    Args:
-        runs: as `read_run` returns them; of one benchmark or of several.
-        seed: of the bootstrap.
+    """Compare runs, of one benchmark or of several, with the first of the same benchmark.
 
     Raises:
         RequestError: two runs of a benchmark have no question in common.

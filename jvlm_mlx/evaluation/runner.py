@@ -51,13 +51,9 @@ class Question:
 def questions_of(
     file: QuestionFile, numbers: Sequence[int], style: str, settings: str
 ) -> Iterator[Question]:
-    """Yield questions of a file in order.
+    """Yield questions of a file in order, those with these numbers.
 
-    Args:
-        file: which has them.
-        numbers: places of the questions.
-        style: of the prompts.
-        settings: what else answers depend on, as a text: model, options, ...
+    `settings` is what else answers depend on, as a text: model, options, ...
 
     Raises:
         DataError: a question cannot be asked.
@@ -147,11 +143,8 @@ def asked_of(
 ) -> Asked:
     """Return what answers questions by their place in a list.
 
-    Args:
-        load: called for model and processor whenever there are questions for them.
-        file: which has the images.
-        questions: the list.
-        **options: of `batch_generate`.
+    `load` is called for model and processor whenever there are questions for them; `options` are
+    those of `batch_generate`.
     """
 
     def requests(places: Sequence[int]) -> Iterator[BatchRequest]:
@@ -175,16 +168,8 @@ def answer_questions(
     progress: Progress,
     benchmark: Benchmark,
 ) -> None:
-    """Make the answers that are not stored yet, with the help of the other processes.
-
-    Args:
-        questions: all of the run.
-        answers: where they are stored.
-        stored: those that are there already, by index.
-        processes: of this run; this is the first one.
-        asked: answers questions in this process.
-        progress: called after each answer.
-        benchmark: whose rule gives the running score, if it needs no judge.
+    """Make the answers that are not stored yet, with the help of the other processes; this is the
+    first one. The benchmark's rule gives the running score, if it needs no judge.
     """
     waiting = [n for n, question in enumerate(questions) if not answers.has(question)]
     done, total = len(questions) - len(waiting), 0.0
@@ -219,13 +204,8 @@ def _answers_of_all(
 ) -> Iterator[tuple[int, BatchResponse]]:
     """Yield the answers to all waiting questions, in every process.
 
-    Only the first process reads and writes files of answers, for processes on several machines
-    have no disk in common. The benchmark's file lies on each of them.
-
-    Args:
-        processes: of this run.
-        waiting: numbers of the questions that have no answer; only the first process knows them.
-        asked: answers a part of them in this process.
+    Only the first process reads and writes files of answers, and knows which questions wait, for
+    processes on several machines have no disk in common. The benchmark's file lies on each of them.
     """
     if processes.count == 1:
         yield from asked(waiting or [])

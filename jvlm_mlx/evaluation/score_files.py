@@ -137,12 +137,8 @@ def _write(
 ) -> None:
     """Write rows.jsonl, scores.json and report.md, each as a whole.
 
-    Args:
-        folder: made if it is not there.
-        benchmark: what was evaluated.
-        content: of scores.json.
-        questions: with their scores; NaN where there is none.
-        details: more about each question by its index as text: digest of its prompt, ...
+    The score of a question is NaN where there is none; `details` tell more about each by its index
+    as text: the digest of its prompt, ...
 
     Raises:
         DataError: the folder cannot be written.

@@ -80,9 +80,7 @@ def expand_images(
 ) -> list[Mapping[str, Any]]:
     """Return a conversation in which every image part is one image.
 
-    Args:
-        messages: the conversation.
-        expand: returns the images that a source names; a PDF names all its pages.
+    `expand` returns the images that a source names, such as the pages of a PDF.
 
     Raises:
         PromptError: a message is malformed.

@@ -33,11 +33,6 @@ def cut_tiles(
 ) -> np.ndarray:
     """Return the tiles of an image: thumbnail first, then the overlapping grid row by row.
 
-    Args:
-        resized: from `resize_source`.
-        layout: of the image.
-        config: that the layout was planned with.
-
     Returns:
         (T, P, V) float32, V = patch_values: rows, columns and channels of a patch, flattened.
     """

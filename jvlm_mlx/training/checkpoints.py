@@ -138,18 +138,8 @@ def save_checkpoint(
     step: int,
     digest: str,
 ) -> Path:
-    """Write a checkpoint to resume from, and then remove old ones.
-
-    Args:
-        trainer: after `step` iterations.
-        output: folder of the run.
-        source: folder of the checkpoint that training began with.
-        adapter: config of the adapters; None where the weights themselves are trained.
-        step: iterations done.
-        digest: of the training data.
-
-    Returns:
-        Its folder.
+    """Write a checkpoint to resume from after `step` iterations, then remove old ones; return its
+    folder. `source` is the folder of the checkpoint that training began with.
 
     Raises:
         TrainingError: it cannot be written.

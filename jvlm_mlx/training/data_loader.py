@@ -166,12 +166,9 @@ class DataLoader:
         return prompt, np.repeat(example.labels, repeats)
 
     def prefetch(self, start: int, stop: int | None, *, ahead: int = AHEAD) -> "Prefetch":
-        """Return the batches from `start` up to `stop`, made in a thread of their own.
+        """Return the batches from `start` up to `stop` (None: without end).
 
-        Args:
-            start: first batch.
-            stop: the batch after the last; None: without end.
-            ahead: batches that are made before they are asked for.
+        They are made in a thread of their own, `ahead` of them before they are asked for.
         """
         return Prefetch(self, start, stop, ahead)
 

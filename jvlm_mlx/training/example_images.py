@@ -17,11 +17,7 @@ _WEB = ("http:", "https:")
 
 
 def locate(source: Any, folder: Path) -> str:
-    """Return the path, or the `data:` or `file:` URL, of an image.
-
-    Args:
-        source: as the example names it.
-        folder: that relative paths start from.
+    """Return the path, or the `data:` or `file:` URL, of an image; paths start from `folder`.
 
     Raises:
         DataError: it is neither, or on the web.

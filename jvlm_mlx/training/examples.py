@@ -128,11 +128,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_conversation(line: bytes, folder: Path) -> Conversation:
-    """Read one example.
-
-    Args:
-        line: a JSON object.
-        folder: that relative paths of images start from.
+    """Read one example, a JSON object; relative paths of images start from `folder`.
 
     Raises:
         DataError: it cannot be trained on; says why.

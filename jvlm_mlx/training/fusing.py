@@ -60,12 +60,7 @@ def _weight(layer: Any, dtype: mx.Dtype) -> mx.array:
 
 
 def write_fused(source: Path, folder: Path, model: Model) -> None:
-    """Write the checkpoint of a model without its adapters.
-
-    Args:
-        source: folder of the model's checkpoint.
-        folder: an empty one.
-        model: with adapters.
+    """Write the checkpoint of a model without its adapters into an empty folder.
 
     Raises:
         ConversionError: a weight is not finite.

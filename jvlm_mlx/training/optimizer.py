@@ -19,10 +19,6 @@ def schedule(rates: Rates, iters: int) -> Schedule:
 
     The warm-up is a straight line that ends with the highest rate; the first iteration is already
     above zero. The last one has the floor.
-
-    Args:
-        rates: of a module.
-        iters: of the whole run.
     """
     highest, warmup = rates.learning_rate, rates.warmup_iters
     length = max(1, iters - 1 - warmup)
@@ -40,13 +36,7 @@ class ModuleOptimizer:
     """AdamW over all trained parameters, grouped by module and by whether they decay."""
 
     def __init__(self, config: TrainingConfig, iters: int, parameters: Arrays) -> None:
-        """Start with empty moments.
-
-        Args:
-            config: of the run.
-            iters: of the whole run.
-            parameters: all that are trained.
-        """
+        """Start with empty moments of all parameters that are trained."""
         groups = sorted({_group(path, array) for path, array in parameters.items()})
         self._modules = [module for module, _ in groups]
         self._optimizer = MultiOptimizer(

@@ -65,13 +65,9 @@ class MetricsFile:
     """The file of metrics; each line is in the file when `write` returns."""
 
     def __init__(self, file: Path, first_step: int) -> None:
-        """Open the file, keeping the lines up to an iteration.
+        """Open the file, keeping the lines up to iteration `first_step`.
 
         A resumed run repeats the iterations behind its checkpoint, and reports them again.
-
-        Args:
-            file: is created if need be.
-            first_step: iterations done before this run resumes.
 
         Raises:
             TrainingError: it cannot be written.

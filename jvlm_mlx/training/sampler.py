@@ -173,12 +173,8 @@ def _check_text_fraction(fraction: float, *, has_text: bool, has_images: bool) -
 
 
 def _batches_by_size(indices: Indices, sizes: NDArray[np.int64], batch_size: int) -> list[Indices]:
-    """Cut examples into batches, those of like tiles and length together.
-
-    Args:
-        indices: (n,) of the examples.
-        sizes: (examples, 2) tiles and length of all examples.
-        batch_size: examples of a batch; the last may have fewer.
+    """Cut examples (n,) into batches, those of like tiles and length together: `sizes` has both,
+    (examples, 2) of all examples. The last batch may have fewer.
     """
     tiles, lengths = sizes[indices].T
     order = indices[np.lexsort((lengths, tiles))]

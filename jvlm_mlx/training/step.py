@@ -43,14 +43,7 @@ class Trainer:
         iters: int,
         group: ProcessGroup | None = None,
     ) -> None:
-        """Take what can be trained in a model, and start with empty moments.
-
-        Args:
-            model: from `prepare_model`.
-            config: of the run.
-            iters: of the whole run.
-            group: processes that train this model together; None for this one alone.
-        """
+        """Take what can be trained in a model of `prepare_model`; start with empty moments."""
         self.model = model
         self.config = config
         self._group = group or ProcessGroup()
@@ -134,11 +127,7 @@ class Trainer:
         return norm, self.optimizer.apply(gradients, parameters)
 
     def step(self, batches: Sequence[Inputs], number: int) -> StepResult:
-        """Update the weights once.
-
-        Args:
-            batches: as for `gradients`.
-            number: of the iteration, counted from 0.
+        """Update the weights once, as iteration `number`, counted from 0.
 
         Raises:
             TrainingError: loss or gradients are not finite any more.
@@ -159,9 +148,6 @@ class Trainer:
 
     def check_weights(self, number: int) -> None:
         """Refuse weights that must not be written: the loss has not been computed with them yet.
-
-        Args:
-            number: of updates, for the message.
 
         Raises:
             TrainingError: a weight is not finite any more.

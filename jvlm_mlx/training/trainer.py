@@ -58,19 +58,9 @@ def run_training(
 ) -> TrainingResult:
     """Train a model, from the start or from the newest checkpoint in the output folder.
 
-    Args:
-        trainer: of the model, which has the weights of that checkpoint already.
-        loader: of this process's part of every batch.
-        output: folder of the run.
-        source: folder of the checkpoint that training began with.
-        iters: of the whole run.
-        adapter: config of the model's adapters; None where the weights themselves are trained.
-        validation: batches to validate with.
-        group: processes that train this model together; None for this one alone.
-        resume: whether to continue from the newest checkpoint.
-        should_stop: asked after every iteration; True writes a checkpoint and ends the run.
-        progress: called after every iteration.
-        on_report: called when an iteration is reported.
+    The trainer has the weights of that checkpoint already; `source` is the folder of the one that
+    training began with. After every iteration, `progress` is called and `should_stop` asked, whose
+    True writes a checkpoint and ends the run.
 
     Raises:
         TrainingError: the loss is not finite any more, or nothing can be written.

@@ -72,16 +72,10 @@ def _option(
     length: range | None = None,
     alias: str | None = None,
 ) -> Any:
-    """Declare an option.
+    """Declare an option; its default is None where it follows from others.
 
-    Args:
-        group: heading in the help.
-        kind: of the value, or of each of several.
-        default: None where it follows from others.
-        text: for the help.
-        metavar: for the help.
-        length: how many values there may be, if there may be several.
-        alias: what earlier versions called it.
+    `length` is how many values there may be, if there may be several; `alias` is what earlier
+    versions called it.
     """
     metadata = {"group": group, "kind": kind, "help": text, "metavar": metavar, "length": length}
     return field(default=default, metadata={**metadata, "alias": alias})
