@@ -1,12 +1,14 @@
 """Messages, texts and images to model inputs: the one way that everything takes."""
 
 import logging
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..config.image_config import ImageOptions
 from ..errors import PromptError, RequestError
@@ -63,7 +65,8 @@ class Processor:
         special unless `parse_special_tokens` is set.
 
         Args:
-            text: one prompt or a list of them.
+            text: one prompt or a list of them. Images may come first, as in transformers, unless
+                both are strings.
             images: for one prompt an image or a list; for several a list of one image each, or
                 of a list each. Sources as `read_image` takes them.
             options: of images; None: the checkpoint's.
@@ -77,9 +80,11 @@ class Processor:
             ImageError: an image cannot be opened or has a size the model cannot take.
             RequestError: an option is out of range.
         """
+        if _are_images(text):
+            text, images = images, text  # as transformers' processors order them
         if text is None:
             raise PromptError("there is no text; give a prompt beside the images")
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
         if not texts:
             raise PromptError("there is no prompt; give at least one")
         options = ImageOptions.of(options, overrides)
@@ -310,6 +315,15 @@ def as_list(images: Any) -> list[Any]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _are_images(value: Any) -> bool:
+    """Return whether this is an image or a list of them, as no text can be."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_are_images(one) for one in value)
+    if isinstance(value, np.ndarray):
+        return value.ndim > 1
+    return isinstance(value, Image.Image | os.PathLike | bytes | bytearray | memoryview)
 
 
 def _check(cancel: threading.Event | None) -> None:

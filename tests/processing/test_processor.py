@@ -116,6 +116,34 @@ def test_images_bare_in_a_list_or_nested(processor):
     assert_same(processor(["a"], [[]]), processor("a", None))
 
 
+def test_images_before_text_as_in_transformers(processor):
+    expected = processor(["a<|image|>", "b"], [image("dot"), image("square")])
+    dot, square = open_image(image("dot")), open_image(image("square"))
+    assert_same(processor([dot, square], ["a<|image|>", "b"]), expected)
+    one = processor("a<|image|>", image("dot"))
+    for first in (dot, np.asarray(dot), [dot], [[dot]], image("dot"), image("dot").read_bytes()):
+        assert_same(processor(first, "a<|image|>"), one)
+    # Two strings may be anything, so they are what the signature says.
+    with pytest.raises(ImageError, match="'a' cannot be opened"):
+        processor(str(image("dot")), "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "message"),
+    [
+        (5, None, "a prompt must be a text, found type int"),
+        ([5], None, "a prompt must be a text, found type int"),
+        ([{"role": "user", "content": "a"}], "a.png", "a prompt must be a text, found type dict"),
+        (image("dot"), None, "there is no text"),
+        (image("dot"), image("dot"), "a prompt must be a text, found type PosixPath"),
+        (np.zeros((4, 4, 3)), None, "there is no text"),
+    ],
+)
+def test_what_is_no_text_is_one_line(processor, text, images, message):
+    with pytest.raises(PromptError, match=message):
+        processor(text, images)
+
+
 def test_special_tokens_in_plain_text(processor):
     special = processor.tokenizer.special_tokens
     text = "a<|im_end|><im_patch>"
