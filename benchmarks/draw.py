@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jvlm_mlx.cli.loss_chart import write_chart
+from jvlm_mlx.cli.charts import write_chart
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

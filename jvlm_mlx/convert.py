@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .checkpoint.hub import DEFAULT_REPOSITORY
 from .checkpoint.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
+from .cli.charts import check_plot, write_plot
 from .cli.conversion_report import (
     conversion_text,
     inspection_json,
@@ -19,7 +20,6 @@ from .cli.conversion_report import (
     verification_json,
     verification_text,
 )
-from .cli.error_chart import check_plot, write_plot
 from .cli.main import EXIT_OK
 from .cli.progress_bars import ProgressBars, wants_progress
 from .config.dtypes import FLOAT_DTYPES

@@ -16,8 +16,8 @@ from typing import Any
 
 from .checkpoint.hub import DEFAULT_REPOSITORY, DEMO, locate_checkpoint
 from .checkpoint.loader import load, load_processor, read_config
+from .cli.charts import write_chart
 from .cli.formatting import new_figure
-from .cli.loss_chart import write_chart
 from .cli.main import EXIT_INTERRUPTED, EXIT_OK
 from .cli.progress_bars import TrainingBars
 from .cli.training_options import add_options, option_values

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks import ablations, draw, stages
 from benchmarks.harness import charts
 from benchmarks.harness.charts import Estimate
-from jvlm_mlx.cli import loss_chart
+from jvlm_mlx.cli import charts as cli_charts
 
 pytest.importorskip("matplotlib")
 FOLDER = Path(draw.__file__).parent / "charts"
@@ -29,7 +29,7 @@ def figures(monkeypatch):
         found[file.name] = figure
 
     monkeypatch.setattr(charts, "save_figure", keep)
-    monkeypatch.setattr(loss_chart, "save_figure", keep)
+    monkeypatch.setattr(cli_charts, "save_figure", keep)
     return found
 
 
@@ -118,7 +118,7 @@ def test_a_heat_map_has_every_number(figures):
 
 def test_losses_are_smoothed_without_hindsight():
     losses = [5.0] * 100 + [1.0] * 100
-    smoothed = loss_chart._smooth(losses)
+    smoothed = cli_charts._smooth(losses)
     assert (smoothed[:100] == 5).all()  # a centered mean would sink before the drop
     assert (np.diff(smoothed[99:]) <= 0).all()
     assert smoothed[-1] == pytest.approx(1)

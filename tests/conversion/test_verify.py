@@ -279,7 +279,7 @@ def test_plot(verification, tmp_path):
     pytest.importorskip("matplotlib")
     from PIL import Image
 
-    from jvlm_mlx.cli.error_chart import write_plot
+    from jvlm_mlx.cli.charts import write_plot
 
     write_plot(verification, tmp_path / "errors.png")
     with Image.open(tmp_path / "errors.png") as image:
@@ -290,7 +290,7 @@ def test_plot(verification, tmp_path):
 def test_a_plot_without_matplotlib_says_what_to_install(verification, tmp_path, monkeypatch):
     import sys
 
-    from jvlm_mlx.cli.error_chart import write_plot
+    from jvlm_mlx.cli.charts import write_plot
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RequestError, match=r"pip install 'jvlm-mlx\[plot\]'"):

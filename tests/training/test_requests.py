@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from jvlm_mlx.cli.loss_chart import write_chart
+from jvlm_mlx.cli.charts import write_chart
 from jvlm_mlx.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from jvlm_mlx.errors import TrainingError
 from jvlm_mlx.training import TrainingConfig
