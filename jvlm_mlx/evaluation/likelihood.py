@@ -21,6 +21,7 @@ from ..generation.caches import GenerationCaches
 from ..generation.image_encoding import encode_opened_images
 from ..generation.memory import keep_wired
 from ..generation.options import GenerationOptions
+from ..generation.prefill import feature_positions, merged_embeddings
 from ..generation.prompt import prepare_prompt
 from ..model import Model
 from ..processing.chat_template import RenderedPrompt
@@ -215,16 +216,8 @@ class _Reader:
         features = encode_opened_images(
             model, images, self._features, _TILE_GROUP_SIZE, no_progress, lambda: None
         )
-        sources = np.full((1, len(prepared.token_ids)), -1, np.int32)
-        row = 0
-        for start, image in zip(prepared.starts, images, strict=True):
-            positions = image.window_positions  # (T, W)
-            offsets = positions[positions >= 0]  # of each feature, from the first token
-            sources[0, start + offsets] = np.arange(row, row + len(offsets))
-            row += len(offsets)
-        embeddings = model.decoder.embed(mx.array(prepared.token_ids[None]))
-        if features:
-            embeddings = model.merge(embeddings, mx.concatenate(features), sources)
+        positions = feature_positions(zip(prepared.starts, images, strict=True))
+        embeddings = merged_embeddings(model, prepared.token_ids, features, positions)
         mx.eval(embeddings)
         return embeddings[0]
 

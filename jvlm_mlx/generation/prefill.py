@@ -1,6 +1,6 @@
 """The prefill: a prompt goes through the decoder once, after whatever of it caches have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class _Inputs(NamedTuple):
     features: list[mx.array]
     """(N, hidden_size) of each image."""
     positions: Sequence[npt.NDArray[np.integer]]
-    """(N,) places of each image's features among the tokens."""
+    """(N,) of each image: where its features are among the tokens."""
 
 
 class Prefill:
@@ -141,7 +141,7 @@ class Prefill:
             layers.clear()
             if inputs.features:
                 mx.clear_cache()  # the prompt cannot use most of what the tower's results took
-            embeddings = self._embed(inputs)
+            embeddings = merged_embeddings(self._model, *inputs)
             inputs.features.clear()
             if length > step:
                 mx.eval(embeddings)  # without what they are made of
@@ -212,20 +212,8 @@ class Prefill:
             self._progress,
             self._check,
         )
-        # (T, W) positions of each image, negative where a window is dropped -> (N,) of all
-        positions = [
-            start + image.window_positions[image.window_positions >= 0] for start, image in images
-        ]
+        positions = feature_positions(images)
         return _Inputs(prepared.token_ids[cached:], features, positions)
-
-    def _embed(self, inputs: _Inputs) -> mx.array:
-        """Return embeddings (1, L, hidden_size) with images merged in."""
-        embeddings = self._model.decoder.embed(inputs.ids[None])
-        if not inputs.features:
-            return embeddings
-        kept = np.concatenate(inputs.positions)
-        sources = feature_sources(np.zeros_like(kept), kept, (1, len(inputs.ids)))
-        return self._model.merge(embeddings, mx.concatenate(inputs.features), sources)
 
     def _decode_chunk(self, embeddings: mx.array, begin: int, end: int) -> mx.array | None:
         """Run tokens `begin` to `end` of (1, L, hidden_size) through the decoder.
@@ -250,3 +238,33 @@ class Prefill:
     def _report(self, done: int) -> None:
         self._progress(ProgressEvent("prefill", done, self._length, "token"))
         self._check()
+
+
+def feature_positions(
+    placed: Iterable[tuple[int, PromptImage]],
+) -> list[npt.NDArray[np.integer]]:
+    """Return the positions (N,) of each image's features, of images and where they start."""
+    # (T, W) positions of each image, negative where a window is dropped -> (N,)
+    return [start + image.window_positions[image.window_positions >= 0] for start, image in placed]
+
+
+def merged_embeddings(
+    model: Model,
+    token_ids: npt.NDArray[np.integer],
+    features: list[mx.array],
+    positions: Sequence[npt.NDArray[np.integer]],
+) -> mx.array:
+    """Return embeddings (1, L, hidden_size) of tokens (L,), with images merged in.
+
+    Args:
+        model: that the features are of.
+        token_ids: with those of the images.
+        features: (N, hidden_size) of each image.
+        positions: (N,) of each image, from `feature_positions`.
+    """
+    embeddings = model.decoder.embed(token_ids[None])
+    if not features:
+        return embeddings
+    kept = np.concatenate(positions)
+    sources = feature_sources(np.zeros_like(kept), kept, (1, len(token_ids)))
+    return model.merge(embeddings, mx.concatenate(features), sources)
