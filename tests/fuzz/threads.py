@@ -107,7 +107,10 @@ class Campaign:
         self.counts[event] += 1
         cancel = threading.Event()
         caches = chance.choice((self._caches, None))
-        answer = stream_generate(*self._loaded, *request, cancel=cancel, caches=caches, **OPTIONS)
+        answer = stream_generate(
+            *self._loaded, *request, cancel=cancel, caches=caches,
+            prompt_lookup=chance.choice((True, False)), **OPTIONS,
+        )  # fmt: skip
         tokens = [next(answer).token for _ in range(chance.randrange(6))]
         if event == "finish":
             self._check(request, tokens, answer)
