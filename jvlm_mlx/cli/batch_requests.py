@@ -17,7 +17,7 @@ from ..errors import RequestError
 from ..files import reason
 from ..generation.options import JSON_OPTIONS, GenerationOptions
 from ..generation.requests import BatchRequest
-from ..processing.sources import is_url, source_name
+from ..processing.sources import is_url, locate
 
 STANDARD_STREAM = Path("-")
 """What names standard input or output."""
@@ -176,14 +176,5 @@ def _locate_value(value: Any, folder: Path) -> Any:
 
 
 def _locate(source: str, folder: Path) -> str:
-    """Return a path from the folder, or an address as it is.
-
-    Raises:
-        RequestError: it is in the home folder of a user who does not exist.
-    """
-    if is_url(source):
-        return source
-    try:
-        return str(folder / Path(source).expanduser())
-    except RuntimeError as error:
-        raise RequestError(f"{source_name(source)} cannot be opened: {reason(error)}") from None
+    """Return a path from the folder, or an address as it is."""
+    return source if is_url(source) else locate(source, folder, RequestError)

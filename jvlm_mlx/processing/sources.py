@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from ..errors import ImageError
+from ..errors import ImageError, JvlmError
 from ..files import reason
 from .download import SCHEMES, download
 
@@ -61,6 +61,19 @@ def scheme_of(source: str) -> str:
     """Return what is in front of the colon of a URL, in lower case."""
     scheme, colon, _ = source.partition(":")
     return scheme.lower() if colon else ""
+
+
+def locate(source: str, folder: Path, error_type: type[JvlmError]) -> str:
+    """Return an image's path, which starts from `folder` unless it is absolute or with `~`.
+
+    Raises:
+        JvlmError: of this type; it is in the home folder of a user who does not exist.
+    """
+    try:
+        return str(folder / Path(source).expanduser())
+    except RuntimeError as error:
+        message = f"image {source_name(source)} cannot be found: {error}"
+        raise error_type(message) from None
 
 
 def source_name(source: object) -> str:

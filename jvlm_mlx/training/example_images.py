@@ -9,14 +9,14 @@ from ..errors import DataError, ImageError
 from ..processing.image_io import read_image
 from ..processing.image_processor import ProcessedImage
 from ..processing.processor import Processor
-from ..processing.sources import source_name
+from ..processing.sources import locate, source_name
 from ..processing.tiling import ImageLayout
 
 _URLS = ("data:", "file:")
 _WEB = ("http:", "https:")
 
 
-def locate(source: Any, folder: Path) -> str:
+def image_address(source: Any, folder: Path) -> str:
     """Return the path, or the `data:` or `file:` URL, of an image; paths start from `folder`.
 
     Raises:
@@ -27,12 +27,7 @@ def locate(source: Any, folder: Path) -> str:
     start = source[:8].lower()
     if start.startswith(_WEB):
         raise DataError(f"image {source_name(source)} is on the web; download it and give its path")
-    if start.startswith(_URLS):
-        return source
-    try:
-        return str(folder / Path(source).expanduser())
-    except RuntimeError as error:
-        raise DataError(f"image {source_name(source)} cannot be found: {error}") from None
+    return source if start.startswith(_URLS) else locate(source, folder, DataError)
 
 
 def image_size(source: str) -> tuple[int, int]:

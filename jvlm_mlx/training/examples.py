@@ -20,7 +20,7 @@ from ..config.json_file import MAX_BYTES, parse_json, quoted, read_json
 from ..errors import DataError
 from ..files import local_path, reason
 from ..processing.messages import ImagePart, Message, collect_images, read_messages
-from .example_images import locate
+from .example_images import image_address
 
 ASSISTANT = "assistant"
 KINDS = ("captions", "instructions", "text")
@@ -148,7 +148,7 @@ def read_conversation(line: bytes, folder: Path) -> Conversation:
     messages = _up_to_last_answer(read_messages(given))
     without_sources = tuple(_without_source(message) for message in messages)
     images = sources[: sum(map(count_images, without_sources))]
-    return Conversation(without_sources, tuple(locate(source, folder) for source in images))
+    return Conversation(without_sources, tuple(image_address(source, folder) for source in images))
 
 
 def count_images(message: Message) -> int:
