@@ -16,6 +16,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+_TEMPORARY = r"\.[0-9a-f]{8}\.writing(\..*)?"
+"""What temporary names end in."""
 _MAX_NAME = 180  # characters of a target's name in temporary names; file systems allow 255 bytes
 
 
@@ -81,15 +83,17 @@ def remove_abandoned(target: Path) -> None:
 def remove_all_abandoned(folder: Path) -> None:
     """Remove what they left of any target in a folder, which may never be written again.
 
+    That includes the locks of whole outputs.
+
     Raises:
         OSError: the folder cannot be read.
     """
-    _remove(folder, r"\..+")
+    _remove(folder, r"\..+", rf"{_TEMPORARY}|\.lock")
 
 
-def _remove(folder: Path, names: str) -> None:
+def _remove(folder: Path, names: str, ends: str = _TEMPORARY) -> None:
     """Remove temporary files and folders that nobody holds a lock on any more."""
-    name = re.compile(rf"{names}\.[0-9a-f]{{8}}\.writing(\..*)?")
+    name = re.compile(f"{names}({ends})")
     for entry in folder.iterdir():
         if not name.fullmatch(entry.name) or entry.is_dir():  # folders are found by their locks
             continue
@@ -97,8 +101,10 @@ def _remove(folder: Path, names: str) -> None:
             lock = os.open(entry, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if entry.suffix == ".lock":
+                if entry.name.endswith(".writing.lock"):
                     shutil.rmtree(entry.with_suffix(""), ignore_errors=True)
+                    if os.path.lexists(entry.with_suffix("")):
+                        continue  # its lock is needed to find it
                 entry.unlink()
             finally:
                 os.close(lock)

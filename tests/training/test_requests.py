@@ -124,6 +124,7 @@ def test_leftovers_of_killed_runs_are_removed_by_any_later_run(capsys, arguments
     left.mkdir()
     (left / "model.safetensors").write_text("half")
     left.with_name(f"{left.name}.lock").touch()
+    left.with_name(".step-00000007.lock").touch()
     code, _, _ = run(capsys, *arguments, "--iters", 2, "--resume")
     assert code == EXIT_OK
     assert not [one.name for one in left.parent.iterdir() if one.name.startswith(".")]
