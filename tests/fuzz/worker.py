@@ -24,16 +24,18 @@ def main(kind, first, count):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("error")
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "printed").open("w+") as printed:
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "printed").open("w") as printed:
         sys.stdout = sys.stderr = printed
         for descriptor in (1, 2):  # what libraries in C print, too
             os.dup2(printed.fileno(), descriptor)
+        reader = (Path(folder) / "printed").open()  # with a place of its own
         from jvlm_mlx.processing.image_formats import silence_libtiff
         from tests.fuzz.targets import Targets
 
         silence_libtiff()
         logging.disable(logging.CRITICAL)
         targets = Targets(Path(folder))
+        _printed(reader)
         for seed in range(first, first + count):
             out.write(json.dumps({"begin": seed}) + "\n")
             start = time.monotonic()
@@ -41,7 +43,8 @@ def main(kind, first, count):
                 outcome, finding = targets.run(kind, seed), None
             except Exception:
                 outcome, finding = "finding", traceback.format_exc(limit=-6)
-            finding = finding or _printed(printed)
+            printed.flush()
+            finding = finding or _printed(reader)
             out.write(
                 json.dumps(
                     {"seed": seed, "outcome": outcome, "finding": finding,
@@ -54,9 +57,8 @@ def main(kind, first, count):
 
 def _printed(file):
     """Return what has been printed since the last time, past all that has a place for it."""
-    file.flush()
-    text = file.read(2000)
-    return f"printed: {text}" if text else None
+    text = file.read()
+    return f"printed: {text[:2000]}" if text else None
 
 
 def _resident():
