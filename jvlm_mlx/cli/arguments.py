@@ -113,7 +113,8 @@ _MEMORY_OPTIONS = (
             " to leave its limit alone; else what it recommends", type=_wired, metavar="SIZE"),
 )  # fmt: skip
 _IMAGE_OPTIONS = (
-    _option("--max-crops", "most tiles of an image; fewer are faster and show less", type=int,
+    _option("--max-crops", "most tiles of an image beside its thumbnail; fewer are faster and show"
+            " less, 0 only the thumbnail", type=int,
             metavar="TILES"),
     _option("--min-pixels", "enlarge images of a smaller area", type=int, metavar="PIXELS"),
     _option("--max-pixels", "reduce images of a larger area", type=int, metavar="PIXELS"),

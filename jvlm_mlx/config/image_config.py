@@ -25,15 +25,17 @@ MAX_PIXELS = 2**26
 MAX_NORMALIZED = 1000
 """Far beyond any range that pixels are brought to; float32 must hold what is computed."""
 
-_RANGES = {"max_crops": MAX_TILES, "min_pixels": MAX_PIXELS, "max_pixels": MAX_PIXELS}
+_RANGES = {
+    "max_crops": (0, MAX_TILES), "min_pixels": (1, MAX_PIXELS), "max_pixels": (1, MAX_PIXELS),
+}  # fmt: skip
 
 
 def _limits_problem(limits: Mapping[str, int | None]) -> str | None:
     """Say what is wrong with the limits on tiles and areas, or None."""
-    for name, highest in _RANGES.items():
+    for name, (lowest, highest) in _RANGES.items():
         value = limits[name]
-        if value is not None and not 1 <= value <= highest:
-            return f"{name} is {quoted(value)}; expected 1 to {highest}"
+        if value is not None and not lowest <= value <= highest:
+            return f"{name} is {quoted(value)}; expected {lowest} to {highest}"
     low, high = limits["min_pixels"], limits["max_pixels"]
     if low is not None and high is not None and low > high:
         return f"min_pixels {low} and max_pixels {high}: expected min_pixels <= max_pixels"
@@ -49,7 +51,8 @@ class ImageOptions:
     """
 
     max_crops: int | None = None
-    """Most tiles of the grid; the thumbnail is not counted."""
+    """Most tiles of the grid; the thumbnail is not counted. 0: the thumbnail alone, which the model
+    was not trained on: an overview in the fewest tokens."""
     min_pixels: int | None = None
     """Area below which an image is enlarged first."""
     max_pixels: int | None = None
@@ -227,7 +230,7 @@ class ImageConfig:
             tile_size=reader.read("base_input_size", _sides, (336, 336)),
             patch_size=reader.read("patch_size", size, 14),
             overlap_margins=reader.read("overlap_margins", _pair, (4, 4)),
-            max_crops=reader.read("max_crops", integer, 6),
+            max_crops=reader.read("max_crops", size, 6),
             min_pixels=reader.read("min_pixels", integer, DEFAULT_MIN_PIXELS),
             max_pixels=reader.read("max_pixels", integer, DEFAULT_MAX_PIXELS),
             pooling_size=(reader.read("pooling_h", size, 2), reader.read("pooling_w", size, 2)),

@@ -196,8 +196,8 @@ def _tile_boxes(config: ImageConfig, layout: ImageLayout, size: tuple[int, int])
         for row in range(rows)
         for column in range(columns)
     ]
-    corners = np.array([(left, top, left + wide, top + high) for left, top in boxes], np.float64)
-    grid = _scaled(corners, layout.canvas_size, size)
+    corners = [(left, top, left + wide, top + high) for left, top in boxes]
+    grid = _scaled(np.array(corners, np.float64).reshape(-1, 4), layout.canvas_size, size)
     return np.concatenate([np.array([[0, 0, *size]], np.float64), grid])
 
 

@@ -55,7 +55,7 @@ def index_maps(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -> 
 
 
 def image_tokens(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -> np.ndarray:
-    """Return the tokens of one image: the thumbnail's block, then the grid's.
+    """Return the tokens of one image: the thumbnail's block, then the grid's if there is one.
 
     A block of 2 x 3 windows reads: start  p p p column  p p p column  end.
 
@@ -63,7 +63,7 @@ def image_tokens(layout: ImageLayout, config: ImageConfig, ids: ImageTokenIds) -
         (N,) int64, N = `layout.num_tokens`.
     """
     parts = []
-    for rows, columns in (config.window_grid, layout.block):
+    for rows, columns in (config.window_grid, layout.block)[: layout.num_tiles]:
         row = [ids.patch] * columns + [ids.column] * config.use_column_tokens
         parts += [[ids.start], row * rows, [ids.end]]
     return np.concatenate(parts).astype(np.int64)
@@ -88,6 +88,9 @@ def window_positions(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
     """
     high, wide = config.window_grid
     thumbnail = _positions(1, np.arange(high), np.arange(wide), config.use_column_tokens)
+    thumbnail = thumbnail.reshape(1, -1)  # (1, 1, h, w) -> (1, W)
+    if layout.num_tiles == 1:
+        return thumbnail
     first = block_length(config.window_grid, config) + 1
     rows, columns = (
         _window_numbers(tiles, patches, config.overlap_margins, pooling)
@@ -96,7 +99,8 @@ def window_positions(layout: ImageLayout, config: ImageConfig) -> np.ndarray:
         )
     )
     grid = _positions(first, rows, columns, config.use_column_tokens)
-    return np.concatenate([thumbnail.reshape(1, -1), grid.reshape(-1, high * wide)])
+    # (r, c, h, w) -> (T - 1, W)
+    return np.concatenate([thumbnail, grid.reshape(-1, high * wide)])
 
 
 def image_mask(layout: ImageLayout, config: ImageConfig) -> np.ndarray:

@@ -44,6 +44,9 @@ def cut_tiles(
         thumbnail = canvas
     else:
         thumbnail = _normalized(resized[-1], config.tile_size, config)
+    thumbnail = _patches(thumbnail, config)
+    if layout.num_tiles == 1:
+        return thumbnail.reshape(1, -1, config.patch_values)  # (p, q, y, x 3) -> (1, P, V)
     # (H, W 3) -> (rows, columns, tile height, tile width 3): overlapping views, nothing is copied.
     grid = sliding_window_view(canvas, (tile_height, tile_width * CHANNELS))[
         ::stride_height, :: stride_width * CHANNELS
@@ -54,7 +57,7 @@ def cut_tiles(
     tiles = np.empty(
         (layout.num_tiles, patch_rows, patch_columns, patch, patch * CHANNELS), np.float32
     )
-    tiles[0] = _patches(thumbnail, config)
+    tiles[0] = thumbnail
     tiles[1:].reshape(*layout.grid, *tiles.shape[1:])[...] = _patches(grid, config)
     return tiles.reshape(layout.num_tiles, -1, config.patch_values)
 

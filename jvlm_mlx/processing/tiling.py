@@ -22,9 +22,10 @@ class ImageLayout:
     resized_size: tuple[int, int]
     """Size after the first resize, which everything else is taken from."""
     grid: tuple[int, int]
-    """Rows and columns of tiles; the thumbnail is not among them."""
+    """Rows and columns of tiles; the thumbnail is not among them. (0, 0): the thumbnail alone."""
     canvas_size: tuple[int, int]
-    """Size of the second resize, which the overlapping tiles of the grid are cut from."""
+    """Size of the second resize, which the overlapping tiles of the grid are cut from; without a
+    grid that of the thumbnail."""
     num_tiles: int
     """Tiles of the grid and the thumbnail."""
     block: tuple[int, int]
@@ -55,6 +56,8 @@ def plan_layout(height: int, width: int, config: ImageConfig) -> ImageLayout:
 
 def tile_layout(resized_size: tuple[int, int], config: ImageConfig) -> ImageLayout:
     """Plan the tiles of an image whose first resize gave `resized_size`."""
+    if config.max_crops == 0:
+        return _thumbnail_layout(resized_size, config)
     grid = _choose_grid(resized_size, config)
     rows, columns = (
         int(kept_windows(tiles, patches, config.overlap_margins, pooling)[1].sum())
@@ -74,6 +77,18 @@ def tile_layout(resized_size: tuple[int, int], config: ImageConfig) -> ImageLayo
         block=(rows, columns),
         num_patch_tokens=sum(high * wide for high, wide in blocks),
         num_tokens=sum(block_length(block, config) for block in blocks),
+    )
+
+
+def _thumbnail_layout(resized_size: tuple[int, int], config: ImageConfig) -> ImageLayout:
+    return ImageLayout(
+        resized_size=resized_size,
+        grid=(0, 0),
+        canvas_size=config.tile_size,
+        num_tiles=1,
+        block=(0, 0),
+        num_patch_tokens=math.prod(config.window_grid),
+        num_tokens=block_length(config.window_grid, config),
     )
 
 

@@ -78,7 +78,7 @@ class ChatRequest:
             messages=messages,
             options=options,
             logit_bias=reader.read("logit_bias", _logit_bias) or {},
-            max_crops=reader.read("max_crops", integer(1, 1000)),
+            max_crops=reader.read("max_crops", integer(0, 1000)),
             stream=stream,
             include_usage=bool((stream_options or {}).get("include_usage")),
             choices=reader.read("n", integer(1, MAX_CHOICES)) or 1,

@@ -33,8 +33,8 @@ MAX_IMAGE_SIDE = 16_384
 MAX_DECODERS = 4
 """Images decoded at the same time, of all requests: with 4 bytes a pixel, 400 MB. What is kept of
 an image is a few MB."""
-LOW_DETAIL_CROPS = 1
-"""Tiles beside the thumbnail that `detail: low` asks for: the fewest that there are."""
+LOW_DETAIL_CROPS = 0
+"""Tiles beside the thumbnail that `detail: low` asks for."""
 
 _decoders = threading.BoundedSemaphore(MAX_DECODERS)
 _DATA = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)

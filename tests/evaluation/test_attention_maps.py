@@ -197,6 +197,15 @@ def test_tiles_are_drawn_where_they_are(tiny):
         assert (drawn[top, left] != 255).any()
 
 
+def test_a_thumbnail_alone_is_explained(tiny):
+    image = marked((300, 200), (200, 40, 230, 60))
+    explanation = explain(*tiny, image, "What?", **OPTIONS | {"max_crops": 0})
+
+    assert explanation.tile_boxes.tolist() == [[0, 0, 300, 200]]
+    assert explanation.patch_boxes[..., 2:].reshape(-1, 2).max(0).tolist() == [300, 200]
+    with_tiles(explanation)
+
+
 def test_the_command_writes_an_image(golden_folder, tmp_path, capsys):
     image, output = golden_folder / "images/square.png", tmp_path / "out.png"
     arguments = ["--model", str(golden_folder / "tiny"), "-i", str(image), "-p", "What?", "--quiet"]

@@ -30,6 +30,7 @@ def requests(images):
         {"prompt": "Short window", "max_kv_size": 40, "max_tokens": 35},
         {"prompt": "Hi", "system": "Be brief.", "images": images["tall"], "max_crops": 1},
         {"prompt": "Sampled", "temperature": 1.3, "seed": 8, "images": [images["dot"]]},
+        {"prompt": "Overview", "images": [images["wide"]], "max_crops": 0},
         {"prompt": "Say it", "repetition_penalty": 4.0, "max_tokens": 20},
         {"prompt": "Nothing special", "max_tokens": 1},
     ]

@@ -511,7 +511,7 @@ def test_nothing_is_printed(tiny, shapes, capfd):
         {"kv_bits": 4, "max_kv_size": 4000},
         {"stop": [""]},
         {"prefill_step_size": 0},
-        {"max_crops": 0},
+        {"max_crops": -1},
         {"min_pixels": 10**9},
     ],
 )

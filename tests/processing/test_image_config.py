@@ -91,6 +91,7 @@ def test_another_way_of_cropping_is_refused_by_name():
         {"image_mean": [1e300, 0, 0]},
         {"image_min": 1e39},
         {"max_pixels": 10**9},
+        {"max_crops": 0},
         {"size": 7},
     ],
     ids=str,

@@ -71,11 +71,24 @@ def test_max_crops_gives_the_golden_pixels(tiny):
     np.testing.assert_array_equal(sampled, golden["images_val"])
 
 
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_the_thumbnail_alone(tiny, do_resize):
+    whole, alone = (tiny(COFFEE, max_crops=limit, do_resize=do_resize) for limit in (4, 0))
+    assert alone.layout.num_tiles == 1
+    count = alone.layout.num_tokens
+    np.testing.assert_array_equal(alone.pixel_values, whole.pixel_values[:1])
+    np.testing.assert_array_equal(alone.image_tokens, whole.image_tokens[:count])
+    np.testing.assert_array_equal(alone.window_positions, whole.window_positions[:1])
+    # The last tile is the one that is marked.
+    np.testing.assert_array_equal(alone.image_masks, whole.image_masks[-1:])
+    assert tiny.layout(480, 320, max_crops=0, do_resize=do_resize) == alone.layout
+
+
 def test_errors(tiny):
-    with pytest.raises(RequestError, match="max_crops is 0"):
-        tiny(COFFEE, max_crops=0)
-    with pytest.raises(RequestError, match="max_crops is 0"):
-        tiny.layout(600, 400, max_crops=0)
+    with pytest.raises(RequestError, match="max_crops is -1"):
+        tiny(COFFEE, max_crops=-1)
+    with pytest.raises(RequestError, match="max_crops is -1"):
+        tiny.layout(600, 400, max_crops=-1)
     with pytest.raises(ImageError, match="cannot be opened"):
         tiny("nowhere.png")
     with pytest.raises(ImageError, match="too elongated: 1 x 300 pixels"):

@@ -137,8 +137,7 @@ def test_kept_windows(tiles, first, count):
 @pytest.mark.parametrize(
     ("limits", "line"),
     [
-        ({"max_crops": 0}, "max_crops is 0; expected 1 to 1000"),
-        ({"max_crops": -3}, "max_crops is -3"),
+        ({"max_crops": -3}, "max_crops is -3; expected 0 to 1000"),
         ({"max_crops": 10**9}, "max_crops is 1000000000"),
         ({"max_crops": 2.5}, "max_crops is 2.5; expected a whole number"),
         ({"max_crops": True}, "max_crops is True; expected a whole number"),
@@ -178,7 +177,7 @@ def test_without_the_first_resize_an_image_may_be_elongated():
         ({"pooling_size": (2, 0)}, "at least 1 patch each"),
         ({"image_std": (0.5, 0.0, 0.5)}, "none of image_std 0"),
         ({"image_mean": (0.5,)}, "three numbers each"),
-        ({"max_crops": 0}, "max_crops is 0"),
+        ({"max_crops": -1}, "max_crops is -1"),
     ],
 )
 def test_contradictory_settings_of_a_checkpoint(change, line):

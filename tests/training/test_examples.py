@@ -226,15 +226,20 @@ def test_limits_on_images_hold_in_training(folder, processor):
     write_image(folder / "a.png", 300, 300)
     path = write_examples(folder / "examples.jsonl", [image_example()])
     question = [user(image(str(folder / "a.png")), text("What color?"))]
-    for limits in ({"max_crops": 1}, {"max_pixels": 20_000}, {"min_pixels": 140_000}):
+    for limits in (
+        {"max_crops": 0},
+        {"max_crops": 1},
+        {"max_pixels": 20_000},
+        {"min_pixels": 140_000},
+    ):
         data = prepare(path, processor, **limits)
         expected = processor.from_messages(question, **limits)
         assert data.examples[0].num_tiles == expected.pixel_values.shape[1]
         np.testing.assert_array_equal(
             loader_of(data, batch_size=1)[0].pixel_values, expected.pixel_values
         )
-    with pytest.raises(RequestError, match="max_crops is 0"):
-        prepare(path, processor, max_crops=0)
+    with pytest.raises(RequestError, match="max_crops is -1"):
+        prepare(path, processor, max_crops=-1)
     with pytest.raises(RequestError, match="max_seq_length is 0"):
         TrainingConfig(max_seq_length=0)
 
