@@ -220,11 +220,13 @@ class Routes:
             cancel(scheduler, choices)
 
     async def models(self, _: Request) -> Response:
-        """List the one model."""
+        """List the one model, once it answers."""
+        self._service.ready()
         return JSONResponse({"object": "list", "data": [self._describe()]})
 
     async def model(self, request: Request) -> Response:
-        """Describe the one model."""
+        """Describe the one model, once it answers."""
+        self._service.ready()
         self._service.check_model(request.path_params["name"])
         return JSONResponse(self._describe())
 

@@ -199,7 +199,10 @@ def test_while_the_model_is_loaded(tiny):
         response, data = client.request("POST", "/v1/chat/completions", {"messages": [user("Hi")]})
         assert (response.status, response.getheader("Retry-After")) == (503, "30")
         assert b"Model is loading, please retry in 30 seconds" in data
-        assert client.get("/v1/models")[0] == 200
+        for path in ("/v1/models", "/v1/models/jina-vlm"):
+            response, data = client.request("GET", path)
+            assert (response.status, response.getheader("Retry-After")) == (503, "30")
+            check_schema(json.loads(data), "ErrorResponse")
         status, data = client.get("/health")
         assert status == 503
         assert json.loads(data) == {"status": "loading", "done": 1, "total": 4, "unit": "B"}
