@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.image_config import MAX_TILES, ImageOptions
 from ..config.json_file import quoted
 from .api_error import ApiError, invalid
 
@@ -46,7 +47,8 @@ class ChatRequest:
     options: dict[str, Any]
     """By the names of `GenerationOptions`; what the client did not say is missing."""
     logit_bias: dict[int, float]
-    max_crops: int | None
+    image_options: ImageOptions
+    """For all images; `detail` of one counts more."""
     stream: bool
     include_usage: bool
     choices: int
@@ -78,7 +80,10 @@ class ChatRequest:
             messages=messages,
             options=options,
             logit_bias=reader.read("logit_bias", _logit_bias) or {},
-            max_crops=reader.read("max_crops", integer(0, 1000)),
+            image_options=ImageOptions(
+                max_crops=reader.read("max_crops", integer(0, MAX_TILES)),
+                do_resize=reader.read("do_resize", boolean),
+            ),
             stream=stream,
             include_usage=bool((stream_options or {}).get("include_usage")),
             choices=reader.read("n", integer(1, MAX_CHOICES)) or 1,

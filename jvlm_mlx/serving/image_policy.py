@@ -12,7 +12,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class ImagePolicy:
         self,
         processor: Processor,
         messages: Sequence[dict[str, Any]],
-        max_crops: int | None,
+        options: ImageOptions,
     ) -> list[dict[str, Any]]:
         """Return messages with opened images in place of addresses.
 
@@ -79,11 +79,11 @@ class ImagePolicy:
         sources = {id(part): self._source(part["image_url"], where) for where, part in parts}
         opened = {}
         for where, part in parts:
-            crops = LOW_DETAIL_CROPS if part["detail"] == "low" else max_crops
+            asked = options
+            if part["detail"] == "low":
+                asked = replace(options, max_crops=LOW_DETAIL_CROPS)
             try:
-                image = processor.image_processor.open(
-                    sources[id(part)], ImageOptions(max_crops=crops), self._limits
-                )
+                image = processor.image_processor.open(sources[id(part)], asked, self._limits)
                 if isinstance(image, OpenedImage) and max(image.source.size) > MAX_IMAGE_SIDE:
                     raise ImageTooLargeError(
                         f"the image is {image.source.size[0]} x {image.source.size[1]} pixels;"

@@ -166,7 +166,7 @@ class Service:
             options = self._generation_options(request)
         except JvlmError as error:
             raise invalid(str(error)) from None
-        messages = self.options.policy.open_all(processor, request.messages, request.max_crops)
+        messages = self.options.policy.open_all(processor, request.messages, request.image_options)
         try:
             prompt = prepare_prompt(processor, messages, None, None, options)
         except JvlmError as error:

@@ -14,6 +14,7 @@ from jvlm_mlx.cli import screen_images as module
 from jvlm_mlx.cli.chat_commands import Conversation
 from jvlm_mlx.cli.main import main
 from jvlm_mlx.cli.screen_images import screen_images
+from jvlm_mlx.config.image_config import ImageOptions
 from jvlm_mlx.errors import ImageError, JvlmError
 from jvlm_mlx.processing.image_io import open_image
 from jvlm_mlx.serving.api_error import ApiError
@@ -188,5 +189,5 @@ def test_only_the_command_line_looks_at_the_screen(mac, tiny):
         for policy in (ImagePolicy(), ImagePolicy(allow_urls=True, folder=Path("/"))):
             part = {"type": "image_url", "image_url": source, "detail": "auto"}
             with pytest.raises(ApiError, match="expected a data URI"):
-                policy.open_all(processor, [{"role": "user", "content": [part]}], None)
+                policy.open_all(processor, [{"role": "user", "content": [part]}], ImageOptions())
     assert not mac.commands

@@ -62,12 +62,14 @@ def test_a_stream_is_the_same_answer(client, tiny, golden_folder):
         ({"temperature": 0.8, "top_p": 0.9, "top_k": 7, "min_p": 0.01, "seed": 1},
          {"temperature": 0.8, "top_p": 0.9, "top_k": 7, "min_p": 0.01, "seed": 1}),
         ({"max_crops": 1}, {"max_crops": 1}),
+        ({"do_resize": False}, {"do_resize": False}),
     ],
 )  # fmt: skip
 def test_parameters_are_honored(client, tiny, golden_folder, parameters, options):
     _, body = client.chat([user(QUESTION, image_uri("shapes"))], **parameters)
     result = expected(tiny, golden_folder, image="shapes", **options)
     assert body["choices"][0]["message"]["content"] == result.text
+    assert body["usage"]["prompt_tokens"] == result.prompt_tokens
 
 
 def test_stop_texts_end_an_answer(client, tiny, golden_folder):

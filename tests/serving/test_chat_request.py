@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jvlm_mlx.config.image_config import ImageOptions
 from jvlm_mlx.serving.api_error import ApiError
 from jvlm_mlx.serving.chat_request import ChatRequest
 from tests.serving.conftest import check_schema
@@ -19,7 +20,7 @@ def test_what_is_not_given_is_missing():
     request = read()
     assert (request.model, request.messages, request.options) == ("m", MESSAGES, {})
     assert (request.choices, request.stream, request.include_usage) == (1, False, False)
-    assert (request.top_logprobs, request.max_crops) == (None, None)
+    assert (request.top_logprobs, request.image_options) == (None, ImageOptions())
     everything_null = dict.fromkeys(
         ("stop", "temperature", "tools", "n", "stream", "stream_options", "logit_bias", "audio"),
         None,
@@ -50,13 +51,15 @@ def test_options(given, options):
 def test_other_parameters():
     request = read(
         n=2, stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=3,
-        logit_bias={"7": -100}, max_crops=4, response_format={"type": "json_object"},
+        logit_bias={"7": -100}, max_crops=4,
+        do_resize=False, response_format={"type": "json_object"},
         tools=[{"type": "function"}], tool_choice="none", user="me", store=True,
         metadata={"a": "b"},
         modalities=["text"], parallel_tool_calls=True,
     )  # fmt: skip
     assert (request.choices, request.stream, request.include_usage) == (2, True, True)
-    assert (request.top_logprobs, request.logit_bias, request.max_crops) == (3, {7: -100.0}, 4)
+    assert (request.top_logprobs, request.logit_bias) == (3, {7: -100.0})
+    assert request.image_options == ImageOptions(max_crops=4, do_resize=False)
     assert request.options == {"schema": {"type": "object"}}
     assert read(logprobs=True).top_logprobs == 0
     schema = {"type": "object"}

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from jvlm_mlx.config.image_config import ImageOptions
 from jvlm_mlx.processing.image_processor import OpenedImage
 from jvlm_mlx.serving.api_error import ApiError
 from jvlm_mlx.serving.image_policy import MAX_DECODERS, ImagePolicy
@@ -22,7 +23,7 @@ from tests.serving.conftest import GOLDEN, data_uri, image_uri
 def opened(tiny, policy, *addresses, detail="auto", max_crops=None):
     parts = [{"type": "image_url", "image_url": one, "detail": detail} for one in addresses]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}]
-    (message,) = policy.open_all(tiny[1], messages, max_crops)
+    (message,) = policy.open_all(tiny[1], messages, ImageOptions(max_crops=max_crops))
     return [part["image"] for part in message["content"] if part["type"] == "image"]
 
 
