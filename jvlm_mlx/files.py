@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from .temporary_names import (
     temporary_name,
 )
 
+_LOCK_TRIES, _LOCK_SECONDS = 5, 0.25
 MAX_QUOTED = 100
 """Longest path that a message quotes in full, where it may be no path at all."""
 _MAX_REASON = 300
@@ -173,7 +175,7 @@ def output_lock(path: Path, error_type: type[JvlmError]) -> Iterator[None]:
         except OSError as error:
             raise error_type(f"{path} cannot be written: {reason(error)}") from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(lock)
         except BlockingIOError:
             os.close(lock)
             raise error_type(
@@ -190,6 +192,19 @@ def output_lock(path: Path, error_type: type[JvlmError]) -> Iterator[None]:
         with suppress(OSError):  # it is the lock that counts, and not its file
             file.unlink()
         os.close(lock)
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Lock a file, or raise BlockingIOError.
+
+    What a killed process had locked may be held for a moment by a program that it was starting.
+    """
+    for _ in range(_LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_SECONDS / _LOCK_TRIES)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_free_space(target: Path, needed: int, error_type: type[JvlmError]) -> None:

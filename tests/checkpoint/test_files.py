@@ -220,6 +220,27 @@ def test_a_lock_refuses_threads_too_and_leaves_no_file(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_a_lock_that_is_given_up_at_once_is_waited_for(tmp_path):
+    """A killed process may leave it for a moment to a program that it was starting."""
+    target = tmp_path / "out"
+    locked, release = threading.Event(), threading.Event()
+
+    def hold():
+        with output_lock(target, ConversionError):
+            locked.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    timer = threading.Timer(0.05, release.set)
+    timer.start()
+    with output_lock(target, ConversionError):
+        pass
+    thread.join()
+    timer.join()
+
+
 def test_a_folder_appears_as_a_whole(tmp_path):
     target = tmp_path / "new" / "out"
     with atomic_folder(target, ConversionError) as work:
