@@ -96,8 +96,9 @@ def stream_generate(
         raise RequestError("image and images are the same argument; give one of them")
     sources = images if image is None else image
     prepared = prepare_prompt(
-        processor, prompt, sources, system, request, model=model, cancel=cancel
-    )
+        processor, prompt, sources, system, request, model=model, cancel=cancel,
+        known=None if caches is None else caches.images,
+    )  # fmt: skip
     return Answer(
         model,
         processor,

@@ -200,6 +200,7 @@ class _Batch:
                 asked.system,
                 options,
                 model=self._model,
+                known=None if self._caches is None else self._caches.images,
             )
             return _Prepared(index, options, prompt, start)
 

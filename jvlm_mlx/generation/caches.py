@@ -16,6 +16,7 @@ import mlx.core as mx
 from .. import _mlx_lm
 from ..errors import RequestError
 from ..model import Model
+from ..processing.image_digests import ImageDigests
 from .memory import default_limit
 from .model_identity import model_key
 from .prompt import PromptKey
@@ -232,9 +233,9 @@ class GenerationCaches:
     """Caches that any number of requests share, so that nothing is computed twice.
 
     Pass the same object to requests of several models and from several threads. An image seen
-    before does not go through the vision tower again, and of a prompt only what follows its
-    longest stored prefix is prefilled. Answers are the same as without caches. On a GPU, the
-    caches shrink when MLX's memory nears what the system recommends.
+    before does not go through the vision tower again, nor is its file decoded, and of a prompt
+    only what follows its longest stored prefix is prefilled. Answers are the same as without
+    caches. On a GPU, the caches shrink when MLX's memory nears what the system recommends.
 
     Args:
         max_bytes: limit on device memory for all of it: an eighth for features of images, the
@@ -250,6 +251,7 @@ class GenerationCaches:
         self.max_bytes = max_bytes
         self.features = FeatureCache(max_bytes // _FEATURE_FRACTION)
         self.prefixes = PrefixCache(max_bytes - max_bytes // _FEATURE_FRACTION)
+        self.images = ImageDigests()
         self._scope = ""
 
     def scoped(self, scope: str) -> "GenerationCaches":
@@ -260,6 +262,7 @@ class GenerationCaches:
         """
         view = copy.copy(self)
         view._scope = scope
+        view.images = self.images.scoped(scope)
         return view
 
     def key(self, model: Model) -> str:
@@ -288,6 +291,7 @@ class GenerationCaches:
         """Drop everything and free its memory."""
         self.features.clear()
         self.prefixes.clear()
+        self.images.clear()
 
 
 def _room(max_bytes: int, held: int) -> int:

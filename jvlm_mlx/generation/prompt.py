@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PromptError
 from ..model import Model
+from ..processing.image_digests import ImageDigests
 from ..processing.image_processor import PromptImage
 from ..processing.inputs import PreparedPrompt
 from ..processing.processor import Processor, Prompt
@@ -86,6 +87,7 @@ def prepare_prompt(
     *,
     model: Model | None = None,
     cancel: threading.Event | None = None,
+    known: ImageDigests | None = None,
 ) -> PreparedPrompt[PromptImage]:
     """Return what `Processor.prepare` makes of a request; arguments and errors as there.
 
@@ -98,6 +100,7 @@ def prepare_prompt(
         options=options.image_options,
         context_size=None if model is None else model.config.decoder.context_size,
         cancel=cancel,
+        known=known,
     )
 
 

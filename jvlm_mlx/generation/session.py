@@ -120,7 +120,7 @@ class ChatSession:
             text = [{"type": "image"} for _ in sources] + [{"type": "text", "text": text}]
         question: Message = {"role": "user", "content": list(text)}
         opened = [
-            processor.open(source, image_options)
+            processor.open(source, image_options, known=self.caches.images)
             for source in collect_images([question], sources or None)
         ]
         for image in opened:

@@ -32,6 +32,9 @@ from .sources import (
     with_file,
 )
 
+MAX_READ = 64_000_000
+"""Largest file, in bytes, that is read as a whole; larger ones are decoded as they are read."""
+
 
 class Array(Protocol):
     """An array of numpy, MLX or any library whose arrays numpy takes."""
@@ -58,6 +61,20 @@ class ImageData:
     """Returns the image upright and in RGB, or raises an ImageError."""
     is_borrowed: bool = False
     """Whether its pixels belong to the caller, who may change them later."""
+    file: "ImageFile | None" = None
+    """What it is decoded from, if that is a file of moderate size."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """The file of an image, in memory or to be read."""
+
+    frame: int
+    """Which of its images is meant, from 1."""
+    read: Callable[[], bytes]
+    """Returns its contents, or raises an ImageError."""
+    decode: Callable[[bytes], Image.Image]
+    """Returns the image in these contents, as `ImageData.decode`."""
 
 
 def open_image(source: ImageSource, limits: SourceLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -142,10 +159,14 @@ def _from_pillow(image: Image.Image) -> Image.Image:
 
 
 def _from_bytes(data: bytes, name: str, limits: SourceLimits, frame: int = 1) -> ImageData:
+    def decode_contents(contents: bytes) -> Image.Image:
+        return decode(io.BytesIO(contents), name, limits.max_pixels, frame)
+
     return ImageData(
         name,
         image_size(io.BytesIO(data), name, limits.max_pixels, frame),
-        lambda: decode(io.BytesIO(data), name, limits.max_pixels, frame),
+        lambda: decode_contents(data),
+        file=ImageFile(frame, lambda: data, decode_contents),
     )
 
 
@@ -165,17 +186,27 @@ def _from_file(
     path: str | os.PathLike[str], name: str, limits: SourceLimits, frame: int = 1
 ) -> ImageData:
     def look(stream: IO[bytes]) -> ImageData:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # a pipe, or a device
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):  # a pipe, or a device
             return _from_bytes(read_stream(stream, name, limits), name, limits)
         return ImageData(
             name,
             image_size(stream, name, limits.max_pixels, frame),
-            lambda: with_file(
-                path, name, lambda stream: decode(stream, name, limits.max_pixels, frame)
+            lambda: with_file(path, name, decode_stream),
+            file=None if status.st_size > MAX_READ else ImageFile(
+                frame, lambda: with_file(path, name, _contents),
+                lambda contents: decode_stream(io.BytesIO(contents)),
             ),
-        )
+        )  # fmt: skip
+
+    def decode_stream(stream: IO[bytes]) -> Image.Image:
+        return decode(stream, name, limits.max_pixels, frame)
 
     return with_file(path, name, look)
+
+
+def _contents(stream: IO[bytes]) -> bytes:
+    return stream.read()
 
 
 def _from_array(source: Any) -> Image.Image:

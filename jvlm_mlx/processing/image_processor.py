@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..config.image_config import ImageConfig, ImageOptions
 from ..errors import ImageError
 from .documents import expand
+from .image_digests import ImageDigests
 from .image_io import ImageData, ImageSource, read_image
 from .image_tokens import ImageTokenIds, IndexMaps, index_maps
 from .sources import DEFAULT_LIMITS, SourceLimits
@@ -136,6 +138,8 @@ class OpenedImage(PromptImage):
     token_ids: ImageTokenIds
     layout: ImageLayout
     source: ImageData
+    known: ImageDigests | None = None
+    """What was opened before; a file that is found there is not decoded for its digest."""
 
     @cached_property
     def resized(self) -> tuple[NDArray[Any], ...]:
@@ -144,22 +148,58 @@ class OpenedImage(PromptImage):
         Raises:
             ImageError: the image is damaged.
         """
-        image = self.source.decode()
-        if image.size != self.source.size:
-            raise ImageError(f"{self.name} has changed since its size was read; open it again")
-        return resize_source(image, self.layout, self.config)
+        resized = self._resize(self.source.decode())
+        recognized = self.__dict__.get("digest")
+        if recognized is not None and self._digest(resized) != recognized:
+            raise self._changed()
+        return resized
 
     def load(self) -> None:
-        """Decode and resize it, if that has not been done yet; errors as `resized`."""
-        self.resized  # noqa: B018 - computed once
+        """Decode and resize it, if it is not known and that has not been done yet.
+
+        Raises:
+            ImageError: as `resized`, or its file cannot be read.
+        """
+        if self.known is not None and self.source.file is not None:
+            self.digest  # noqa: B018 - computed once
+        else:
+            self.resized  # noqa: B018 - computed once
 
     @cached_property
     def digest(self) -> str:
         """Hash of the resized pixels and of everything that decides what becomes of them."""
-        digest = hashlib.sha256(repr((self.layout, self.config, self.token_ids)).encode())
-        for array in self.resized:
+        file = self.source.file
+        if self.known is None or file is None or "resized" in self.__dict__:
+            return self._digest(self.resized)
+        contents = file.read()
+        made_from = hashlib.sha256(repr((file.frame, self._settings)).encode())
+        made_from.update(contents)
+        digest = self.known.get(made_from.hexdigest())
+        if digest is None:
+            # From the very bytes that were hashed: a file may change at any time.
+            resized = self._resize(file.decode(contents))
+            digest = self._digest(resized)
+            self.__dict__["resized"] = resized
+            self.known.put(made_from.hexdigest(), digest)
+        return digest
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        return self.layout, self.config, self.token_ids
+
+    def _digest(self, resized: tuple[NDArray[Any], ...]) -> str:
+        digest = hashlib.sha256(repr(self._settings).encode())
+        for array in resized:
             digest.update(array.data)
         return digest.hexdigest()
+
+    def _resize(self, image: Image.Image) -> tuple[NDArray[Any], ...]:
+        if image.size != self.source.size:
+            raise self._changed()
+        return resize_source(image, self.layout, self.config)
+
+    def _changed(self) -> ImageError:
+        return ImageError(f"{self.name} has changed since it was opened; open it again")
 
     def cut(self) -> ProcessedImage:
         """Cut it into tiles."""
@@ -220,6 +260,7 @@ class ImageProcessor:
         options: ImageOptions | None = None,
         limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
+        known: ImageDigests | None = None,
     ) -> PromptImage:
         """Read an image's size and plan its tiles; its pixels are decoded later.
 
@@ -228,6 +269,7 @@ class ImageProcessor:
             options: of the request; None: the checkpoint's.
             limits: of size and time.
             cancel: ends a download when it is set.
+            known: images that were opened before, to which this one is added.
 
         Raises:
             ImageError: the image cannot be opened, has a size the model cannot take, or was
@@ -247,6 +289,7 @@ class ImageProcessor:
             token_ids=self.ids,
             layout=plan_layout(height, width, config),
             source=data,
+            known=known,
         )
         if data.is_borrowed:
             opened.load()  # before its owner changes it

@@ -13,6 +13,7 @@ from PIL import Image
 from ..config.image_config import ImageOptions
 from ..errors import PromptError, RequestError
 from .chat_template import ChatTemplate, RenderedPrompt
+from .image_digests import ImageDigests
 from .image_processor import ImageProcessor, PromptImage
 from .inputs import ModelInputs, PreparedPrompt, collate, place_images
 from .messages import collect_images, expand_images, question
@@ -170,6 +171,7 @@ class Processor:
         context_size: int | None = None,
         limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
+        known: ImageDigests | None = None,
     ) -> PreparedPrompt[PromptImage]:
         """Render and tokenize a prompt, and open its images.
 
@@ -188,6 +190,7 @@ class Processor:
             context_size: tokens that prompt and answer may have together.
             limits: of images of strangers.
             cancel: ends the opening of images with a RequestError when it is set.
+            known: images that were opened before; see `ImageProcessor.open`.
 
         Raises:
             PromptError: text, images and placeholders do not fit together, or are too long.
@@ -228,7 +231,7 @@ class Processor:
                 f" {context_size} tokens can hold; shorten it"
             )
         ids = self.encode(text, len(sources))
-        return self._place(ids, sources, options, context_size, limits, cancel)
+        return self._place(ids, sources, options, context_size, limits, cancel, known)
 
     def image_layout(
         self, width: int, height: int, options: ImageOptions | None = None, **overrides: Any
@@ -291,12 +294,13 @@ class Processor:
         context_size: int | None = None,
         limits: SourceLimits = DEFAULT_LIMITS,
         cancel: threading.Event | None = None,
+        known: ImageDigests | None = None,
     ) -> PreparedPrompt[PromptImage]:
         """Open images and put their tokens in place of the placeholders."""
         images = []
         for source in sources:
             _check(cancel)
-            images.append(self.image_processor.open(source, options, limits, cancel))
+            images.append(self.image_processor.open(source, options, limits, cancel, known))
         prompt = place_images(ids, images, self.tokenizer.image_token_ids.image)
         if context_size is not None and len(prompt.token_ids) >= context_size:
             raise PromptError(

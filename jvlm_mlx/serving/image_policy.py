@@ -18,6 +18,7 @@ from typing import Any
 
 from ..config.image_config import ImageOptions
 from ..errors import ImageError, ImageTooLargeError
+from ..processing.image_digests import ImageDigests
 from ..processing.image_processor import OpenedImage
 from ..processing.processor import Processor
 from ..processing.sources import SourceLimits
@@ -56,6 +57,7 @@ class ImagePolicy:
         processor: Processor,
         messages: Sequence[dict[str, Any]],
         options: ImageOptions,
+        known: ImageDigests | None = None,
     ) -> list[dict[str, Any]]:
         """Return messages with opened images in place of addresses.
 
@@ -83,7 +85,9 @@ class ImagePolicy:
             if part["detail"] == "low":
                 asked = replace(options, max_crops=LOW_DETAIL_CROPS)
             try:
-                image = processor.image_processor.open(sources[id(part)], asked, self._limits)
+                image = processor.image_processor.open(
+                    sources[id(part)], asked, self._limits, known=known
+                )
                 if isinstance(image, OpenedImage) and max(image.source.size) > MAX_IMAGE_SIDE:
                     raise ImageTooLargeError(
                         f"the image is {image.source.size[0]} x {image.source.size[1]} pixels;"

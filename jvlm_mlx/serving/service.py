@@ -166,7 +166,12 @@ class Service:
             options = self._generation_options(request)
         except JvlmError as error:
             raise invalid(str(error)) from None
-        messages = self.options.policy.open_all(processor, request.messages, request.image_options)
+        messages = self.options.policy.open_all(
+            processor,
+            request.messages,
+            request.image_options,
+            scheduler.caches.scoped(owner).images,
+        )
         try:
             prompt = prepare_prompt(processor, messages, None, None, options)
         except JvlmError as error:
