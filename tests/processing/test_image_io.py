@@ -221,7 +221,7 @@ def test_a_file_that_changes_after_its_size_was_read(tmp_path):
     path.write_bytes(PNG)
     opened = ImageProcessor(TINY, TINY_IDS).open(path)
     path.write_bytes(TURNED_PNG)
-    with pytest.raises(ImageError, match="has changed since its size was read"):
+    with pytest.raises(ImageError, match="has changed since it was opened"):
         opened.load()
 
 
