@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import skimage
 
+from jvlm_mlx.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 PHOTOS = Path(skimage.__file__).parent / "data"
 
@@ -112,6 +114,17 @@ def test_example(clone, environment, language, text):
 
 def test_every_block_is_run_or_is_output():
     assert {language for _, language, _ in EXAMPLES} <= {"sh", "python", "text", "json", "xml"}
+
+
+def test_the_first_answer_is_the_promised_one(tmp_path, capsys):
+    text = (ROOT / "README.md").read_text()
+    (promised,) = re.findall(r"^The answer is `(.*)`\.", text, re.MULTILINE)
+    (question,) = re.findall(r'--model demo -i demo\.png -p "(.*)"$', text, re.MULTILINE)
+    image = str(tmp_path / "demo.png")
+    assert main(["demo", "--output", image]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--model", "demo", "-i", image, "-p", question, "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{promised}\n"
 
 
 def test_installing_works_where_the_system_refuses_packages():
