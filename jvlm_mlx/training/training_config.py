@@ -115,7 +115,8 @@ class TrainingConfig:
         "data", _COUNT, None, "refuse examples of more tokens; else the model's context",
         "TOKENS", alias="max_length")  # fmt: skip
     max_crops: int | None = _option(
-        "data", _COUNT, None, "most tiles of an image; else the checkpoint's", "TILES")  # fmt: skip
+        "data", _COUNT_OR_NONE, None, "most tiles of an image beside its thumbnail; else the"
+        " checkpoint's", "TILES")  # fmt: skip
     min_pixels: int | None = _option("data", _COUNT, None, "enlarge images of a smaller area")
     max_pixels: int | None = _option("data", _COUNT, None, "reduce images of a larger area")
     text_fraction: float | None = _option(
