@@ -4,7 +4,7 @@ Ctrl-C ends the process at once, without a traceback: there is nothing to clean 
 exception would come out of the middle of some library's import.
 
 MLX puts more into one Metal command buffer. It commits one after 20 to 50 kernels or 40 to 50 MB
-of what they read. A decode step has 423 kernels and reads all weights, so it would be cut into
+of what they read. A decode step has over 400 kernels and reads all weights, so it would be cut into
 dozens of buffers, each of which costs time to submit. MLX reads both limits once, when it first
 uses Metal, from the environment.
 """
@@ -16,6 +16,8 @@ import signal
 import sys
 from collections.abc import MutableMapping
 from types import FrameType
+
+from .units import total_memory
 
 EXIT_INTERRUPTED = 130
 """After Ctrl-C, as in shells."""
@@ -63,12 +65,7 @@ def set_limits(environment: MutableMapping[str, str] = os.environ) -> None:
     if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
         return
     limits = [MAX_OPERATIONS]
-    if _memory() >= MIN_MEMORY:
+    if total_memory() >= MIN_MEMORY:
         limits.append(MAX_MEGABYTES)
     for name, value in limits:
         environment.setdefault(name, str(value))
-
-
-def _memory() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

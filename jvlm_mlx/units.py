@@ -1,10 +1,16 @@
-"""Sizes and counts as text, and sizes that users write."""
+"""Sizes and counts as text, sizes that users write, and the size of this machine's memory."""
 
+import os
 import re
 
 _UNITS = {"B": 1}
 for _exponent, _letter in enumerate("KMGT", start=1):
     _UNITS |= {f"{_letter}B": 1000**_exponent, f"{_letter}IB": 1024**_exponent}
+
+
+def total_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def parse_bytes(text: str) -> int:

@@ -10,6 +10,7 @@ from statistics import median
 import mlx.core as mx
 
 from jvlm_mlx.diagnostics.machine import blas_name
+from jvlm_mlx.units import total_memory
 
 from .timing import measure
 
@@ -38,11 +39,6 @@ def describe_machine() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return facts
-
-
-def total_memory() -> int:
-    """Return the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True)

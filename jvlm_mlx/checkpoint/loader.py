@@ -1,7 +1,6 @@
 """Loads a model and its processor."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ..processing.image_processor import ImageProcessor
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from ..progress import Progress
-from ..units import bytes_text
+from ..units import bytes_text, total_memory
 from .adapters import load_adapter
 from .hub import CONFIG_FILES, DEFAULT_REPOSITORY, locate_checkpoint
 from .reader import CheckpointFiles
@@ -84,7 +83,7 @@ def warn_of_size(checkpoint: Checkpoint, dtypes: ModuleDtypes) -> None:
     if recommended:
         room, whose = int(recommended), "the system recommends for this GPU"
     else:
-        room, whose = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine has"
+        room, whose = total_memory(), "this machine has"
     if weights > MAX_FRACTION * room:
         logger.warning(
             "the weights take %s, and %s %s: expect swapping, or that memory runs out;"

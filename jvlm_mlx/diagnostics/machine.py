@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..units import total_memory
 from .report import Finding
 
 SLOW_BLAS = (
@@ -158,7 +159,7 @@ def check_machine(system: System) -> Iterator[Finding]:
         "chip", f"{chip}, {cores}", _chip_problem(on_gpu),
         data={"architecture": architecture, "gpu_cores": system.gpu_cores},
     )  # fmt: skip
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = total_memory()
     yield Finding(
         "memory",
         f"{memory / 1e9:.1f} GB",

@@ -1,6 +1,5 @@
 """Batches by number: examples padded to one another, made on demand or ahead of time."""
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, RequestError
 from ..processing.image_processor import ProcessedImage
 from ..processing.inputs import PreparedPrompt, collate, place_images
+from ..units import total_memory
 from .dataset import TrainingData
 from .encoding import IGNORED
 from .example_images import ImageStore
@@ -144,7 +144,7 @@ class DataLoader:
         rows, columns = config.patch_grid
         values = tiles * rows * columns * config.patch_values + length
         needed = 4 * len(indices) * values
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = total_memory()
         if needed > memory:
             raise RequestError(
                 f"a batch of {len(indices)} examples takes {needed / 1e9:.1f} GB, and this machine"

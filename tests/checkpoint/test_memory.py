@@ -1,6 +1,7 @@
 """What is said before weights are read that leave no room, and when memory runs out."""
 
 import logging
+import os
 
 import mlx.core as mx
 import pytest
@@ -8,7 +9,6 @@ from mlx.utils import tree_flatten
 
 import jvlm_mlx
 import jvlm_mlx.chat
-from jvlm_mlx.checkpoint import loader
 from jvlm_mlx.checkpoint.loader import read_config
 from jvlm_mlx.checkpoint.reader import CheckpointFiles
 from jvlm_mlx.checkpoint.weights import Checkpoint
@@ -71,7 +71,7 @@ def test_weights_that_fit_are_not_mentioned(golden_folder, gpu_memory, caplog):
 
 def test_a_cpu_has_the_memory_of_its_machine(golden_folder, monkeypatch, caplog):
     monkeypatch.setattr(mx, "device_info", dict)
-    monkeypatch.setattr(loader.os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
     jvlm_mlx.load(golden_folder / "tiny")
     (warning,) = caplog.messages
     assert "10.0 kB this machine has" in warning
